@@ -1,0 +1,218 @@
+//! Errors as they cross the wire: `{"error":"bad_request","code":"INVALID_OFFSET","message":"…"}`. The code is
+//! for programs, the message for people; it says what was wrong and what would be right. The conflict of an
+//! optimistic lock has a body of its own, fixed by the contract.
+
+use serde::Serialize;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $status:literal;)*) => {
+        /// Every code an answer may carry.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum ErrorCode { $($(#[$doc])* $name,)* }
+
+        impl ErrorCode {
+            /// All of them, in the order of their statuses.
+            pub const ALL: &'static [ErrorCode] = &[$(ErrorCode::$name,)*];
+
+            /// The code's text.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(ErrorCode::$name => $code,)* }
+            }
+
+            /// The HTTP status it comes with.
+            #[must_use]
+            pub const fn status(self) -> u16 {
+                match self { $(ErrorCode::$name => $status,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The offset is none of the server's tokens.
+    InvalidOffset = "INVALID_OFFSET", 400;
+    /// `live` is neither `long-poll` nor `sse`, or is there twice.
+    InvalidLive = "INVALID_LIVE", 400;
+    /// A query parameter is unknown, repeated, malformed or out of range.
+    InvalidParameter = "INVALID_PARAMETER", 400;
+    /// A header's value breaks its rule.
+    InvalidHeader = "INVALID_HEADER", 400;
+    /// The path is malformed.
+    InvalidPath = "INVALID_PATH", 400;
+    /// The row id breaks its rule.
+    InvalidId = "INVALID_ID", 400;
+    /// The body is not JSON, or not a JSON object.
+    InvalidJson = "INVALID_JSON", 400;
+    /// The body names a column that the table lacks.
+    UnknownColumn = "UNKNOWN_COLUMN", 400;
+    /// A value does not fit its column.
+    WrongType = "WRONG_TYPE", 400;
+    /// A column that must have a value has none.
+    MissingColumn = "MISSING_COLUMN", 400;
+    /// The body sets a column that the server keeps.
+    ReadOnlyColumn = "READ_ONLY_COLUMN", 400;
+    /// The request could not be read: TLS on the plain port, or broken HTTP.
+    InvalidRequest = "INVALID_REQUEST", 400;
+    /// No row has this id.
+    NotFound = "NOT_FOUND", 404;
+    /// No entity type has this table.
+    UnknownTable = "UNKNOWN_TABLE", 404;
+    /// No endpoint has this path.
+    UnknownPath = "UNKNOWN_PATH", 404;
+    /// The log has no such transaction.
+    UnknownTransaction = "UNKNOWN_TRANSACTION", 404;
+    /// The endpoint has no such method.
+    MethodNotAllowed = "METHOD_NOT_ALLOWED", 405;
+    /// The request took longer to arrive than the server waits.
+    RequestTimeout = "REQUEST_TIMEOUT", 408;
+    /// Another transaction made a row of this id.
+    AlreadyExists = "ALREADY_EXISTS", 409;
+    /// The row's transaction is not the expected one.
+    TransactionConflict = "TRANSACTION_CONFLICT", 409;
+    /// Another row has the value of a column that must be unique.
+    NotUnique = "NOT_UNIQUE", 409;
+    /// Later transactions touched the rows to be rolled back.
+    RollbackBlocked = "ROLLBACK_BLOCKED", 409;
+    /// The offset belongs to another log, lies past the tail, or behind what is kept.
+    OffsetGone = "OFFSET_GONE", 410;
+    /// The body is larger than the server takes.
+    BodyTooLarge = "BODY_TOO_LARGE", 413;
+    /// The query string is longer than the server takes.
+    UriTooLong = "URI_TOO_LONG", 414;
+    /// The body is not `application/json`.
+    UnsupportedMediaType = "UNSUPPORTED_MEDIA_TYPE", 415;
+    /// The transaction id had been used for another mutation.
+    TransactionReused = "TRANSACTION_REUSED", 422;
+    /// The database's own rules refuse the row.
+    ConstraintViolated = "CONSTRAINT_VIOLATED", 422;
+    /// The entity type keeps no previous values.
+    NotReversible = "NOT_REVERSIBLE", 422;
+    /// The rollback would undo more than the server takes at once.
+    RollbackTooLarge = "ROLLBACK_TOO_LARGE", 422;
+    /// The entity type wants the expected transaction id.
+    ExpectationRequired = "EXPECTATION_REQUIRED", 428;
+    /// A fault of the server's own.
+    Internal = "INTERNAL", 500;
+    /// Another process holds the database; a retry may help.
+    DatabaseBusy = "DATABASE_BUSY", 503;
+    /// The database's disk is full; nothing was written.
+    DatabaseFull = "DATABASE_FULL", 503;
+    /// The database can be read but not written.
+    DatabaseReadOnly = "DATABASE_READ_ONLY", 503;
+    /// The database is damaged or out of reach.
+    DatabaseUnavailable = "DATABASE_UNAVAILABLE", 503;
+    /// The entity type's table is missing or does not fit.
+    EntityUnavailable = "ENTITY_UNAVAILABLE", 503;
+    /// More work is waiting than the server queues.
+    Overloaded = "OVERLOADED", 503;
+    /// The server is about to stop.
+    ShuttingDown = "SHUTTING_DOWN", 503;
+}
+
+impl ErrorCode {
+    /// The word in `error`: the kind of failure, one per status.
+    #[must_use]
+    pub const fn error(self) -> &'static str {
+        match self.status() {
+            400 => "bad_request",
+            404 => "not_found",
+            405 => "method_not_allowed",
+            408 => "timeout",
+            409 => "conflict",
+            410 => "gone",
+            413 => "payload_too_large",
+            414 => "uri_too_long",
+            415 => "unsupported_media_type",
+            422 => "unprocessable",
+            428 => "precondition_required",
+            503 => "unavailable",
+            _ => "internal",
+        }
+    }
+}
+
+/// The body of every error but the two with bodies of their own.
+#[derive(Debug, Clone, Serialize)]
+pub struct ErrorBody<'a> {
+    /// The kind of failure.
+    pub error: &'static str,
+    /// The code for programs.
+    pub code: &'static str,
+    /// What was wrong and what would be right.
+    pub message: &'a str,
+}
+
+impl<'a> ErrorBody<'a> {
+    /// The body for a code.
+    #[must_use]
+    pub fn new(code: ErrorCode, message: &'a str) -> Self {
+        ErrorBody { error: code.error(), code: code.as_str(), message }
+    }
+
+    /// The body as JSON.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+/// The body of a `TRANSACTION_CONFLICT`: exactly these five fields.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConflictBody<'a> {
+    error: &'static str,
+    code: &'static str,
+    server_version: &'a serde_json::value::RawValue,
+    expected_transaction: &'a str,
+    actual_transaction: Option<&'a str>,
+}
+
+impl<'a> ConflictBody<'a> {
+    /// `row` is the row's JSON as the server has it; `actual` its current transaction id.
+    #[must_use]
+    pub fn new(row: &'a serde_json::value::RawValue, expected: &'a str, actual: Option<&'a str>) -> Self {
+        let code = ErrorCode::TransactionConflict;
+        ConflictBody {
+            error: code.error(),
+            code: code.as_str(),
+            server_version: row,
+            expected_transaction: expected,
+            actual_transaction: actual,
+        }
+    }
+
+    /// The body as JSON.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_its_kind_its_code_and_what_would_be_right() {
+        let body = ErrorBody::new(ErrorCode::InvalidOffset, "say -1");
+        assert_eq!(
+            String::from_utf8(body.to_json()).unwrap(),
+            r#"{"error":"bad_request","code":"INVALID_OFFSET","message":"say -1"}"#
+        );
+    }
+
+    #[test]
+    fn a_conflict_has_exactly_the_five_fields_of_the_contract() {
+        let row = serde_json::value::RawValue::from_string(r#"{"id":"p1"}"#.into()).unwrap();
+        assert_eq!(
+            String::from_utf8(ConflictBody::new(&row, "a", Some("b")).to_json()).unwrap(),
+            r#"{"error":"conflict","code":"TRANSACTION_CONFLICT","serverVersion":{"id":"p1"},"expectedTransaction":"a","actualTransaction":"b"}"#
+        );
+    }
+
+    #[test]
+    fn codes_are_listed_in_the_order_of_their_statuses() {
+        assert!(ErrorCode::ALL.is_sorted_by_key(|code| code.status()));
+    }
+}

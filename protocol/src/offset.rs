@@ -1,0 +1,184 @@
+//! Places in a stream: [`Seq`], [`Epoch`], the [`Offset`] token that clients keep, and [`ReadFrom`], what a
+//! reader may ask for. Parsed once at the edge of the server; everything behind it handles the types.
+//! Durable Streams protocol, section 8.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// An activity's place in the log: 1, 2, 3 … without gaps. Zero is the place before the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Seq(u64);
+
+impl Seq {
+    /// The place before the first activity.
+    pub const ZERO: Seq = Seq(0);
+    /// The largest place an offset's sixteen digits can name.
+    pub const MAX: Seq = Seq(9_999_999_999_999_999);
+
+    /// A place in the log, or `None` past [`Seq::MAX`].
+    #[must_use]
+    pub const fn new(value: u64) -> Option<Seq> {
+        if value <= Self::MAX.0 { Some(Seq(value)) } else { None }
+    }
+
+    /// The place as a number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The place as the signed integer that databases keep.
+    #[must_use]
+    #[allow(clippy::cast_possible_wrap, reason = "MAX is far below i64::MAX")]
+    pub const fn as_i64(self) -> i64 {
+        self.0 as i64
+    }
+
+    /// The place a database row names; `None` where the number is negative or too large.
+    #[must_use]
+    pub fn from_i64(value: i64) -> Option<Seq> {
+        u64::try_from(value).ok().and_then(Seq::new)
+    }
+
+    /// How many zero bits end the number: the measure by which chunk cuts are aligned.
+    #[must_use]
+    pub const fn alignment(self) -> u32 {
+        self.0.trailing_zeros()
+    }
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Four characters drawn when a log is created. They tell the offsets of one log from another's, so that a
+/// client of a database that was made anew is told to start over instead of missing changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Epoch([u8; 4]);
+
+impl Epoch {
+    const ALPHABET: &'static [u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+
+    /// Draws an epoch for a new log.
+    #[must_use]
+    pub fn draw() -> Epoch {
+        let mut bytes = [0; 4];
+        for byte in &mut bytes {
+            *byte = Self::ALPHABET[rand::random_range(0..Self::ALPHABET.len())];
+        }
+        Epoch(bytes)
+    }
+
+    /// The four characters.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // Every constructor admits ASCII letters and digits alone.
+        std::str::from_utf8(&self.0).unwrap_or("0000")
+    }
+}
+
+impl FromStr for Epoch {
+    type Err = InvalidOffset;
+    fn from_str(s: &str) -> Result<Self, InvalidOffset> {
+        let bytes: [u8; 4] = s.as_bytes().try_into().map_err(|_| InvalidOffset)?;
+        if bytes.iter().all(|b| Self::ALPHABET.contains(b)) { Ok(Epoch(bytes)) } else { Err(InvalidOffset) }
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The token of a place in one log, `{epoch}_{sixteen digits}`; sorts as a string in log order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Offset {
+    /// The log it belongs to.
+    pub epoch: Epoch,
+    /// The last activity that lies before this place.
+    pub seq: Seq,
+}
+
+impl fmt::Display for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{:016}", self.epoch, self.seq.0)
+    }
+}
+
+impl FromStr for Offset {
+    type Err = InvalidOffset;
+    fn from_str(s: &str) -> Result<Self, InvalidOffset> {
+        let (epoch, digits) = s.split_once('_').ok_or(InvalidOffset)?;
+        // `u64::from_str` would take a plus sign and any length.
+        if digits.len() != 16 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(InvalidOffset);
+        }
+        let seq = digits.parse().ok().and_then(Seq::new).ok_or(InvalidOffset)?;
+        Ok(Offset { epoch: epoch.parse()?, seq })
+    }
+}
+
+/// Where a reader asks to start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadFrom {
+    /// `-1`: the start of the stream.
+    Start,
+    /// `now`: the tail, whatever it is.
+    Now,
+    /// An offset that the server gave.
+    At(Offset),
+}
+
+impl FromStr for ReadFrom {
+    type Err = InvalidOffset;
+    fn from_str(s: &str) -> Result<Self, InvalidOffset> {
+        match s {
+            "-1" => Ok(ReadFrom::Start),
+            "now" => Ok(ReadFrom::Now),
+            token => token.parse().map(ReadFrom::At),
+        }
+    }
+}
+
+/// The text was none of the offsets this server gives out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an offset is `-1`, `now`, or the value of a `Stream-Next-Offset` header, sent back unchanged")]
+pub struct InvalidOffset;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_offset_reads_back_as_it_was_written() {
+        let offset = Offset { epoch: "k3f9".parse().unwrap(), seq: Seq::new(1234).unwrap() };
+        assert_eq!(offset.to_string(), "k3f9_0000000000001234");
+        assert_eq!("k3f9_0000000000001234".parse(), Ok(offset));
+    }
+
+    #[test]
+    fn anything_but_our_own_tokens_is_refused() {
+        let longer = "k3f9_00000000000001234";
+        for bad in ["", "-2", "NOW", "1234", "k3f9_1234", "k3f9_+000000000001234", "K3F9_0000000000001234", longer] {
+            assert_eq!(bad.parse::<ReadFrom>(), Err(InvalidOffset), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn offsets_sort_as_strings(a in 0..=Seq::MAX.get(), b in 0..=Seq::MAX.get()) {
+            let epoch = Epoch::draw();
+            let text = |seq| Offset { epoch, seq: Seq(seq) }.to_string();
+            prop_assert_eq!(text(a).cmp(&text(b)), a.cmp(&b));
+        }
+
+        #[test]
+        fn parsing_never_panics(text in "\\PC{0,40}") {
+            let _ = text.parse::<ReadFrom>();
+        }
+    }
+}
