@@ -1,2 +1,7 @@
-//! The `bourn` command.
-fn main() {}
+//! The `bourn` command: reads the configuration, then serves, checks, prepares or prints.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -43,9 +43,10 @@ pub fn entity_tag(epoch: Epoch, stream: &str, start: Seq, next: Seq, sealed: boo
 /// Whether an `If-None-Match` value names this entity tag (RFC 9110, 13.1.2; weak comparison).
 #[must_use]
 pub fn matches_tag(if_none_match: &str, tag: &str) -> bool {
-    if_none_match.split(',').map(str::trim).any(|candidate| {
-        candidate == "*" || candidate.strip_prefix("W/").unwrap_or(candidate) == tag
-    })
+    if_none_match
+        .split(',')
+        .map(str::trim)
+        .any(|candidate| candidate == "*" || candidate.strip_prefix("W/").unwrap_or(candidate) == tag)
 }
 
 #[cfg(test)]

@@ -125,7 +125,9 @@ impl ChunkBuilder {
 
     /// The number of messages before the best cut, if any transaction ends in the window.
     fn best_cut(&self, next_commit: i64) -> Option<usize> {
-        let ends = |i: usize| self.marks.get(i).map_or(next_commit, |mark| mark.commit_id) != self.marks[i - 1].commit_id;
+        let ends = |i: usize| {
+            self.marks.get(i).map_or(next_commit, |mark| mark.commit_id) != self.marks[i - 1].commit_id
+        };
         let count = self.marks.len();
         let half = count.div_ceil(2);
         (half..=count)

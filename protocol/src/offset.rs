@@ -163,7 +163,9 @@ mod tests {
     #[test]
     fn anything_but_our_own_tokens_is_refused() {
         let longer = "k3f9_00000000000001234";
-        for bad in ["", "-2", "NOW", "1234", "k3f9_1234", "k3f9_+000000000001234", "K3F9_0000000000001234", longer] {
+        for bad in
+            ["", "-2", "NOW", "1234", "k3f9_1234", "k3f9_+000000000001234", "K3F9_0000000000001234", longer]
+        {
             assert_eq!(bad.parse::<ReadFrom>(), Err(InvalidOffset), "{bad}");
         }
     }

@@ -56,7 +56,10 @@ impl Query {
         let mut values = self.pairs.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str());
         let first = values.next();
         if values.next().is_some() {
-            return Err(InvalidQuery { code: repeated, message: format!("`{name}` is there more than once; send it once") });
+            return Err(InvalidQuery {
+                code: repeated,
+                message: format!("`{name}` is there more than once; send it once"),
+            });
         }
         Ok(first)
     }
@@ -73,14 +76,22 @@ impl Query {
     ///
     /// # Errors
     /// When it is not such a number, or there more than once.
-    pub fn number(&self, name: &str, default: usize, least: usize, most: usize) -> Result<usize, InvalidQuery> {
+    pub fn number(
+        &self,
+        name: &str,
+        default: usize,
+        least: usize,
+        most: usize,
+    ) -> Result<usize, InvalidQuery> {
         let Some(text) = self.get(name)? else { return Ok(default) };
         text.bytes()
             .all(|b| b.is_ascii_digit())
             .then(|| text.parse().ok())
             .flatten()
             .filter(|number| (least..=most).contains(number))
-            .ok_or_else(|| InvalidQuery::parameter(format!("`{name}` must be a whole number from {least} to {most}")))
+            .ok_or_else(|| {
+                InvalidQuery::parameter(format!("`{name}` must be a whole number from {least} to {most}"))
+            })
     }
 
     /// Refuses what the endpoint does not know: a misspelt filter must not widen what is read.
@@ -164,7 +175,8 @@ impl StreamRead {
             Some("long-poll") => Some(Live::LongPoll),
             Some("sse") => Some(Live::Sse),
             Some(_) => {
-                let message = "`live` must be `long-poll` or `sse`; leave it out to read what is there now".into();
+                let message =
+                    "`live` must be `long-poll` or `sse`; leave it out to read what is there now".into();
                 return Err(InvalidQuery { code: ErrorCode::InvalidLive, message });
             }
         };
@@ -177,9 +189,10 @@ impl StreamRead {
                 }),
             };
         };
-        let from = offset
-            .parse()
-            .map_err(|error: crate::offset::InvalidOffset| InvalidQuery { code: ErrorCode::InvalidOffset, message: error.to_string() })?;
+        let from = offset.parse().map_err(|error: crate::offset::InvalidOffset| InvalidQuery {
+            code: ErrorCode::InvalidOffset,
+            message: error.to_string(),
+        })?;
         let cursor = query.get("cursor")?.and_then(Cursor::parse);
         Ok(Some(StreamRead { from, live, cursor }))
     }
@@ -204,7 +217,8 @@ mod tests {
     fn live_is_long_poll_or_sse_and_stands_once() {
         assert_eq!(read("offset=-1&live=sse").unwrap().unwrap().live, Some(Live::Sse));
         assert_eq!(read("offset=now&live=long%2Dpoll").unwrap().unwrap().live, Some(Live::LongPoll));
-        for bad in ["offset=-1&live=", "offset=-1&live=SSE", "offset=-1&live=sse&live=sse", "offset=-1&live"] {
+        for bad in ["offset=-1&live=", "offset=-1&live=SSE", "offset=-1&live=sse&live=sse", "offset=-1&live"]
+        {
             assert_eq!(read(bad), Err(ErrorCode::InvalidLive), "{bad}");
         }
     }
@@ -220,7 +234,10 @@ mod tests {
     fn a_misspelt_filter_is_refused_with_the_names_that_exist() {
         let query = Query::parse(Some("organisationId=acme")).unwrap();
         let message = query.only(&["organizationId", "limit"]).unwrap_err().message;
-        assert_eq!(message, "there is no parameter `organisationId` here; this endpoint knows organizationId, limit");
+        assert_eq!(
+            message,
+            "there is no parameter `organisationId` here; this endpoint knows organizationId, limit"
+        );
     }
 
     #[test]

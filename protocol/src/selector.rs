@@ -34,7 +34,8 @@ impl Selector {
             MessageKind::Change => "c",
             MessageKind::Activity => "a",
         };
-        let parts = [kind, self.entity_type.as_deref().unwrap_or(""), self.scope.as_ref().map_or("", Scope::as_str)];
+        let parts =
+            [kind, self.entity_type.as_deref().unwrap_or(""), self.scope.as_ref().map_or("", Scope::as_str)];
         for part in parts {
             for byte in part.bytes().chain([0xff]) {
                 hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);

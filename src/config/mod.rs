@@ -1,0 +1,151 @@
+//! Configuration: flags, `BOURN_*` variables and one TOML file, in that order of precedence. Read and checked
+//! once, before anything is opened or bound; the rest of the server sees [`Config`] alone.
+
+mod entities;
+mod settings;
+mod values;
+
+use std::path::{Path, PathBuf};
+
+pub use entities::{ConflictPolicy, EntityConfig, demo_entities};
+pub use settings::{Limits, SettingsLayer};
+pub use values::{DatabaseUrl, LogFormat, Size, Span};
+
+/// Why the configuration was refused; the text is for the operator's terminal.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read {path}: {error}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The file is not what it should be; the text names the place.
+    #[error("{path}: {error}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said, with line and column.
+        error: Box<toml::de::Error>,
+    },
+    /// A setting or an entity breaks a rule.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// Everything the server was told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Addresses, limits and durations.
+    pub limits: Limits,
+    /// The streamed tables.
+    pub entities: Vec<EntityConfig>,
+    /// No entity was configured: these are the demo's, and their tables may be made.
+    pub demo: bool,
+}
+
+/// The TOML file.
+#[derive(Debug, Default, serde::Deserialize)]
+struct File {
+    #[serde(default)]
+    entity: Vec<EntityConfig>,
+    #[serde(flatten)]
+    settings: toml::Table,
+}
+
+impl Config {
+    /// Puts the layers together: what the command line and the environment said, over the file, over the
+    /// defaults.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or anything in it or above it breaks a rule.
+    pub fn load(above: SettingsLayer, file: Option<&Path>) -> Result<Config, ConfigError> {
+        let (below, entities) = match file {
+            None => (SettingsLayer::default(), Vec::new()),
+            Some(path) => read_file(path)?,
+        };
+        let limits = Limits::from_layers(above, below);
+        limits.check()?;
+        let demo = entities.is_empty();
+        let entities = if demo { demo_entities() } else { entities };
+        entities::check(&entities)?;
+        Ok(Config { limits, entities, demo })
+    }
+
+    /// The configuration as a TOML file that would give it again.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let entities: String = self.entities.iter().map(EntityConfig::to_toml).collect();
+        format!("{}{entities}", self.limits.to_toml())
+    }
+}
+
+fn read_file(path: &Path) -> Result<(SettingsLayer, Vec<EntityConfig>), ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
+    let malformed = |error| ConfigError::Malformed { path: path.to_owned(), error: Box::new(error) };
+    let File { entity, settings } = toml::from_str(&text).map_err(malformed)?;
+    let layer = settings.try_into().map_err(malformed)?;
+    Ok((layer, entity))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bourn.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(SettingsLayer::default(), Some(&path)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nothing_configured_is_the_demo_on_loopback() {
+        let config = Config::load(SettingsLayer::default(), None).unwrap();
+        assert_eq!(config.limits.listen.to_string(), "127.0.0.1:4437");
+        assert_eq!(config.limits.database.to_string(), "sqlite:bourn.db");
+        assert!(config.demo && config.entities.len() == 2);
+    }
+
+    #[test]
+    fn the_file_gives_settings_and_entities() {
+        let config = load(
+            "listen = '127.0.0.1:9000'\nlong_poll_timeout = '2s'\n\
+             [[entity]]\ntype = 'task'\ntable = 'tasks'\nconflict = 'optimistic-lock'\n",
+        )
+        .unwrap();
+        assert_eq!(config.limits.listen.port(), 9000);
+        assert_eq!(config.limits.long_poll_timeout.get().as_secs(), 2);
+        assert_eq!(config.entities[0].key, "id");
+        assert_eq!(config.entities[0].conflict, ConflictPolicy::OptimisticLock);
+        assert!(!config.demo);
+    }
+
+    #[test]
+    fn what_is_printed_reads_back_the_same() {
+        let config = Config::load(SettingsLayer::default(), None).unwrap();
+        let again = load(&config.to_toml()).unwrap();
+        assert_eq!(again.limits, config.limits);
+        assert_eq!(again.entities, config.entities);
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_errors_that_name_them() {
+        for (text, named) in [
+            ("long_pol_timeout = '2s'", "long_pol_timeout"),
+            ("long_poll_timeout = '2 parsecs'", "2 parsecs"),
+            ("[[entity]]\ntype = 'a'\ntable = 'a'\ncolour = 'red'", "colour"),
+            ("[[entity]]\ntype = 'A b'\ntable = 'a'", "A b"),
+            ("[[entity]]\ntype = 'a'\ntable = 'bourn_log'", "bourn_log"),
+            ("[[entity]]\ntype = 'a'\ntable = 't'\n[[entity]]\ntype = 'b'\ntable = 't'", "table `t`"),
+            ("database = 'mysql://x'", "mysql"),
+            ("chunk_messages = 0", "chunk_messages"),
+        ] {
+            let error = load(text).unwrap_err();
+            assert!(error.contains(named), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Every setting once: its name, its default and its meaning. Flags, environment variables, the file's keys
+//! and what `bourn config` prints all come from this one table.
+
+use std::net::SocketAddr;
+
+use super::ConfigError;
+use super::values::{DatabaseUrl, LogFormat, Size, Span};
+
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])+ $name:ident ($env:literal): $kind:ty = $default:expr;)*) => {
+        /// One layer of settings: what a source said, and nothing where it was silent.
+        #[derive(Debug, Clone, Default, clap::Args, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct SettingsLayer {
+            $($(#[doc = $doc])+ #[doc = concat!("[default: ", $default, "]")]
+            #[arg(long, env = $env, hide_env_values = true)] pub $name: Option<$kind>,)*
+        }
+
+        /// The settings in force.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct Limits { $($(#[doc = $doc])+ pub $name: $kind,)* }
+
+        impl Limits {
+            /// The names of the environment variables.
+            pub const ENVIRONMENT: &'static [&'static str] = &[$($env),*];
+
+            pub(super) fn from_layers(above: SettingsLayer, below: SettingsLayer) -> Limits {
+                Limits { $($name: above.$name.or(below.$name).unwrap_or_else(|| default($default)),)* }
+            }
+
+            pub(super) fn to_toml(&self) -> String {
+                let mut text = String::new();
+                $({
+                    $(text.push_str(concat!("#", $doc, "\n"));)+
+                    let value = self.$name.to_string();
+                    let bare = value.parse::<usize>().is_ok();
+                    let value = if bare { value } else { toml::Value::String(value).to_string() };
+                    text.push_str(&format!("{} = {value}\n", stringify!($name)));
+                })*
+                text
+            }
+        }
+
+        #[cfg(test)]
+        const DEFAULTS_PARSE: &[fn() -> bool] = &[$(|| $default.parse::<$kind>().is_ok()),*];
+    };
+}
+
+/// Reads a default from the table. Each is read by a test, so the process cannot meet a bad one.
+fn default<T: std::str::FromStr>(text: &str) -> T {
+    match text.parse() {
+        Ok(value) => value,
+        Err(_) => unreachable!("the default `{text}` is checked by a test"),
+    }
+}
+
+settings! {
+    /// Address and port to serve on.
+    listen("BOURN_LISTEN"): SocketAddr = "127.0.0.1:4437";
+    /// The database: `sqlite:PATH`.
+    database("BOURN_DATABASE"): DatabaseUrl = "sqlite:bourn.db";
+    /// What to log: a level, or `target=level` pairs.
+    log("BOURN_LOG"): String = "info";
+    /// Form of the log lines: `text` or `json`.
+    log_format("BOURN_LOG_FORMAT"): LogFormat = "text";
+
+    /// How long a long-poll waits before it answers with nothing.
+    long_poll_timeout("BOURN_LONG_POLL_TIMEOUT"): Span = "20s";
+    /// How long caches may keep an empty long-poll; above zero only where a cache in front must collapse them.
+    long_poll_empty_max_age("BOURN_LONG_POLL_EMPTY_MAX_AGE"): Span = "0s";
+    /// How often an idle SSE connection gets a comment line.
+    sse_heartbeat("BOURN_SSE_HEARTBEAT"): Span = "15s";
+    /// How long an SSE connection lives before the server ends it.
+    sse_lifetime("BOURN_SSE_LIFETIME"): Span = "60s";
+    /// How far a connection's lifetime may differ, either way, so that reconnects spread.
+    sse_lifetime_jitter("BOURN_SSE_LIFETIME_JITTER"): Span = "10s";
+    /// The least time after which a browser reconnects; up to as much again is added at random.
+    sse_retry("BOURN_SSE_RETRY"): Span = "1s";
+    /// How long caches may keep a sealed chunk.
+    sealed_max_age("BOURN_SEALED_MAX_AGE"): Span = "365d";
+
+    /// Most connections at once; one more is answered with 503.
+    connections("BOURN_CONNECTIONS"): usize = "20000";
+    /// Most bytes of a request's body.
+    body_limit("BOURN_BODY_LIMIT"): Size = "1MiB";
+    /// Most bytes of a request's line and headers.
+    header_limit("BOURN_HEADER_LIMIT"): Size = "32KiB";
+    /// How long a request's headers may take to arrive, and how long a connection may idle between requests.
+    header_timeout("BOURN_HEADER_TIMEOUT"): Span = "30s";
+    /// How long a request's body may take to arrive.
+    body_timeout("BOURN_BODY_TIMEOUT"): Span = "10s";
+    /// How long a reader may take nothing of what is ready for it before it is cut off.
+    write_timeout("BOURN_WRITE_TIMEOUT"): Span = "10s";
+    /// How long a stop may take before what is left is cut off.
+    shutdown_timeout("BOURN_SHUTDOWN_TIMEOUT"): Span = "10s";
+
+    /// Most messages in a chunk. Every server of one database must have the same.
+    chunk_messages("BOURN_CHUNK_MESSAGES"): usize = "1000";
+    /// Most bytes in a chunk. Every server of one database must have the same.
+    chunk_bytes("BOURN_CHUNK_BYTES"): Size = "1MiB";
+    /// Most bytes of one transaction before it is split. Every server of one database must have the same.
+    transaction_bytes("BOURN_TRANSACTION_BYTES"): Size = "8MiB";
+    /// Memory for chunks of catch-up reads.
+    chunk_cache("BOURN_CHUNK_CACHE"): Size = "64MiB";
+    /// Memory for the live tail, all streams together.
+    tail_memory("BOURN_TAIL_MEMORY"): Size = "32MiB";
+    /// Least time between two deliveries of a stream; changes that come faster leave together.
+    tail_sweep("BOURN_TAIL_SWEEP"): Span = "2ms";
+
+    /// Most writes that wait; one more is answered with 503.
+    write_queue("BOURN_WRITE_QUEUE"): usize = "4096";
+    /// Most writes that share one commit.
+    write_batch("BOURN_WRITE_BATCH"): usize = "256";
+    /// How long a write waits for another process that holds the database.
+    busy_timeout("BOURN_BUSY_TIMEOUT"): Span = "5s";
+    /// Connections for reading.
+    read_connections("BOURN_READ_CONNECTIONS"): usize = "4";
+    /// How often a SQLite file is looked at for other processes' commits.
+    poll_interval("BOURN_POLL_INTERVAL"): Span = "5ms";
+    /// How long a transaction id is remembered for retries.
+    ledger_retention("BOURN_LEDGER_RETENTION"): Span = "7d";
+}
+
+impl Limits {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let positive = [
+            ("connections", self.connections),
+            ("chunk_messages", self.chunk_messages),
+            ("write_queue", self.write_queue),
+            ("write_batch", self.write_batch),
+            ("read_connections", self.read_connections),
+            ("body_limit", self.body_limit.bytes()),
+            ("chunk_bytes", self.chunk_bytes.bytes()),
+        ];
+        let invalid = |text: String| Err(ConfigError::Invalid(text));
+        if let Some((name, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
+            return invalid(format!("`{name}` must be above zero"));
+        }
+        if self.transaction_bytes.get() < self.chunk_bytes.get() {
+            return invalid("`transaction_bytes` must be at least `chunk_bytes`".into());
+        }
+        if !(8 << 10..=1 << 20).contains(&self.header_limit.get()) {
+            return invalid("`header_limit` must be from 8KiB to 1MiB".into());
+        }
+        if self.sse_lifetime_jitter.get() > self.sse_lifetime.get() {
+            return invalid("`sse_lifetime_jitter` must not exceed `sse_lifetime`".into());
+        }
+        if self.poll_interval.get().is_zero() {
+            return invalid("`poll_interval` must be above zero".into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_a_value_of_its_kind() {
+        assert!(DEFAULTS_PARSE.iter().all(|parses| parses()));
+    }
+
+    #[test]
+    fn every_variable_is_named_after_its_key() {
+        let text = Limits::from_layers(SettingsLayer::default(), SettingsLayer::default()).to_toml();
+        let keys: Vec<String> = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.split_once(" = "))
+            .map(|(key, _)| format!("BOURN_{}", key.to_uppercase()))
+            .collect();
+        assert_eq!(keys, Limits::ENVIRONMENT);
+    }
+}

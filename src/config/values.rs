@@ -1,0 +1,189 @@
+//! The kinds of value a setting may have: durations, sizes, the database's URL, the form of the logs.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// A duration such as `250ms`, `2s`, `5m`, `12h` or `365d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Span(Duration);
+
+impl Span {
+    /// The duration.
+    #[must_use]
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+const SPAN_UNITS: [(&str, u64); 5] =
+    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+
+impl FromStr for Span {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        scaled(text, &SPAN_UNITS).map(|millis| Span(Duration::from_millis(millis))).ok_or_else(|| {
+            format!("`{text}` is not a duration; write it as `250ms`, `2s`, `5m`, `12h` or `365d`")
+        })
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        display_scaled(f, u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX), &SPAN_UNITS)
+    }
+}
+
+/// A number of bytes such as `512`, `64KiB`, `8MiB` or `1GiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Size(u64);
+
+impl Size {
+    /// The number of bytes.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The number of bytes, as memory is counted.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+const SIZE_UNITS: [(&str, u64); 5] =
+    [("B", 1), ("", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+
+impl FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        scaled(text, &SIZE_UNITS)
+            .map(Size)
+            .ok_or_else(|| format!("`{text}` is not a size; write it as `512B`, `64KiB`, `8MiB` or `1GiB`"))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        display_scaled(f, self.0, &SIZE_UNITS)
+    }
+}
+
+fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let (_, scale) = units.iter().find(|(name, _)| *name == unit)?;
+    digits.parse::<u64>().ok()?.checked_mul(*scale)
+}
+
+/// The largest unit that divides the number evenly.
+fn display_scaled(f: &mut fmt::Formatter<'_>, number: u64, units: &[(&str, u64)]) -> fmt::Result {
+    let (unit, scale) = units
+        .iter()
+        .rev()
+        .find(|(_, scale)| number.is_multiple_of(*scale) && number >= *scale)
+        .unwrap_or(&units[0]);
+    write!(f, "{}{unit}", number / scale)
+}
+
+/// Where the data is.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum DatabaseUrl {
+    /// `sqlite:PATH`: a SQLite file, made when it is missing.
+    Sqlite(PathBuf),
+}
+
+impl DatabaseUrl {
+    /// The file, where the database is one.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            DatabaseUrl::Sqlite(path) => path,
+        }
+    }
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("sqlite", path)) if !path.trim_start_matches("//").is_empty() => {
+                Ok(DatabaseUrl::Sqlite(path.strip_prefix("//").unwrap_or(path).into()))
+            }
+            _ => Err(format!("`{text}` is not a database this server knows; write `sqlite:PATH`")),
+        }
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sqlite:{}", self.path().display())
+    }
+}
+
+/// The form of the server's own log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(format!("`{text}` is not a log format; write `text` or `json`")),
+        }
+    }
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        })
+    }
+}
+
+macro_rules! from_string {
+    ($($name:ident),*) => { $(
+        impl TryFrom<String> for $name {
+            type Error = String;
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
+            }
+        }
+    )* };
+}
+from_string!(Span, Size, DatabaseUrl, LogFormat);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_sizes_read_back_as_they_are_printed() {
+        for text in ["0ms", "250ms", "2s", "90s", "5m", "365d"] {
+            assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
+        }
+        for text in ["0B", "512B", "64KiB", "8MiB", "3GiB"] {
+            assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
+        }
+        for bad in ["", "s", "2", "-1s", "1.5s", "2 s", "99999999999999999999d"] {
+            assert!(bad.parse::<Span>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The columns of a table and the JSON values that fit them. Checked here once for every storage; how a value
+//! is bound is the storage's own business.
+
+use serde_json::{Map, Value};
+
+use super::managed;
+
+/// The kinds of column, as far as their JSON form differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ColumnKind {
+    /// Whole numbers of 64 bits.
+    Integer,
+    /// Double precision.
+    Real,
+    /// Numbers of any precision.
+    Numeric,
+    /// Text.
+    Text,
+    /// True or false.
+    Boolean,
+    /// Any JSON.
+    Json,
+    /// Bytes, as `\x` and hexadecimal digits.
+    Blob,
+    /// A date or a time, ISO 8601.
+    Timestamp,
+    /// No declared type: text, numbers and booleans.
+    Any,
+}
+
+impl ColumnKind {
+    const fn wanted(self) -> &'static str {
+        match self {
+            ColumnKind::Integer => "a whole number of 64 bits",
+            ColumnKind::Real | ColumnKind::Numeric => "a number",
+            ColumnKind::Text => "a string without NUL",
+            ColumnKind::Boolean => "true or false",
+            ColumnKind::Json => "JSON without NUL in its strings",
+            ColumnKind::Blob => "a string of `\\x` and pairs of hexadecimal digits",
+            ColumnKind::Timestamp => "an ISO 8601 string such as 2026-01-15T10:30:00.123Z",
+            ColumnKind::Any => "a string, a number or a boolean",
+        }
+    }
+
+    fn fits(self, value: &Value) -> bool {
+        match (self, value) {
+            (ColumnKind::Integer, Value::Number(n)) => n.as_i64().is_some(),
+            (ColumnKind::Real, Value::Number(n)) => n.as_f64().is_some_and(f64::is_finite),
+            (ColumnKind::Numeric, Value::Number(_))
+            | (ColumnKind::Boolean, Value::Bool(_))
+            | (ColumnKind::Any, Value::Number(_) | Value::Bool(_)) => true,
+            (ColumnKind::Text | ColumnKind::Any, Value::String(s)) => !s.contains('\0'),
+            (ColumnKind::Json, value) => !has_nul(value),
+            (ColumnKind::Blob, Value::String(s)) => unhex(s).is_some(),
+            (ColumnKind::Timestamp, Value::String(s)) => is_timestamp(s),
+            _ => false,
+        }
+    }
+}
+
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(s) => s.contains('\0'),
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(map) => map.iter().any(|(key, value)| key.contains('\0') || has_nul(value)),
+        _ => false,
+    }
+}
+
+/// The bytes that `\x` and hexadecimal digits stand for.
+#[must_use]
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.strip_prefix("\\x")?.as_bytes();
+    let pairs = digits.chunks_exact(2);
+    if !pairs.remainder().is_empty() {
+        return None;
+    }
+    pairs
+        .map(|pair| {
+            let hex = |b: u8| char::from(b).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+            Some(hex(pair[0])? << 4 | hex(pair[1])?)
+        })
+        .collect()
+}
+
+/// Whether the text has the shape of an ISO 8601 date, time, or both.
+fn is_timestamp(text: &str) -> bool {
+    let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '9' } else { c }).collect();
+    let (date, time) = match shape.split_once(['T', ' ']) {
+        Some((date, time)) => (date, Some(time)),
+        None if shape.contains(':') => ("9999-99-99", Some(shape.as_str())),
+        None => (shape.as_str(), None),
+    };
+    let time_fits = |time: &str| {
+        let clock = time.trim_end_matches('Z');
+        let clock = clock.find(['+', '-']).map_or(clock, |at| &clock[..at]);
+        let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "9"));
+        (clock == "99:99" || clock == "99:99:99")
+            && (1..=9).contains(&fraction.len())
+            && fraction.bytes().all(|b| b == b'9')
+    };
+    date == "9999-99-99" && time.is_none_or(time_fits) && text.len() <= 40
+}
+
+/// One column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// Its name, in the database and in JSON.
+    pub name: String,
+    /// What it holds.
+    pub kind: ColumnKind,
+    /// A row must have a value for it.
+    pub required: bool,
+    /// The database fills it in when a new row has none.
+    pub has_default: bool,
+    /// The database computes it; nobody writes it.
+    pub generated: bool,
+}
+
+/// A table's columns, in their order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableSchema {
+    /// The columns.
+    pub columns: Vec<Column>,
+}
+
+/// A request body did not fit the table; each names its column.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ColumnError {
+    /// The table has no such column.
+    #[error("there is no column `{0}`; the columns are {1}")]
+    Unknown(String, String),
+    /// The server keeps that column itself.
+    #[error("`{0}` is kept by the server; leave it out (transaction and client ids go into headers)")]
+    ReadOnly(String),
+    /// The value does not fit.
+    #[error("`{0}` must be {1}")]
+    WrongType(String, String),
+    /// The column must have a value.
+    #[error("`{0}` must have a value")]
+    Missing(String),
+}
+
+impl TableSchema {
+    /// The column of this name.
+    #[must_use]
+    pub fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// Whether the table has a column of this name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.column(name).is_some()
+    }
+
+    /// Checks the columns that a request sets; `whole` when they are to become a new row.
+    ///
+    /// # Errors
+    /// For the first column that is unknown, kept by the server, of the wrong type or missing.
+    pub fn check(&self, values: &Map<String, Value>, whole: bool) -> Result<(), ColumnError> {
+        for (name, value) in values {
+            let Some(column) = self.column(name) else {
+                let known: Vec<_> = self.columns.iter().map(|column| column.name.as_str()).collect();
+                return Err(ColumnError::Unknown(printable(name), known.join(", ")));
+            };
+            if column.generated || managed::READ_ONLY.contains(&name.as_str()) {
+                return Err(ColumnError::ReadOnly(name.clone()));
+            }
+            if value.is_null() {
+                if column.required {
+                    return Err(ColumnError::Missing(name.clone()));
+                }
+            } else if !column.kind.fits(value) {
+                return Err(ColumnError::WrongType(name.clone(), column.kind.wanted().into()));
+            }
+        }
+        let filled = |column: &Column| {
+            let name = column.name.as_str();
+            !column.required
+                || column.has_default
+                || column.generated
+                || values.contains_key(name)
+                || name == managed::CREATED_AT
+                || managed::READ_ONLY.contains(&name)
+        };
+        match self.columns.iter().find(|column| whole && !filled(column)) {
+            Some(missing) => Err(ColumnError::Missing(missing.name.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A client's own text, made fit to be repeated in a message.
+fn printable(text: &str) -> String {
+    text.chars().take(64).flat_map(char::escape_debug).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn values_are_checked_against_their_columns() {
+        let fits = |kind: ColumnKind, value: Value| kind.fits(&value);
+        assert!(fits(ColumnKind::Integer, json!(5)) && !fits(ColumnKind::Integer, json!(5.5)));
+        assert!(fits(ColumnKind::Real, json!(5)) && !fits(ColumnKind::Real, json!("5")));
+        assert!(fits(ColumnKind::Boolean, json!(true)) && !fits(ColumnKind::Boolean, json!(1)));
+        assert!(fits(ColumnKind::Text, json!("a")) && !fits(ColumnKind::Text, json!("a\u{0}")));
+        assert!(fits(ColumnKind::Blob, json!("\\x00fF")) && !fits(ColumnKind::Blob, json!("\\x0")));
+        assert!(fits(ColumnKind::Json, json!({"a": [1]})) && !fits(ColumnKind::Json, json!(["\u{0}"])));
+        for good in [
+            "2026-01-15",
+            "2026-01-15T10:30:00.123Z",
+            "2026-01-15 10:30",
+            "10:30:00",
+            "2026-01-15T10:30:00+02:00",
+        ] {
+            assert!(fits(ColumnKind::Timestamp, json!(good)), "{good}");
+        }
+        for bad in ["", "yesterday", "2026-1-15", "2026-01-15T", "2026-01-15T10:30:00.x"] {
+            assert!(!fits(ColumnKind::Timestamp, json!(bad)), "{bad}");
+        }
+    }
+}

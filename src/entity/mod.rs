@@ -1,0 +1,129 @@
+//! Entity types: what is configured about a streamed table, and what the database says of its columns.
+//! The storage keeps the column side current; the HTTP layer checks requests against it.
+
+mod columns;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bourn_protocol::{MessageKind, Scope, Selector};
+
+pub use crate::config::ConflictPolicy;
+use crate::config::EntityConfig;
+pub use columns::{Column, ColumnError, ColumnKind, TableSchema, unhex};
+
+/// Columns that the server keeps itself, by their names.
+pub mod managed {
+    /// The ids of the transactions that made, changed and deleted the row.
+    pub const TRANSACTIONS: &str = "transactions";
+    /// The device that wrote the row last.
+    pub const LAST_CLIENT_ID: &str = "last_client_id";
+    /// When the row came to be.
+    pub const CREATED_AT: &str = "created_at";
+    /// When the row last changed.
+    pub const MODIFIED_AT: &str = "modified_at";
+    /// When the row was deleted; a table that has it deletes softly.
+    pub const DELETED_AT: &str = "deleted_at";
+    /// What no request body may set.
+    pub const READ_ONLY: [&str; 4] = [TRANSACTIONS, LAST_CLIENT_ID, MODIFIED_AT, DELETED_AT];
+    /// What `changed_keys` leaves out: bookkeeping, not content.
+    pub const BOOKKEEPING: [&str; 3] = [TRANSACTIONS, LAST_CLIENT_ID, MODIFIED_AT];
+}
+
+/// What the database says of an entity type's table now.
+#[derive(Debug, Clone)]
+pub enum TableState {
+    /// It is there and fits.
+    Ready(Arc<TableSchema>),
+    /// It is missing or does not fit; the text says how, in words of our own.
+    Unavailable(String),
+}
+
+/// One entity type.
+#[derive(Debug)]
+pub struct EntityType {
+    /// The name in messages, `page`.
+    pub name: Arc<str>,
+    /// The table, and the name in URLs, `pages`.
+    pub table: String,
+    /// The column that names a row.
+    pub key: String,
+    /// The column that splits the stream.
+    pub scope: Option<String>,
+    /// What happens to blind writes.
+    pub conflict: ConflictPolicy,
+    /// Whether each change keeps the row's previous version.
+    pub previous_values: bool,
+    state: ArcSwap<TableState>,
+}
+
+impl EntityType {
+    fn new(config: &EntityConfig) -> EntityType {
+        EntityType {
+            name: config.name.as_str().into(),
+            table: config.table.clone(),
+            key: config.key.clone(),
+            scope: config.scope.clone(),
+            conflict: config.conflict,
+            previous_values: config.previous_values,
+            state: ArcSwap::from_pointee(TableState::Unavailable("it has not been looked at yet".into())),
+        }
+    }
+
+    /// The table's columns, or why there are none.
+    ///
+    /// # Errors
+    /// The reason, as words for the operator and the client.
+    pub fn schema(&self) -> Result<Arc<TableSchema>, String> {
+        match &**self.state.load() {
+            TableState::Ready(schema) => Ok(schema.clone()),
+            TableState::Unavailable(reason) => Err(reason.clone()),
+        }
+    }
+
+    /// Takes what the database says of the table now.
+    pub fn set_state(&self, state: TableState) {
+        self.state.store(Arc::new(state));
+    }
+
+    /// The stream of this type's changes, in one scope or all.
+    #[must_use]
+    pub fn stream(&self, scope: Option<Scope>) -> Selector {
+        Selector { kind: MessageKind::Change, entity_type: Some(self.name.clone()), scope }
+    }
+}
+
+/// All entity types of the server.
+#[derive(Debug)]
+pub struct Catalog {
+    entities: Vec<Arc<EntityType>>,
+    by_table: HashMap<String, usize>,
+}
+
+impl Catalog {
+    /// The catalog of a checked configuration.
+    #[must_use]
+    pub fn new(configs: &[EntityConfig]) -> Catalog {
+        let entities: Vec<_> = configs.iter().map(|config| Arc::new(EntityType::new(config))).collect();
+        let by_table = entities.iter().enumerate().map(|(i, entity)| (entity.table.clone(), i)).collect();
+        Catalog { entities, by_table }
+    }
+
+    /// The type whose table has this name.
+    #[must_use]
+    pub fn by_table(&self, table: &str) -> Option<&Arc<EntityType>> {
+        self.by_table.get(table).map(|&i| &self.entities[i])
+    }
+
+    /// The type of this name.
+    #[must_use]
+    pub fn by_name(&self, name: &str) -> Option<&Arc<EntityType>> {
+        self.entities.iter().find(|entity| &*entity.name == name)
+    }
+
+    /// Every type, in the order of the configuration.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<EntityType>> {
+        self.entities.iter()
+    }
+}

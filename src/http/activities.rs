@@ -1,0 +1,93 @@
+//! `/v1/activities`: the history as queries, and as a stream.
+
+use std::sync::Arc;
+
+use bourn_protocol::query::{InvalidQuery, Query, StreamRead};
+use bourn_protocol::{
+    ClientId, EntityKey, ErrorCode, MessageKind, Offset, Scope, Selector, TransactionId, limits,
+};
+use http::{Request, StatusCode};
+
+use super::respond::Build;
+use super::{ApiError, App, Reply, intake, streams};
+use crate::storage::ActivityQuery;
+
+/// `GET /v1/activities`: a query, or with an offset the stream.
+pub(super) async fn read<B>(app: &Arc<App>, request: &Request<B>) -> Result<Reply, ApiError> {
+    let query = intake::query(request)?;
+    match StreamRead::parse(&query)? {
+        Some(read) => {
+            query.only(&["offset", "live", "cursor", "entityType", "organizationId"])?;
+            streams::serve(app, selector(app, &query)?, read, request).await
+        }
+        None => history(app, &query).await,
+    }
+}
+
+/// `HEAD /v1/activities`: where the stream's tail is.
+pub(super) async fn head<B>(app: &Arc<App>, request: &Request<B>) -> Result<Reply, ApiError> {
+    let query = intake::query(request)?;
+    streams::metadata(app, &selector(app, &query)?).await
+}
+
+fn selector(app: &App, query: &Query) -> Result<Selector, ApiError> {
+    let entity_type = match query.get("entityType")? {
+        None => None,
+        Some(name) => Some(entity_type(app, name)?.into()),
+    };
+    let scope = query.get("organizationId")?.map(Scope::new).transpose()?;
+    Ok(Selector { kind: MessageKind::Activity, entity_type, scope })
+}
+
+async fn history(app: &Arc<App>, query: &Query) -> Result<Reply, ApiError> {
+    query.only(&[
+        "transactionId",
+        "clientId",
+        "entityType",
+        "entityId",
+        "organizationId",
+        "before",
+        "limit",
+        "offset",
+        "live",
+    ])?;
+    let before = query.get("before")?.map(|text| {
+        let offset: Offset =
+            text.parse().map_err(|_| InvalidQuery::parameter("`before` must be the id of an activity"))?;
+        Ok::<_, InvalidQuery>(offset.seq)
+    });
+    let wanted = ActivityQuery {
+        transaction_id: query.get("transactionId")?.map(TransactionId::new).transpose()?,
+        client_id: query.get("clientId")?.map(ClientId::new).transpose()?,
+        entity_type: query
+            .get("entityType")?
+            .map(|name| entity_type(app, name).map(str::to_owned))
+            .transpose()?,
+        entity_id: query.get("entityId")?.map(EntityKey::new).transpose()?,
+        organization_id: query.get("organizationId")?.map(Scope::new).transpose()?,
+        before: before.transpose()?,
+        limit: query.number("limit", limits::ACTIVITIES_DEFAULT, 1, limits::ACTIVITIES_MAX)?,
+    };
+    if wanted.entity_id.is_some() && wanted.entity_type.is_none() {
+        let message = "`entityId` needs `entityType`: ids of different types may be the same";
+        return Err(ApiError::new(ErrorCode::InvalidParameter, message));
+    }
+    let found = app.storage.activities(&wanted).await?;
+    let mut body = vec![b'['];
+    for (i, activity) in found.iter().enumerate() {
+        if i > 0 {
+            body.push(b',');
+        }
+        activity.as_ref().encode(MessageKind::Activity, app.reader.epoch(), &mut body);
+    }
+    body.push(b']');
+    Ok(Build::new(StatusCode::OK).no_store().json(body))
+}
+
+fn entity_type<'a>(app: &'a App, name: &str) -> Result<&'a str, ApiError> {
+    app.catalog.by_name(name).map(|entity| &*entity.name).ok_or_else(|| {
+        let known: Vec<&str> = app.catalog.iter().map(|entity| &*entity.name).collect();
+        let message = format!("there is no such `entityType`; the types are {}", known.join(", "));
+        ApiError::new(ErrorCode::InvalidParameter, &message)
+    })
+}

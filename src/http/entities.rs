@@ -1,0 +1,230 @@
+//! Lists and rows: the REST side of `/v1/entities`.
+
+use std::sync::Arc;
+
+use bourn_protocol::query::Query;
+use bourn_protocol::{EntityKey, ErrorCode, Scope, headers, limits};
+use http::header::{HeaderName, LINK, LOCATION};
+use http::{HeaderMap, Request, StatusCode};
+use hyper::body::Incoming;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+
+use super::respond::{Build, TRUE};
+use super::{ApiError, App, Reply, intake};
+use crate::entity::EntityType;
+use crate::storage::{ListQuery, Mutation, Operation, WriteError, Written};
+
+const TRANSACTION_ID: HeaderName = HeaderName::from_static(headers::TRANSACTION_ID);
+const IDEMPOTENT_HIT: HeaderName = HeaderName::from_static(headers::IDEMPOTENT_HIT);
+
+/// The entity type whose table this is.
+pub(super) fn find(app: &App, table: &str) -> Result<Arc<EntityType>, ApiError> {
+    app.catalog.by_table(table).cloned().ok_or_else(|| {
+        let known: Vec<&str> = app.catalog.iter().map(|entity| entity.table.as_str()).collect();
+        let message =
+            format!("no streamed table has this name; the streamed tables are {}", known.join(", "));
+        ApiError::new(ErrorCode::UnknownTable, &message)
+    })
+}
+
+/// A row's key from the path.
+pub(super) fn key(text: &str) -> Result<EntityKey, ApiError> {
+    EntityKey::new(text).map_err(|error| ApiError::new(ErrorCode::InvalidId, &error.to_string()))
+}
+
+/// The scope a list or a stream is narrowed to.
+pub(super) fn scope(entity: &EntityType, query: &Query) -> Result<Option<Scope>, ApiError> {
+    let Some(text) = query.get("organizationId")? else { return Ok(None) };
+    if entity.scope.is_none() {
+        let message =
+            format!("entity type `{}` has no scope, so it cannot be narrowed by organizationId", entity.name);
+        return Err(ApiError::new(ErrorCode::InvalidParameter, &message));
+    }
+    Ok(Some(Scope::new(text)?))
+}
+
+/// `GET /v1/entities/{table}` without an offset: a page of living rows.
+pub(super) async fn list<B>(
+    app: &Arc<App>,
+    entity: &Arc<EntityType>,
+    query: &Query,
+    request: &Request<B>,
+) -> Result<Reply, ApiError> {
+    query.only(&["organizationId", "limit", "after", "offset", "live", "cursor"])?;
+    let wanted = ListQuery {
+        scope: scope(entity, query)?,
+        after: query.get("after")?.map(EntityKey::new).transpose()?,
+        limit: query.number("limit", limits::LIST_DEFAULT, 1, limits::LIST_MAX)?,
+    };
+    let page = app.storage.list(entity, &wanted).await?;
+    let mut build = Build::new(StatusCode::OK).no_store().next_offset(app.reader.offset(page.tail));
+    if let Some(after) = page.next_after {
+        let escaped = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let scope = wanted
+            .scope
+            .map(|scope| format!("organizationId={}&", escaped(scope.as_str())))
+            .unwrap_or_default();
+        let path = request.uri().path();
+        let next = format!("<{path}?{scope}limit={}&after={}>; rel=\"next\"", wanted.limit, escaped(&after));
+        build = build.text(LINK, &next);
+    }
+    Ok(build.json(page.rows))
+}
+
+/// `GET /v1/entities/{table}/{id}`: one living row.
+pub(super) async fn read<B>(
+    app: &Arc<App>,
+    entity: &Arc<EntityType>,
+    key: &EntityKey,
+    request: &Request<B>,
+) -> Result<Reply, ApiError> {
+    intake::query(request)?.only(&[])?;
+    match app.storage.row(entity, key).await? {
+        Some(row) => Ok(Build::new(StatusCode::OK).no_store().json(row)),
+        None => Err(WriteError::NotFound(key.to_string()).into()),
+    }
+}
+
+/// `POST /v1/entities/{table}`: makes a row.
+pub(super) async fn create(
+    app: &Arc<App>,
+    entity: Arc<EntityType>,
+    request: Request<Incoming>,
+) -> Result<Reply, ApiError> {
+    let headers = write_headers(&request)?;
+    if intake::transaction_id(&headers, headers::EXPECTED_TRANSACTION_ID)?.is_some() {
+        let message =
+            "x-expected-transaction-id applies to updates and deletes: a new row has no transaction yet";
+        return Err(ApiError::new(ErrorCode::InvalidHeader, message));
+    }
+    let mut columns = intake::json_object(app, request).await?;
+    let schema = entity.schema().map_err(|reason| ApiError::new(ErrorCode::EntityUnavailable, &reason))?;
+    let given = columns.remove(&entity.key).filter(|id| !id.is_null());
+    let given = given.as_ref().map(|id| id_text(&entity, id)).transpose()?;
+    let mut checked = columns.clone();
+    if let Some(column) = schema.column(&entity.key) {
+        // The key is checked as an id; here it only counts as given.
+        checked.insert(column.name.clone(), placeholder(&entity, column.kind, given.as_ref())?);
+    }
+    schema.check(&checked, true)?;
+    let operation = Operation::Create { entity: entity.clone(), key: given, columns };
+    let (written, reply) = write(app, &headers, operation, StatusCode::CREATED).await?;
+    let id = written.key.as_deref().unwrap_or_default();
+    let location = format!("/v1/entities/{}/{}", segment(&entity.table), segment(id));
+    Ok(reply.text(LOCATION, &location).json(written.row.unwrap_or_default()))
+}
+
+/// `PATCH /v1/entities/{table}/{id}`: changes columns of a row.
+pub(super) async fn update(
+    app: &Arc<App>,
+    entity: Arc<EntityType>,
+    key: EntityKey,
+    request: Request<Incoming>,
+) -> Result<Reply, ApiError> {
+    let headers = write_headers(&request)?;
+    let expected = intake::transaction_id(&headers, headers::EXPECTED_TRANSACTION_ID)?;
+    let mut columns = intake::json_object(app, request).await?;
+    if let Some(id) = columns.remove(&entity.key)
+        && id_text(&entity, &id)? != key
+    {
+        let message = format!("`{}` names the row and cannot be changed; make a new row instead", entity.key);
+        return Err(ApiError::new(ErrorCode::ReadOnlyColumn, &message));
+    }
+    let schema = entity.schema().map_err(|reason| ApiError::new(ErrorCode::EntityUnavailable, &reason))?;
+    schema.check(&columns, false)?;
+    let operation = Operation::Update { entity, key, columns, expected };
+    let (written, reply) = write(app, &headers, operation, StatusCode::OK).await?;
+    Ok(reply.json(written.row.unwrap_or_default()))
+}
+
+/// `DELETE /v1/entities/{table}/{id}`: deletes a row, softly where the table can.
+pub(super) async fn delete(
+    app: &Arc<App>,
+    entity: Arc<EntityType>,
+    key: EntityKey,
+    request: Request<Incoming>,
+) -> Result<Reply, ApiError> {
+    let headers = write_headers(&request)?;
+    let expected = intake::transaction_id(&headers, headers::EXPECTED_TRANSACTION_ID)?;
+    let operation = Operation::Delete { entity, key, expected };
+    let (written, reply) = write(app, &headers, operation, StatusCode::OK).await?;
+    Ok(reply.json(written.row.unwrap_or_default()))
+}
+
+fn write_headers(request: &Request<Incoming>) -> Result<HeaderMap, ApiError> {
+    intake::query(request)?.only(&[])?;
+    Ok(request.headers().clone())
+}
+
+/// Does a mutation under the identity that the headers give; the answer begun echoes the id and says whether
+/// it had been done before.
+pub(super) async fn write(
+    app: &Arc<App>,
+    headers: &HeaderMap,
+    operation: Operation,
+    status: StatusCode,
+) -> Result<(Written, Build), ApiError> {
+    let (transaction_id, client_id) = intake::identity(headers)?;
+    let name = operation.name();
+    let mutation = Mutation { transaction_id: transaction_id.clone(), client_id, operation };
+    let result = app.storage.write(mutation).await.map_err(ApiError::from);
+    app.metrics.wrote(
+        name,
+        match &result {
+            Ok(written) if written.repeated => "repeated",
+            Ok(_) => "done",
+            Err(error) => error.code().error(),
+        },
+    );
+    let written = result?;
+    let mut build = Build::new(status).no_store().text(TRANSACTION_ID, transaction_id.as_str());
+    if written.repeated {
+        build = build.header(IDEMPOTENT_HIT, TRUE);
+    }
+    Ok((written, build))
+}
+
+/// A row's id from a body: text, or a whole number where the key is one.
+fn id_text(entity: &EntityType, id: &Value) -> Result<EntityKey, ApiError> {
+    let text = match id {
+        Value::String(text) => text.clone(),
+        Value::Number(number) if number.as_i64().is_some() => number.to_string(),
+        _ => {
+            let message = format!("`{}` must be a string, or a whole number", entity.key);
+            return Err(ApiError::new(ErrorCode::InvalidId, &message));
+        }
+    };
+    key(&text)
+}
+
+/// A value that stands for the key while the other columns are checked.
+fn placeholder(
+    entity: &EntityType,
+    kind: crate::entity::ColumnKind,
+    id: Option<&EntityKey>,
+) -> Result<Value, ApiError> {
+    use crate::entity::ColumnKind;
+    match (kind, id) {
+        (ColumnKind::Integer, None) => Ok(Value::from(0)),
+        (ColumnKind::Integer, Some(id)) => id.as_str().parse::<i64>().map(Value::from).map_err(|_| {
+            ApiError::new(
+                ErrorCode::InvalidId,
+                &format!("`{}` must be a whole number of 64 bits", entity.key),
+            )
+        }),
+        (ColumnKind::Real | ColumnKind::Numeric, _) => Ok(Value::from(0)),
+        (ColumnKind::Blob | ColumnKind::Boolean | ColumnKind::Timestamp, _) => {
+            let message = format!(
+                "rows of this table cannot be made here: its key `{}` is neither text nor a number",
+                entity.key
+            );
+            Err(ApiError::new(ErrorCode::InvalidId, &message))
+        }
+        _ => Ok(Value::from("id")),
+    }
+}
+
+fn segment(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}

@@ -1,0 +1,86 @@
+//! Taking in what requests carry: bodies within limits, headers by their rules.
+
+use bourn_protocol::query::Query;
+use bourn_protocol::{ClientId, ErrorCode, TransactionId, headers};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use serde_json::{Map, Value};
+
+use super::{ApiError, App};
+
+/// The parameters of a request.
+pub(super) fn query<B>(request: &Request<B>) -> Result<Query, ApiError> {
+    Ok(Query::parse(request.uri().query())?)
+}
+
+/// A header's text, if the header is there once.
+pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, ApiError> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let invalid = |rule: &str| ApiError::new(ErrorCode::InvalidHeader, &format!("`{name}` {rule}"));
+    if values.next().is_some() {
+        return Err(invalid("is there more than once; send it once"));
+    }
+    value.to_str().map(Some).map_err(|_| invalid("must be visible ASCII"))
+}
+
+/// A transaction id from a header.
+pub(super) fn transaction_id(headers: &HeaderMap, name: &str) -> Result<Option<TransactionId>, ApiError> {
+    let invalid = |error: bourn_protocol::ids::InvalidId| {
+        ApiError::new(ErrorCode::InvalidHeader, &format!("`{name}`: {error}"))
+    };
+    header(headers, name)?.map(|text| TransactionId::new(text).map_err(invalid)).transpose()
+}
+
+/// Who mutates, and under which id; one is made where the client gave none.
+pub(super) fn identity(headers: &HeaderMap) -> Result<(TransactionId, Option<ClientId>), ApiError> {
+    let transaction = transaction_id(headers, headers::TRANSACTION_ID)?.unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        TransactionId::generate(u64::try_from(now.as_millis()).unwrap_or(0))
+    });
+    let invalid = |error: bourn_protocol::ids::InvalidId| {
+        ApiError::new(ErrorCode::InvalidHeader, &format!("`{}`: {error}", headers::CLIENT_ID))
+    };
+    let client =
+        header(headers, headers::CLIENT_ID)?.map(|text| ClientId::new(text).map_err(invalid)).transpose()?;
+    Ok((transaction, client))
+}
+
+/// The body as a JSON object.
+pub(super) async fn json_object(
+    app: &App,
+    request: Request<Incoming>,
+) -> Result<Map<String, Value>, ApiError> {
+    let media_type = header(request.headers(), CONTENT_TYPE.as_str())?.unwrap_or_default();
+    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        let message = "the body must be JSON: send Content-Type: application/json";
+        return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
+    }
+    let limit = app.limits.body_limit.bytes();
+    let too_large =
+        || ApiError::new(ErrorCode::BodyTooLarge, &format!("the body has more than {limit} bytes"));
+    if request.body().size_hint().lower() > app.limits.body_limit.get() {
+        return Err(too_large());
+    }
+    let timeout = app.limits.body_timeout.get();
+    let collected = tokio::time::timeout(timeout, Limited::new(request.into_body(), limit).collect()).await;
+    let body = match collected {
+        Err(_) => return Err(ApiError::new(ErrorCode::RequestTimeout, "the body took too long to arrive")),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large()),
+        Ok(Err(_)) => {
+            return Err(ApiError::new(ErrorCode::InvalidRequest, "the body could not be read to its end"));
+        }
+        Ok(Ok(collected)) => collected.to_bytes(),
+    };
+    match serde_json::from_slice(&body) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => {
+            Err(ApiError::new(ErrorCode::InvalidJson, "the body must be a JSON object of columns and values"))
+        }
+        // The parser tells place and kind, and nothing of the content.
+        Err(error) => Err(ApiError::new(ErrorCode::InvalidJson, &format!("the body is not JSON: {error}"))),
+    }
+}

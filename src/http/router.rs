@@ -1,0 +1,162 @@
+//! From method and path to endpoint.
+
+use std::sync::Arc;
+use std::sync::LazyLock;
+
+use bourn_protocol::ErrorCode;
+use bourn_protocol::query::percent_decode;
+use http::{Method, Request};
+use hyper::body::Incoming;
+use matchit::{Params, Router};
+
+use super::{ApiError, App, Reply, activities, cors, entities, ops, streams, transactions};
+
+/// The endpoints, named as metrics name them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    Entities,
+    Row,
+    Activities,
+    Transaction,
+    Rollback,
+    Health,
+    Ready,
+    Metrics,
+}
+
+impl Endpoint {
+    const fn name(self) -> &'static str {
+        match self {
+            Endpoint::Entities => "entities",
+            Endpoint::Row => "row",
+            Endpoint::Activities => "activities",
+            Endpoint::Transaction => "transaction",
+            Endpoint::Rollback => "rollback",
+            Endpoint::Health => "health",
+            Endpoint::Ready => "ready",
+            Endpoint::Metrics => "metrics",
+        }
+    }
+}
+
+const ROUTES: [(&str, Endpoint); 8] = [
+    ("/v1/entities/{table}", Endpoint::Entities),
+    ("/v1/entities/{table}/{id}", Endpoint::Row),
+    ("/v1/activities", Endpoint::Activities),
+    ("/v1/transactions/{id}", Endpoint::Transaction),
+    ("/v1/transactions/{id}/rollback", Endpoint::Rollback),
+    ("/health", Endpoint::Health),
+    ("/ready", Endpoint::Ready),
+    ("/metrics", Endpoint::Metrics),
+];
+
+static ROUTER: LazyLock<Router<Endpoint>> = LazyLock::new(|| {
+    let mut router = Router::new();
+    for (path, endpoint) in ROUTES {
+        if let Err(error) = router.insert(path, endpoint) {
+            unreachable!("the routes are fixed and a test walks them: {error}");
+        }
+    }
+    router
+});
+
+/// Answers a request at its endpoint; gives the endpoint's name with it.
+pub(super) async fn dispatch(
+    app: &Arc<App>,
+    request: Request<Incoming>,
+) -> (&'static str, Result<Reply, ApiError>) {
+    let path = request.uri().path().to_owned();
+    let Ok(matched) = ROUTER.at(&path) else {
+        let message =
+            "there is nothing here; see /v1/entities/{table}, /v1/activities, /v1/transactions/{id}";
+        return ("unknown", Err(ApiError::new(ErrorCode::UnknownPath, message)));
+    };
+    let endpoint = *matched.value;
+    if request.method() == Method::OPTIONS {
+        return (endpoint.name(), Ok(cors::preflight()));
+    }
+    (endpoint.name(), at(app, endpoint, &matched.params, request).await)
+}
+
+async fn at(
+    app: &Arc<App>,
+    endpoint: Endpoint,
+    params: &Params<'_, '_>,
+    request: Request<Incoming>,
+) -> Result<Reply, ApiError> {
+    let method = request.method().clone();
+    let reads = method == Method::GET || method == Method::HEAD;
+    match endpoint {
+        Endpoint::Entities => {
+            let entity = entities::find(app, &segment(params, "table")?)?;
+            match method {
+                Method::GET => streams::entity(app, &entity, &request).await,
+                Method::HEAD => streams::entity_head(app, &entity, &request).await,
+                Method::POST => entities::create(app, entity, request).await,
+                _ => Err(ApiError::method("GET, HEAD, POST")),
+            }
+        }
+        Endpoint::Row => {
+            let entity = entities::find(app, &segment(params, "table")?)?;
+            let key = entities::key(&segment(params, "id")?)?;
+            match method {
+                Method::GET | Method::HEAD => entities::read(app, &entity, &key, &request).await,
+                Method::PATCH => entities::update(app, entity, key, request).await,
+                Method::DELETE => entities::delete(app, entity, key, request).await,
+                _ => Err(ApiError::method("GET, HEAD, PATCH, DELETE")),
+            }
+        }
+        Endpoint::Activities => match method {
+            Method::GET => activities::read(app, &request).await,
+            Method::HEAD => activities::head(app, &request).await,
+            _ => Err(ApiError::method("GET, HEAD")),
+        },
+        Endpoint::Transaction if reads => transactions::state(app, &segment(params, "id")?, &request).await,
+        Endpoint::Rollback if method == Method::POST => {
+            transactions::rollback(app, &segment(params, "id")?, request).await
+        }
+        Endpoint::Rollback => Err(ApiError::method("POST")),
+        Endpoint::Health if reads => Ok(ops::health()),
+        Endpoint::Ready if reads => Ok(ops::ready(app).await),
+        Endpoint::Metrics if reads => Ok(ops::metrics(app)),
+        Endpoint::Transaction | Endpoint::Health | Endpoint::Ready | Endpoint::Metrics => {
+            Err(ApiError::method("GET, HEAD"))
+        }
+    }
+}
+
+fn segment(params: &Params<'_, '_>, name: &str) -> Result<String, ApiError> {
+    params
+        .get(name)
+        .and_then(|raw| percent_decode(raw, false))
+        .ok_or_else(|| ApiError::new(ErrorCode::InvalidPath, "a path must be percent-encoded UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_leads_to_its_endpoint() {
+        for (path, endpoint) in ROUTES {
+            let path = path.replace("{table}", "pages").replace("{id}", "p1");
+            assert_eq!(ROUTER.at(&path).map(|found| *found.value), Ok(endpoint), "{path}");
+        }
+    }
+
+    #[test]
+    fn path_tricks_lead_nowhere_or_to_a_table_that_is_not_there() {
+        for path in [
+            "/",
+            "//",
+            "/v1",
+            "/v1/entities",
+            "/v1/entities/",
+            "/v1/entities/pages/",
+            "/v1/entities/pages/a/b",
+            "/v2/entities/pages",
+        ] {
+            assert!(ROUTER.at(path).is_err(), "{path}");
+        }
+    }
+}

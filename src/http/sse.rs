@@ -1,0 +1,127 @@
+//! Server-sent events: a read session followed for as long as the connection lives. A batch is rendered once
+//! for all its live readers; what waits for a connection leaves in one write.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bourn_protocol::cursor::Cursor;
+use bourn_protocol::sse::{Control, HEARTBEAT, push_control, push_data, push_retry};
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
+use http::{HeaderValue, StatusCode};
+use tokio::time::Instant;
+
+use super::body::Frames;
+use super::respond::Build;
+use super::streams::unix_secs;
+use super::{App, Reply, ReplyBody};
+use crate::config::Limits;
+use crate::read::{Batch, Session};
+
+/// Bytes that an event adds to its batch, about.
+const FRAME_OVERHEAD: usize = 192;
+
+/// The answer that follows a session.
+pub(super) fn reply(app: &Arc<App>, session: Session, cursor: Option<Cursor>) -> Reply {
+    Build::new(StatusCode::OK)
+        .header(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"))
+        .header(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"))
+        .header(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"))
+        .body(ReplyBody::Events(events(app.clone(), session, cursor)))
+}
+
+fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames {
+    let end = Instant::now() + lifetime(&app.limits);
+    let heartbeat = app.limits.sse_heartbeat.get();
+    Box::pin(async_stream::stream! {
+        let _reading = app.metrics.reader("sse");
+        yield hello(&app.limits);
+        let mut greeted = false;
+        let timer = tokio::time::sleep_until(end);
+        tokio::pin!(timer);
+        loop {
+            let batch = match session.read().await {
+                Ok(batch) => batch,
+                // The status is long sent: the connection ends, and the reconnect is told what is wrong.
+                Err(error) => {
+                    tracing::warn!(%error, "an event stream ends early");
+                    return;
+                }
+            };
+            let control = Control {
+                next: session.offset(),
+                cursor: Cursor::next(unix_secs(), cursor),
+                up_to_date: batch.up_to_date(),
+            };
+            if batch.messages() > 0 {
+                greeted = true;
+                let frame = match &batch {
+                    Batch::Live(live) => live.frame(|| render(&batch.body(), control)),
+                    other => render(&other.body(), control),
+                };
+                app.metrics.read("sse", batch.messages(), frame.len());
+                yield frame;
+                // A reader that is never done catching up ends like any other.
+                if Instant::now() < end && !app.stopping.is_cancelled() {
+                    continue;
+                }
+            } else if !greeted {
+                greeted = true;
+                yield control_frame(control);
+            }
+            timer.as_mut().reset(end.min(Instant::now() + heartbeat));
+            tokio::select! {
+                () = session.changed() => {}
+                () = &mut timer => {
+                    if Instant::now() >= end {
+                        return;
+                    }
+                    yield Bytes::from_static(HEARTBEAT);
+                }
+                () = app.stopping.cancelled() => {
+                    yield farewell(&app.limits, control);
+                    return;
+                }
+            }
+        }
+    })
+}
+
+fn lifetime(limits: &Limits) -> Duration {
+    let (middle, jitter) = (limits.sse_lifetime.get(), limits.sse_lifetime_jitter.get());
+    middle.saturating_sub(jitter) + jitter.mul_f64(rand::random_range(0.0..=2.0))
+}
+
+/// The time a browser is to wait before it reconnects, spread so that a restart does not bring all at once.
+fn retry_millis(limits: &Limits) -> u64 {
+    let least = u64::try_from(limits.sse_retry.get().as_millis()).unwrap_or(u64::MAX / 2);
+    least + rand::random_range(0..=least)
+}
+
+/// The first bytes, sent at once so that proxies and browsers see the stream open.
+fn hello(limits: &Limits) -> Bytes {
+    let mut out = Vec::with_capacity(32);
+    push_retry(&mut out, retry_millis(limits));
+    out.into()
+}
+
+/// The last bytes when the server stops: where the reader is, and when to come back.
+fn farewell(limits: &Limits, control: Control) -> Bytes {
+    let mut out = Vec::with_capacity(FRAME_OVERHEAD + 32);
+    push_retry(&mut out, retry_millis(limits));
+    push_control(&mut out, control);
+    out.into()
+}
+
+fn control_frame(control: Control) -> Bytes {
+    let mut out = Vec::with_capacity(FRAME_OVERHEAD);
+    push_control(&mut out, control);
+    out.into()
+}
+
+fn render(body: &[u8], control: Control) -> Bytes {
+    let mut out = Vec::with_capacity(body.len() + FRAME_OVERHEAD);
+    push_data(&mut out, body);
+    push_control(&mut out, control);
+    out.into()
+}

@@ -1,0 +1,88 @@
+//! One connection: HTTP/1.1 over a socket whose reader must keep up.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bourn_protocol::ErrorCode;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::io::KeepUp;
+use crate::http::{App, plain_error};
+
+/// The first byte of a TLS handshake record.
+const TLS_HANDSHAKE: u8 = 0x16;
+/// How long a connection that is refused may take to be told so.
+const REFUSAL: Duration = Duration::from_secs(1);
+
+/// Serves a connection until it ends, breaks or the server stops.
+pub(super) async fn serve(stream: TcpStream, app: Arc<App>, place: OwnedSemaphorePermit) {
+    // Events are small and wanted at once.
+    let _ = stream.set_nodelay(true);
+    let open = app.metrics.connection();
+    let mut first = [0];
+    let peeked = tokio::select! {
+        peeked = tokio::time::timeout(app.limits.header_timeout.get(), stream.peek(&mut first)) => peeked,
+        () = app.stopping.cancelled() => return,
+    };
+    match peeked {
+        Ok(Ok(1)) if first[0] == TLS_HANDSHAKE => {
+            let message =
+                "this port speaks plain HTTP, and TLS was sent to it; use http://, or put a proxy in front";
+            return tell(stream, &plain_error(ErrorCode::InvalidRequest, message, None)).await;
+        }
+        Ok(Ok(1)) => {}
+        _ => return,
+    }
+    let io = TokioIo::new(KeepUp::new(stream, app.limits.write_timeout.get()));
+    let handler = app.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        // Boxed: hyper keeps room for the largest future as long as the connection lives, and an event
+        // stream's would be idle.
+        let answer = Box::pin(handler.clone().handle(request));
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(app.limits.header_timeout.get())
+        .max_buf_size(app.limits.header_limit.bytes())
+        .half_close(false);
+    let connection = builder.serve_connection(io, service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = app.stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+    drop((open, place));
+}
+
+/// Tells a connection that there is no place for it.
+pub(super) async fn refuse(stream: TcpStream) {
+    metrics::counter!("bourn_connections_total", "outcome" => "refused").increment(1);
+    let message = "the server has as many connections as it takes; try again";
+    tell(stream, &plain_error(ErrorCode::Overloaded, message, Some(1))).await;
+}
+
+async fn tell(mut stream: TcpStream, bytes: &[u8]) {
+    let _ = tokio::time::timeout(REFUSAL, async {
+        stream.write_all(bytes).await?;
+        stream.shutdown().await?;
+        // What the client still sends is read, or the system would reset the connection under the answer.
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    })
+    .await;
+}

@@ -1,0 +1,146 @@
+//! The server: opens the database, accepts connections, and stops in good order.
+
+mod connection;
+mod io;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::entity::Catalog;
+use crate::http::App;
+use crate::read::{Reader, chunk_limits};
+use crate::storage::sqlite::{OpenError, SqliteStorage};
+use crate::storage::{Log, Storage, StorageError};
+use crate::tail::Tail;
+use crate::telemetry::Metrics;
+
+/// How often histograms are folded.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// How long to wait after the system had no room for a connection.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// Why the server could not start; the text is for the operator's terminal.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The database was opened and then failed.
+    #[error("the database cannot be read: {0}")]
+    Storage(#[from] StorageError),
+    /// The address could not be bound.
+    #[error("cannot listen on {address}: {error}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The figures could not be set up.
+    #[error("cannot set up the metrics: {0}")]
+    Metrics(String),
+}
+
+/// A server that is ready to accept.
+pub struct Server {
+    listener: TcpListener,
+    app: Arc<App>,
+    tail: Arc<Tail>,
+    storage: Arc<dyn Storage>,
+}
+
+impl Server {
+    /// Opens the database, then binds the address: nobody is let in before there is something to serve.
+    ///
+    /// # Errors
+    /// When either fails.
+    pub async fn start(config: Config) -> Result<Server, StartError> {
+        let limits = Arc::new(config.limits);
+        let catalog = Arc::new(Catalog::new(&config.entities));
+        let storage = Arc::new(SqliteStorage::open(&limits, catalog.clone(), config.demo)?);
+        let identity = storage.bounds().await?;
+        let storage: Arc<dyn Storage> = storage;
+        let metrics = Metrics::install().map_err(StartError::Metrics)?;
+        let (memory, sweep) = (limits.tail_memory.bytes(), limits.tail_sweep.get());
+        let tail = Arc::new(Tail::new(storage.clone(), identity.epoch, chunk_limits(&limits), memory, sweep));
+        let reader = Arc::new(Reader::new(storage.clone(), tail.clone(), identity, &limits));
+        let address = limits.listen;
+        let listener =
+            TcpListener::bind(address).await.map_err(|error| StartError::Bind { address, error })?;
+        let stopping = CancellationToken::new();
+        let app =
+            App { storage: storage.clone(), reader, tail: tail.clone(), catalog, limits, metrics, stopping };
+        Ok(Server { listener, app: Arc::new(app), tail, storage })
+    }
+
+    /// The address that is listened on; with the port that the system chose, where it was asked to.
+    ///
+    /// # Errors
+    /// When the system cannot tell.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` fires, then lets what is under way end: live readers get a last event, requests
+    /// their answers, queued writes their commit. What is not done by the shutdown timeout is cut off.
+    pub async fn run(self, stop: CancellationToken) {
+        let Server { listener, app, tail, storage } = self;
+        let stopping = app.stopping.clone();
+        let background = TaskTracker::new();
+        let ended = CancellationToken::new();
+        let (following, upkeep) = (ended.clone(), ended.clone());
+        background.spawn(async move { tail.run(following).await });
+        let metrics = app.metrics.clone();
+        background.spawn(async move {
+            while tokio::time::timeout(UPKEEP, upkeep.cancelled()).await.is_err() {
+                metrics.upkeep();
+            }
+        });
+        let connections = TaskTracker::new();
+        accept(&listener, &app, &connections, &stop).await;
+        // Closed at once, so that a supervisor may start the next server on the same address.
+        drop(listener);
+        stopping.cancel();
+        connections.close();
+        let timeout = app.limits.shutdown_timeout.get();
+        if tokio::time::timeout(timeout, connections.wait()).await.is_err() {
+            tracing::warn!(left = connections.len(), "connections are cut off: they did not end in time");
+        }
+        storage.close().await;
+        ended.cancel();
+        background.close();
+        background.wait().await;
+    }
+}
+
+async fn accept(listener: &TcpListener, app: &Arc<App>, connections: &TaskTracker, stop: &CancellationToken) {
+    let places = Arc::new(Semaphore::new(app.limits.connections));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => match places.clone().try_acquire_owned() {
+                Ok(place) => {
+                    connections.spawn(connection::serve(stream, app.clone(), place));
+                }
+                Err(_) => {
+                    connections.spawn(connection::refuse(stream));
+                }
+            },
+            Err(error) => {
+                // Out of file descriptors, most likely: what is open goes on, new ones wait.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}

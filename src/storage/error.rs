@@ -1,0 +1,28 @@
+//! What a database may answer instead of doing its work. The database's own words are logged where they
+//! arise and go no further.
+
+/// A database could not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StorageError {
+    /// Another process holds the database.
+    #[error("another process holds the database; try again")]
+    Busy,
+    /// The disk is full; nothing was written.
+    #[error("the database's disk is full; nothing was written")]
+    Full,
+    /// The database cannot be written.
+    #[error("the database can be read but not written")]
+    ReadOnly,
+    /// The database is damaged or out of reach.
+    #[error("the database is damaged or out of reach; see the server's log")]
+    Unavailable,
+    /// An entity type's table is missing or does not fit; the text is ours.
+    #[error("{0}")]
+    Entity(String),
+    /// More work is waiting than is queued.
+    #[error("more writes are waiting than the server queues; try again")]
+    Overloaded,
+    /// The server is stopping.
+    #[error("the server is about to stop")]
+    Closed,
+}

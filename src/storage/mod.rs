@@ -1,0 +1,197 @@
+//! What a database must do for Bourn: be read as tables, be written, be captured into a log, and the log be
+//! read. The traits are narrow, speak the protocol's types, and know nothing of HTTP. Everything behind them
+//! may be SQL; nothing in front of them is.
+
+mod error;
+mod mutation;
+pub mod sqlite;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bourn_protocol::chunk::ChunkBuilder;
+use bourn_protocol::{Action, ActivityRef, ClientId, EntityKey, Epoch, Scope, Selector, Seq, TransactionId};
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::entity::EntityType;
+pub use error::StorageError;
+pub use mutation::{Dependent, Mutation, Operation, Undone, WriteError, Written};
+
+/// How far the log reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogBounds {
+    /// The log's own mark.
+    pub epoch: Epoch,
+    /// The last activity; zero when there is none.
+    pub head: Seq,
+    /// Offsets below this one are gone, but for the start.
+    pub horizon: Seq,
+}
+
+/// One activity, owned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "field by field the same as ActivityRef, where each is described")]
+pub struct Activity {
+    pub seq: Seq,
+    pub action: Action,
+    pub entity_type: String,
+    pub entity_id: String,
+    pub organization_id: Option<String>,
+    pub transaction_id: Option<String>,
+    pub client_id: Option<String>,
+    pub changed_keys: Option<String>,
+    pub value: Option<String>,
+    pub previous_values: Option<String>,
+    pub commit_id: i64,
+    pub last: bool,
+    pub created_at: String,
+}
+
+impl Activity {
+    /// The same activity, borrowed, as the encoders take it.
+    #[must_use]
+    pub fn as_ref(&self) -> ActivityRef<'_> {
+        ActivityRef {
+            seq: self.seq,
+            action: self.action,
+            entity_type: &self.entity_type,
+            entity_id: &self.entity_id,
+            organization_id: self.organization_id.as_deref(),
+            transaction_id: self.transaction_id.as_deref(),
+            client_id: self.client_id.as_deref(),
+            changed_keys: self.changed_keys.as_deref(),
+            value: self.value.as_deref(),
+            previous_values: self.previous_values.as_deref(),
+            commit_id: self.commit_id,
+            last: self.last,
+            created_at: &self.created_at,
+        }
+    }
+
+    /// The id that a stream calls this activity's transaction by.
+    #[must_use]
+    pub fn txid(&self) -> String {
+        self.transaction_id.clone().unwrap_or_else(|| self.commit_id.to_string())
+    }
+}
+
+/// A question to the history: every given field must match.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ActivityQuery {
+    /// The mutation's id.
+    pub transaction_id: Option<TransactionId>,
+    /// The device.
+    pub client_id: Option<ClientId>,
+    /// The entity type's name.
+    pub entity_type: Option<String>,
+    /// The row's key.
+    pub entity_id: Option<EntityKey>,
+    /// The scope.
+    pub organization_id: Option<Scope>,
+    /// Only activities before this place; for the next page.
+    pub before: Option<Seq>,
+    /// Most activities in the answer.
+    pub limit: usize,
+}
+
+/// Which rows a list asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListQuery {
+    /// Only rows of this scope.
+    pub scope: Option<Scope>,
+    /// Only rows after this key.
+    pub after: Option<EntityKey>,
+    /// Most rows in the answer.
+    pub limit: usize,
+}
+
+/// A page of a table and the place in its stream from which everything it lacks still follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListPage {
+    /// A JSON array of rows, by key.
+    pub rows: Bytes,
+    /// The key of the last row, when there may be more rows.
+    pub next_after: Option<String>,
+    /// The tail of the list's stream, seen no later than the rows.
+    pub tail: Seq,
+}
+
+/// What the server knows of a transaction id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TransactionState {
+    /// Nothing.
+    Unknown,
+    /// It is committed, but not yet in the log.
+    Accepted,
+    /// It is in the log; the place is that of its last activity.
+    Confirmed(Seq),
+}
+
+/// The log, for reading.
+#[async_trait]
+pub trait Log: Send + Sync {
+    /// How far the log reaches, as the database has it now.
+    async fn bounds(&self) -> Result<LogBounds, StorageError>;
+
+    /// The place of the last activity in a stream; zero when it has none.
+    async fn stream_tail(&self, stream: &Selector) -> Result<Seq, StorageError>;
+
+    /// Gives the chunk what follows its position, until it is done or the log ends.
+    async fn fill(&self, stream: &Selector, chunk: ChunkBuilder) -> Result<ChunkBuilder, StorageError>;
+
+    /// The activities after a place, in order, whole transactions where `limit` allows; at most `limit`.
+    async fn follow(&self, after: Seq, limit: usize) -> Result<Vec<Activity>, StorageError>;
+
+    /// The activities that match, newest first.
+    async fn activities(&self, query: &ActivityQuery) -> Result<Vec<Activity>, StorageError>;
+
+    /// What became of a transaction.
+    async fn transaction(&self, id: &TransactionId) -> Result<TransactionState, StorageError>;
+}
+
+/// The application's tables, for reading: a writer reads its own writes.
+#[async_trait]
+pub trait Tables: Send + Sync {
+    /// A page of living rows.
+    async fn list(&self, entity: &Arc<EntityType>, query: &ListQuery) -> Result<ListPage, StorageError>;
+
+    /// One living row as JSON.
+    async fn row(&self, entity: &Arc<EntityType>, key: &EntityKey) -> Result<Option<Bytes>, StorageError>;
+}
+
+/// The application's tables, for writing. Concurrent writes may share a commit; each has its own answer, and
+/// none is answered before it is durable.
+#[async_trait]
+pub trait Writer: Send + Sync {
+    /// Does one mutation, once.
+    async fn write(&self, mutation: Mutation) -> Result<Written, WriteError>;
+
+    /// Does what is queued; later writes are refused.
+    async fn close(&self);
+}
+
+/// How capture is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CaptureStatus {
+    /// Why capture stands still, if it does; in words of our own.
+    pub stalled: Option<String>,
+    /// Committed changes that are not in the log yet, as far as is known.
+    pub lag: u64,
+    /// Keys compared so far, by the entity type whose table is being compared with the log.
+    pub reconciling: BTreeMap<String, u64>,
+}
+
+/// What fills the log. It runs by itself once the storage is open; this is what others may see of it.
+pub trait Capture: Send + Sync {
+    /// The head of the log as this process knows it; changes with every commit that reaches the log.
+    fn head(&self) -> watch::Receiver<Seq>;
+
+    /// How capture is doing.
+    fn status(&self) -> CaptureStatus;
+}
+
+/// A database that does all of it.
+pub trait Storage: Log + Tables + Writer + Capture {}
+impl<T: Log + Tables + Writer + Capture> Storage for T {}

@@ -1,0 +1,175 @@
+//! Mutations: what a client may ask to be written, and what may come of it.
+
+use std::sync::Arc;
+
+use bourn_protocol::{ClientId, EntityKey, TransactionId};
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use super::StorageError;
+use crate::entity::EntityType;
+
+/// One mutation of one client.
+#[derive(Debug, Clone)]
+pub struct Mutation {
+    /// Its id: the same id again is the same mutation again.
+    pub transaction_id: TransactionId,
+    /// The device it comes from.
+    pub client_id: Option<ClientId>,
+    /// What to do.
+    pub operation: Operation,
+}
+
+/// What a mutation does.
+#[derive(Debug, Clone)]
+pub enum Operation {
+    /// Makes a row; columns are checked against the table's schema already.
+    Create {
+        /// The table.
+        entity: Arc<EntityType>,
+        /// The row's key; made up where the client gave none.
+        key: Option<EntityKey>,
+        /// The other columns.
+        columns: Map<String, Value>,
+    },
+    /// Changes columns of a row.
+    Update {
+        /// The table.
+        entity: Arc<EntityType>,
+        /// The row's key.
+        key: EntityKey,
+        /// The columns that change.
+        columns: Map<String, Value>,
+        /// The row's transaction as the client knows it.
+        expected: Option<TransactionId>,
+    },
+    /// Deletes a row, softly where the table has a column for it.
+    Delete {
+        /// The table.
+        entity: Arc<EntityType>,
+        /// The row's key.
+        key: EntityKey,
+        /// The row's transaction as the client knows it.
+        expected: Option<TransactionId>,
+    },
+    /// Undoes a transaction.
+    Rollback {
+        /// The one to undo.
+        target: TransactionId,
+        /// Undo what built upon it, too.
+        cascade: bool,
+    },
+}
+
+impl Operation {
+    /// The word by which the ledger and the metrics know the operation.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Operation::Create { .. } => "create",
+            Operation::Update { .. } => "update",
+            Operation::Delete { .. } => "delete",
+            Operation::Rollback { .. } => "rollback",
+        }
+    }
+}
+
+/// A mutation was done, now or before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// It had been done before; nothing was done now.
+    pub repeated: bool,
+    /// The row as JSON: after a create or an update, and as it last was for a delete.
+    pub row: Option<Bytes>,
+    /// The row's key; for a rollback, nothing.
+    pub key: Option<String>,
+    /// What a rollback undid, newest first.
+    pub undone: Vec<Undone>,
+}
+
+/// One change that a rollback undid.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Undone {
+    /// The transaction it belonged to.
+    pub transaction_id: String,
+    /// The row's type.
+    pub entity_type: String,
+    /// The row's key.
+    pub entity_id: String,
+    /// What the change had been.
+    pub action: &'static str,
+}
+
+/// A later change of a row that is to be rolled back.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Dependent {
+    /// The transaction it belongs to.
+    pub transaction_id: String,
+    /// The row's type.
+    pub entity_type: String,
+    /// The row's key.
+    pub entity_id: String,
+    /// What the change was.
+    pub action: &'static str,
+    /// Its place in the log.
+    pub seq: u64,
+}
+
+/// A mutation was not done; nothing was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// No living row has the key.
+    #[error("no row has the id `{0}`")]
+    NotFound(String),
+    /// Another transaction made a row of this key.
+    #[error("another transaction made a row with the id `{0}`; choose another id, or update that row")]
+    AlreadyExists(String),
+    /// The row's transaction is not the expected one.
+    #[error("the row's transaction is not the expected one")]
+    Conflict {
+        /// The row as it is.
+        row: Bytes,
+        /// What the client expected.
+        expected: String,
+        /// What the row has.
+        actual: Option<String>,
+    },
+    /// The entity type wants to be told which version of the row is changed.
+    #[error(
+        "this entity type is changed under an optimistic lock; send X-Expected-Transaction-Id with the row's transaction id"
+    )]
+    ExpectationRequired,
+    /// The table has no transaction ids to expect.
+    #[error(
+        "this entity type's table has no `transactions` column, so there is nothing X-Expected-Transaction-Id could be compared with"
+    )]
+    NoExpectations,
+    /// The transaction id had been used for another mutation.
+    #[error(
+        "this transaction id was used for another mutation; make a new one for each mutation, and repeat it only for retries of the same"
+    )]
+    Reused,
+    /// Another row has the value of a column that must be unique.
+    #[error("another row has the same value in a column, or columns, that must be unique")]
+    NotUnique,
+    /// The database's own rules refuse the row.
+    #[error("{0}")]
+    Constraint(&'static str),
+    /// The log has no such transaction to undo.
+    #[error("the log has no transaction `{0}`")]
+    UnknownTransaction(String),
+    /// Nothing tells what the rows were before.
+    #[error("{0}")]
+    NotReversible(String),
+    /// Later transactions touched the same rows.
+    #[error("later transactions changed the same rows; undo them first, or all together with ?cascade=true")]
+    Blocked(Vec<Dependent>),
+    /// More would be undone than one rollback may.
+    #[error("this would undo more than {0} changes at once")]
+    TooLarge(usize),
+    /// The database could not do it.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}

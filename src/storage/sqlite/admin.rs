@@ -1,0 +1,126 @@
+//! What an operator asks of a database before serving it: is anything missing, and what SQL mends it.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::{OpenError, connect, introspect, triggers};
+use crate::config::Config;
+use crate::entity::{Catalog, TableSchema, managed};
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Serving works without it mending.
+    pub fine: bool,
+    /// What was found, in words.
+    pub text: String,
+}
+
+/// Looks at the database without changing it.
+///
+/// # Errors
+/// When the file cannot be opened or read.
+pub fn check(config: &Config) -> Result<Vec<Finding>, OpenError> {
+    let path = config.limits.database.path();
+    if !path.exists() {
+        return Ok(vec![Finding {
+            fine: true,
+            text: format!("{}: is missing; `bourn serve` will make it", path.display()),
+        }]);
+    }
+    let connection = open_existing(path)?;
+    let failed = |e: rusqlite::Error| OpenError::new(path, e);
+    let mut findings = Vec::new();
+    let mut add = |fine: bool, text: String| findings.push(Finding { fine, text });
+    match connect::has_log(&connection).map_err(failed)? {
+        true => add(true, "the log's tables are there".into()),
+        false => add(
+            true,
+            "the log's tables are missing; `bourn serve` or `bourn prepare --apply` will make them".into(),
+        ),
+    }
+    for entity in Catalog::new(&config.entities).iter() {
+        let name = &entity.name;
+        match introspect::table(&connection, entity).map_err(failed)? {
+            Err(reason) => add(false, format!("{name}: {reason}")),
+            Ok(schema) => {
+                add(true, format!("{name}: table `{}` with {} columns", entity.table, schema.columns.len()));
+                let absent = |column: &str, lacks: &str| {
+                    missing(&schema, column).map(|_| format!("{name}: no column `{column}`: {lacks}"))
+                };
+                let advice = [
+                    absent(
+                        managed::TRANSACTIONS,
+                        "writers in SQL cannot give transaction ids, and there is no optimistic lock",
+                    ),
+                    absent(managed::LAST_CLIENT_ID, "writers in SQL cannot say which client they write for"),
+                    absent(managed::DELETED_AT, "rows are deleted for good"),
+                ];
+                advice.into_iter().flatten().for_each(|text| add(true, text));
+            }
+        }
+    }
+    Ok(findings)
+}
+
+fn missing<'a>(schema: &TableSchema, column: &'a str) -> Option<&'a str> {
+    (!schema.has(column)).then_some(column)
+}
+
+/// The SQL that prepares the database: the log's tables and the triggers.
+///
+/// # Errors
+/// When the file cannot be opened or read.
+pub fn prepare_sql(config: &Config) -> Result<String, OpenError> {
+    let path = config.limits.database.path();
+    let failed = |e: rusqlite::Error| OpenError::new(path, e);
+    let connection = match path.exists() {
+        true => open_existing(path)?,
+        false => Connection::open_in_memory().map_err(failed)?,
+    };
+    let mut sql = String::new();
+    if !connect::has_log(&connection).map_err(failed)? {
+        sql.push_str(&connect::migration_sql().replace("{epoch}", bourn_protocol::Epoch::draw().as_str()));
+    }
+    for entity in Catalog::new(&config.entities).iter() {
+        match introspect::table(&connection, entity).map_err(failed)? {
+            Err(reason) => sql.push_str(&format!("\n-- {}: {reason}\n", entity.name)),
+            Ok(schema) => {
+                for trigger in triggers::all(entity, &schema) {
+                    sql.push_str(&format!(
+                        "\nDROP TRIGGER IF EXISTS \"{}\";\n{};\n",
+                        trigger.name, trigger.sql
+                    ));
+                }
+            }
+        }
+    }
+    Ok(sql)
+}
+
+/// Does what [`prepare_sql`] prints.
+///
+/// # Errors
+/// When the file cannot be opened or written.
+pub fn prepare(config: &Config) -> Result<(), OpenError> {
+    let path = config.limits.database.path();
+    let failed = |e: rusqlite::Error| OpenError::new(path, e);
+    let mut connection = connect::writer(path, config.limits.busy_timeout.get()).map_err(failed)?;
+    if config.demo {
+        connect::make_demo(&mut connection).map_err(failed)?;
+    }
+    connect::migrate(&mut connection).map_err(failed)?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+    for entity in Catalog::new(&config.entities).iter() {
+        if let Ok(schema) = introspect::table(&transaction, entity).map_err(failed)? {
+            triggers::install(&transaction, entity, &triggers::all(entity, &schema)).map_err(failed)?;
+        }
+    }
+    transaction.commit().map_err(failed)
+}
+
+fn open_existing(path: &Path) -> Result<Connection, OpenError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(path, flags).map_err(|e| OpenError::new(path, e))
+}

@@ -1,0 +1,110 @@
+//! Opening the file: pragmas, and the migrations that make the log's own tables.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bourn_protocol::Epoch;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
+
+const MIGRATIONS: [(i64, &str); 1] = [(1, include_str!("../../../migrations/sqlite/0001_log.sql"))];
+const DEMO: &str = include_str!("../../../migrations/sqlite/demo.sql");
+/// Prepared statements kept per connection.
+const STATEMENT_CACHE: usize = 128;
+
+/// Why the database could not be opened; the text is for the operator's terminal.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the database {path}: {reason}")]
+pub struct OpenError {
+    path: String,
+    reason: String,
+}
+
+impl OpenError {
+    pub(super) fn new(path: &Path, reason: impl ToString) -> OpenError {
+        OpenError { path: path.display().to_string(), reason: reason.to_string() }
+    }
+}
+
+/// The connection that writes. There is one in a process.
+pub(super) fn writer(path: &Path, busy: Duration) -> rusqlite::Result<Connection> {
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(busy)?;
+    connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+    // FULL: under NORMAL a power cut can take back commits that were already served and give their offsets
+    // to other bytes.
+    connection.pragma_update(None, "synchronous", "full")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "recursive_triggers", true)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE);
+    Ok(connection)
+}
+
+/// A connection that only reads.
+pub(super) fn reader(path: &Path, busy: Duration) -> rusqlite::Result<Connection> {
+    // Opened read-write all the same: a read-only connection cannot make the -shm file it may need.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).or_else(|_| {
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+    })?;
+    connection.busy_timeout(busy)?;
+    connection.pragma_update(None, "query_only", true)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE);
+    Ok(connection)
+}
+
+/// Whether the file holds no table yet, neither ours nor another's.
+pub(super) fn is_new(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table')", [], |row| {
+        row.get(0)
+    })
+}
+
+/// Whether the log's own tables are there.
+pub(super) fn has_log(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'bourn_log')", [], |row| {
+        row.get(0)
+    })
+}
+
+/// Makes the log's own tables, as far as they are missing.
+pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    // Another server on the same file may be at it, too: the write lock decides.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(
+        "CREATE TABLE IF NOT EXISTS bourn_migrations (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)",
+    )?;
+    let done: i64 =
+        transaction
+            .query_row("SELECT coalesce(max(version), 0) FROM bourn_migrations", [], |row| row.get(0))?;
+    for (version, sql) in MIGRATIONS.into_iter().filter(|(version, _)| *version > done) {
+        transaction.execute_batch(&sql.replace("{epoch}", Epoch::draw().as_str()))?;
+        transaction.execute(
+            "INSERT INTO bourn_migrations VALUES (?1, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))",
+            [version],
+        )?;
+    }
+    transaction.commit()
+}
+
+/// The SQL of the log's own tables, for an operator who runs it himself.
+pub(super) fn migration_sql() -> String {
+    MIGRATIONS.iter().map(|(_, sql)| *sql).collect()
+}
+
+/// Makes the demo's tables.
+pub(super) fn make_demo(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    if is_new(&transaction)? {
+        transaction.execute_batch(DEMO)?;
+    }
+    transaction.commit()
+}
+
+/// The log's mark and horizon.
+pub(super) fn log_identity(connection: &Connection) -> rusqlite::Result<Option<(String, i64)>> {
+    connection
+        .query_row("SELECT epoch, horizon FROM bourn_log", [], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()
+}

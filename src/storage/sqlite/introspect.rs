@@ -1,0 +1,116 @@
+//! Reading a table's columns from the database.
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::sql::ident;
+use crate::entity::{Column, ColumnKind, ConflictPolicy, EntityType, TableSchema, managed};
+
+/// SQLite's own bound on the expressions that our triggers are made of.
+const COLUMNS_MAX: usize = 500;
+
+/// The table's columns, or in words why it cannot be streamed.
+pub(super) fn table(
+    connection: &Connection,
+    entity: &EntityType,
+) -> rusqlite::Result<Result<TableSchema, String>> {
+    let name = &entity.table;
+    let kind: Option<String> = connection
+        .prepare_cached("SELECT type FROM sqlite_master WHERE name = ?1 AND type IN ('table', 'view')")?
+        .query_row([name], |row| row.get(0))
+        .optional()?;
+    match kind.as_deref() {
+        Some("table") => {}
+        Some(_) => return Ok(Err(format!("`{name}` is a view; only tables can be streamed"))),
+        None => return Ok(Err(format!("the database has no table `{name}`"))),
+    }
+    let mut statement = connection.prepare_cached(
+        "SELECT name, type, \"notnull\", dflt_value IS NOT NULL, pk, hidden FROM pragma_table_xinfo(?1)",
+    )?;
+    let mut key_is_unique = false;
+    let mut key_columns = 0;
+    let columns: Vec<Column> = statement
+        .query_map([name], |row| {
+            let column: String = row.get(0)?;
+            let declared: String = row.get(1)?;
+            let (not_null, pk, hidden): (bool, i64, i64) = (row.get(2)?, row.get(4)?, row.get(5)?);
+            key_columns += i64::from(pk > 0);
+            key_is_unique |= pk == 1 && column == entity.key;
+            // An INTEGER PRIMARY KEY fills itself in.
+            let fills_itself = pk == 1 && declared.eq_ignore_ascii_case("integer");
+            Ok(Column {
+                kind: match column.as_str() {
+                    managed::TRANSACTIONS => ColumnKind::Json,
+                    _ => kind_of(&declared),
+                },
+                name: column,
+                required: not_null || pk > 0,
+                has_default: row.get::<_, bool>(3)? || fills_itself,
+                generated: hidden == 2 || hidden == 3,
+            })
+        })?
+        .collect::<Result<_, _>>()?;
+    key_is_unique = (key_is_unique && key_columns == 1) || has_unique_index(connection, entity)?;
+    let schema = TableSchema { columns };
+    let problem = if !schema.has(&entity.key) {
+        Some(format!("table `{name}` has no column `{}` to be its key", entity.key))
+    } else if !key_is_unique {
+        Some(format!(
+            "column `{}` of table `{name}` is not unique; give it a primary key or a unique index",
+            entity.key
+        ))
+    } else if let Some(scope) = entity.scope.as_deref().filter(|scope| !schema.has(scope)) {
+        Some(format!("table `{name}` has no column `{scope}` to be its scope"))
+    } else if entity.conflict == ConflictPolicy::OptimisticLock && !schema.has(managed::TRANSACTIONS) {
+        Some(format!("table `{name}` has no column `transactions`, which an optimistic lock needs"))
+    } else if schema.columns.len() > COLUMNS_MAX {
+        Some(format!("table `{name}` has more than {COLUMNS_MAX} columns"))
+    } else {
+        None
+    };
+    Ok(match problem {
+        Some(problem) => Err(problem),
+        None => Ok(schema),
+    })
+}
+
+fn has_unique_index(connection: &Connection, entity: &EntityType) -> rusqlite::Result<bool> {
+    let mut indexes = connection
+        .prepare_cached("SELECT name FROM pragma_index_list(?1) WHERE \"unique\" AND NOT partial")?;
+    let names: Vec<String> =
+        indexes.query_map([&entity.table], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    for name in names {
+        let columns: Vec<Option<String>> = connection
+            .prepare(&format!("SELECT name FROM pragma_index_info({})", ident(&name)))?
+            .query_map([], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        if columns == [Some(entity.key.clone())] {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The kind of a declared type: what is JSON, a boolean or a time by its name, then SQLite's own rules.
+fn kind_of(declared: &str) -> ColumnKind {
+    let declared = declared.to_ascii_uppercase();
+    let has = |words: &[&str]| words.iter().any(|word| declared.contains(word));
+    if has(&["JSON"]) {
+        ColumnKind::Json
+    } else if has(&["BOOL"]) {
+        ColumnKind::Boolean
+    } else if has(&["DATE", "TIME"]) {
+        ColumnKind::Timestamp
+    } else if has(&["INT"]) {
+        ColumnKind::Integer
+    } else if has(&["CHAR", "CLOB", "TEXT", "UUID"]) {
+        ColumnKind::Text
+    } else if has(&["BLOB", "BYTEA", "BINARY"]) {
+        ColumnKind::Blob
+    } else if has(&["REAL", "FLOA", "DOUB"]) {
+        ColumnKind::Real
+    } else if declared.is_empty() {
+        ColumnKind::Any
+    } else {
+        ColumnKind::Numeric
+    }
+}

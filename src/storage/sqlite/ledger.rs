@@ -1,0 +1,112 @@
+//! The ledger of mutations done: what makes a retry safe. It is written in the mutation's own transaction, so
+//! a mutation is in it exactly if it was done, whatever happened to the answer.
+
+use bourn_protocol::{Seq, TransactionId};
+use rusqlite::{Connection, OptionalExtension};
+use sha2::{Digest, Sha256};
+
+use crate::storage::{Mutation, Operation};
+
+/// Rows of the ledger removed at a time.
+const EXPIRE_MAX: i64 = 500;
+
+/// What tells one mutation from another under the same id.
+pub(super) type Fingerprint = [u8; 16];
+
+/// A mutation that was done.
+pub(super) struct Entry {
+    pub(super) entity_type: String,
+    pub(super) entity_id: String,
+    pub(super) fingerprint: Vec<u8>,
+    pub(super) outcome: Option<String>,
+}
+
+/// The fingerprint of a mutation: what it does, to which row, with which values. The expected transaction is
+/// no part of it.
+pub(super) fn fingerprint(mutation: &Mutation) -> Fingerprint {
+    let (kind, name, key, columns) = match &mutation.operation {
+        Operation::Create { entity, key, columns } => ("create", &*entity.name, key.as_ref(), Some(columns)),
+        Operation::Update { entity, key, columns, .. } => ("update", &*entity.name, Some(key), Some(columns)),
+        Operation::Delete { entity, key, .. } => ("delete", &*entity.name, Some(key), None),
+        Operation::Rollback { target, cascade } => {
+            let kind = if *cascade { "rollback cascade" } else { "rollback" };
+            return digest(&[kind, target.as_str()]);
+        }
+    };
+    let columns = columns.and_then(|columns| serde_json::to_string(columns).ok()).unwrap_or_default();
+    digest(&[kind, name, key.map_or("", |key| key.as_str()), &columns])
+}
+
+fn digest(parts: &[&str]) -> Fingerprint {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+        hash.update(part);
+    }
+    let full = hash.finalize();
+    let mut short = Fingerprint::default();
+    short.copy_from_slice(&full[..16]);
+    short
+}
+
+/// The mutation that was done under this id.
+pub(super) fn find(connection: &Connection, id: &TransactionId) -> rusqlite::Result<Option<Entry>> {
+    connection
+        .prepare_cached(
+            "SELECT entity_type, entity_id, fingerprint, outcome FROM bourn_ledger WHERE transaction_id = ?1",
+        )?
+        .query_row([id.as_str()], |row| {
+            Ok(Entry {
+                entity_type: row.get(0)?,
+                entity_id: row.get(1)?,
+                fingerprint: row.get(2)?,
+                outcome: row.get(3)?,
+            })
+        })
+        .optional()
+}
+
+/// The place in the log after which nothing of the mutation comes.
+pub(super) fn place(connection: &Connection, id: &TransactionId) -> rusqlite::Result<Option<Seq>> {
+    let seq: Option<i64> = connection
+        .prepare_cached("SELECT seq FROM bourn_ledger WHERE transaction_id = ?1")?
+        .query_row([id.as_str()], |row| row.get(0))
+        .optional()?;
+    Ok(seq.and_then(Seq::from_i64))
+}
+
+/// Notes a mutation as done.
+pub(super) fn record(
+    connection: &Connection,
+    mutation: &Mutation,
+    fingerprint: Fingerprint,
+    done: &super::mutate::Done,
+    expires_at: i64,
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO bourn_ledger (transaction_id, operation, entity_type, entity_id, fingerprint, seq, outcome, expires_at) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )?
+        .execute(rusqlite::params![
+            mutation.transaction_id.as_str(),
+            mutation.operation.name(),
+            done.entity_type,
+            done.key,
+            fingerprint,
+            done.head.as_i64(),
+            done.outcome,
+            expires_at
+        ])?;
+    Ok(())
+}
+
+/// Removes some of what has expired.
+pub(super) fn expire(connection: &Connection, unix_secs: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "DELETE FROM bourn_ledger WHERE id IN (SELECT id FROM bourn_ledger ORDER BY id LIMIT ?2) AND expires_at < ?1",
+        )?
+        .execute([unix_secs, EXPIRE_MAX])?;
+    Ok(())
+}

@@ -1,0 +1,264 @@
+//! Reading the log.
+
+use std::sync::Arc;
+
+use bourn_protocol::chunk::{ChunkBuilder, Feed};
+use bourn_protocol::{Action, ActivityRef, Selector, Seq, TransactionId};
+use rusqlite::types::{Type, ValueRef};
+use rusqlite::{Connection, Row, ToSql};
+
+use super::{ledger, sequencer};
+use crate::storage::{Activity, ActivityQuery, TransactionState};
+
+/// The columns of an activity, in the order [`read_activity`] and [`with_ref`] take them.
+pub(super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
+     changed_keys, value, previous_values, coalesce(commit_id, 0), last, created_at";
+
+/// Rows read at a time while a chunk is filled.
+const FILL_ROWS: usize = 1_100;
+
+/// A row as an owned activity.
+pub(super) fn read_activity(row: &Row<'_>) -> rusqlite::Result<Activity> {
+    with_ref(row, |activity| Activity {
+        seq: activity.seq,
+        action: activity.action,
+        entity_type: activity.entity_type.into(),
+        entity_id: activity.entity_id.into(),
+        organization_id: activity.organization_id.map(Into::into),
+        transaction_id: activity.transaction_id.map(Into::into),
+        client_id: activity.client_id.map(Into::into),
+        changed_keys: activity.changed_keys.map(Into::into),
+        value: activity.value.map(Into::into),
+        previous_values: activity.previous_values.map(Into::into),
+        commit_id: activity.commit_id,
+        last: activity.last,
+        created_at: activity.created_at.into(),
+    })
+}
+
+/// Hands a row to `take` as a borrowed activity: nothing is copied that needs not be.
+fn with_ref<T>(row: &Row<'_>, take: impl FnOnce(&ActivityRef<'_>) -> T) -> rusqlite::Result<T> {
+    // Another process may have written text that is not UTF-8; it is shown as far as it can be.
+    let text = |i: usize| -> rusqlite::Result<Option<std::borrow::Cow<'_, str>>> {
+        Ok(match row.get_ref(i)? {
+            ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(String::from_utf8_lossy(bytes)),
+            ValueRef::Integer(number) => Some(number.to_string().into()),
+            _ => None,
+        })
+    };
+    let broken = |i: usize| rusqlite::Error::InvalidColumnType(i, "activities".into(), Type::Null);
+    let seq = Seq::from_i64(row.get(0)?).ok_or_else(|| broken(0))?;
+    let action = text(1)?.and_then(|word| Action::from_log(&word)).ok_or_else(|| broken(1))?;
+    let (entity_type, entity_id) = (text(2)?.unwrap_or_default(), text(3)?.unwrap_or_default());
+    let (organization_id, transaction_id, client_id) = (text(4)?, text(5)?, text(6)?);
+    let (changed_keys, value, previous_values, created_at) =
+        (text(7)?, text(8)?, text(9)?, text(12)?.unwrap_or_default());
+    Ok(take(&ActivityRef {
+        seq,
+        action,
+        entity_type: &entity_type,
+        entity_id: &entity_id,
+        organization_id: organization_id.as_deref(),
+        transaction_id: transaction_id.as_deref(),
+        client_id: client_id.as_deref(),
+        changed_keys: changed_keys.as_deref(),
+        value: value.as_deref(),
+        previous_values: previous_values.as_deref(),
+        commit_id: row.get(10)?,
+        last: row.get(11)?,
+        created_at: &created_at,
+    }))
+}
+
+/// The feeds that together make up a stream; none where it is not made of feeds.
+fn feeds(connection: &Connection, stream: &Selector) -> rusqlite::Result<Option<Vec<i64>>> {
+    let Some(scope) = &stream.scope else { return Ok(None) };
+    connection
+        .prepare_cached("SELECT id FROM bourn_feeds WHERE scope = ?1 AND (?2 IS NULL OR entity_type = ?2)")?
+        .query_map(rusqlite::params![scope.as_str(), stream.entity_type.as_deref()], |row| row.get(0))?
+        .collect::<Result<Vec<i64>, _>>()
+        .map(Some)
+}
+
+/// The place of the last activity of a stream.
+pub(super) fn stream_tail(connection: &Connection, stream: &Selector) -> rusqlite::Result<Seq> {
+    const NEWEST: &str = "commit_id IS NOT NULL ORDER BY seq DESC LIMIT 1";
+    let newest = |condition: &str, value: &[&dyn ToSql]| -> rusqlite::Result<Seq> {
+        let mut statement =
+            connection.prepare_cached(&format!("SELECT seq FROM activities WHERE {condition} {NEWEST}"))?;
+        let mut rows = statement.query(value)?;
+        Ok(rows.next()?.map(|row| row.get(0)).transpose()?.and_then(Seq::from_i64).unwrap_or_default())
+    };
+    match (feeds(connection, stream)?, &stream.entity_type) {
+        (Some(feeds), _) => {
+            let mut tail = Seq::ZERO;
+            for feed in feeds {
+                tail = tail.max(newest("feed_id = ?1 AND", &[&feed])?);
+            }
+            Ok(tail)
+        }
+        (None, Some(name)) => newest("entity_type = ?1 AND", &[&&**name]),
+        (None, None) => newest("", &[]),
+    }
+}
+
+/// Gives the chunk what follows its position, until it is done or the stream ends.
+pub(super) fn fill(
+    connection: &Connection,
+    stream: &Selector,
+    mut chunk: ChunkBuilder,
+) -> rusqlite::Result<ChunkBuilder> {
+    let feeds = feeds(connection, stream)?;
+    loop {
+        let after = chunk.position();
+        let (rows, done) = match (&feeds, &stream.entity_type) {
+            (Some(feeds), _) => match feeds.as_slice() {
+                [] => return Ok(chunk),
+                [feed] => fill_from(connection, "feed_id = ?2 AND", &[&after.as_i64(), feed], &mut chunk)?,
+                feeds => fill_merged(connection, feeds, after, &mut chunk)?,
+            },
+            (None, Some(name)) => {
+                fill_from(connection, "entity_type = ?2 AND", &[&after.as_i64(), &&**name], &mut chunk)?
+            }
+            (None, None) => fill_from(connection, "", &[&after.as_i64()], &mut chunk)?,
+        };
+        if done || rows < FILL_ROWS {
+            return Ok(chunk);
+        }
+    }
+}
+
+/// Reads once; gives how many rows there were and whether the chunk is done.
+fn fill_from(
+    connection: &Connection,
+    condition: &str,
+    values: &[&dyn ToSql],
+    chunk: &mut ChunkBuilder,
+) -> rusqlite::Result<(usize, bool)> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM activities WHERE {condition} seq > ?1 AND commit_id IS NOT NULL ORDER BY seq LIMIT {FILL_ROWS}"
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(values)?;
+    let mut count = 0;
+    while let Some(row) = rows.next()? {
+        count += 1;
+        if with_ref(row, |activity| chunk.push(activity))? == Feed::Done {
+            return Ok((count, true));
+        }
+    }
+    Ok((count, false))
+}
+
+/// Reads once from several feeds, in the order of the log: each is read by its own index, as far as the
+/// furthest of them could matter.
+fn fill_merged(
+    connection: &Connection,
+    feeds: &[i64],
+    after: Seq,
+    chunk: &mut ChunkBuilder,
+) -> rusqlite::Result<(usize, bool)> {
+    let one = "SELECT * FROM (SELECT seq AS place FROM activities WHERE feed_id = ? AND seq > ? AND commit_id IS NOT NULL ORDER BY seq LIMIT ?)";
+    let union = vec![one; feeds.len()].join(" UNION ALL ");
+    let sql = format!(
+        "SELECT {COLUMNS} FROM ({union} ORDER BY place LIMIT {FILL_ROWS}) CROSS JOIN activities ON seq = place ORDER BY place"
+    );
+    let limit = i64::try_from(FILL_ROWS).unwrap_or(i64::MAX);
+    let values = feeds.iter().flat_map(|&feed| [feed, after.as_i64(), limit]);
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(rusqlite::params_from_iter(values))?;
+    let mut count = 0;
+    while let Some(row) = rows.next()? {
+        count += 1;
+        if with_ref(row, |activity| chunk.push(activity))? == Feed::Done {
+            return Ok((count, true));
+        }
+    }
+    Ok((count, false))
+}
+
+/// The activities after a place, in order.
+pub(super) fn follow(connection: &Connection, after: Seq, limit: usize) -> rusqlite::Result<Vec<Activity>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM activities WHERE seq > ?1 AND commit_id IS NOT NULL ORDER BY seq LIMIT ?2"
+    );
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    connection.prepare_cached(&sql)?.query_map([after.as_i64(), limit], read_activity)?.collect()
+}
+
+/// The activities that match, newest first.
+pub(super) fn query(connection: &Connection, query: &ActivityQuery) -> rusqlite::Result<Vec<Activity>> {
+    let mut conditions = vec!["commit_id IS NOT NULL".to_owned()];
+    let mut values: Vec<Arc<dyn ToSql>> = Vec::new();
+    let mut given = |column: &str, operator: &str, value: Option<String>| {
+        if let Some(value) = value {
+            values.push(Arc::new(value));
+            conditions.push(format!("{column} {operator} ?{}", values.len()));
+        }
+    };
+    given("transaction_id", "=", query.transaction_id.as_ref().map(ToString::to_string));
+    given("client_id", "=", query.client_id.as_ref().map(ToString::to_string));
+    given("entity_id", "=", query.entity_id.as_ref().map(ToString::to_string));
+    // A narrower index is there: `+` keeps the planner from taking the type's.
+    let narrowed = query.transaction_id.is_some() || query.client_id.is_some() || query.entity_id.is_some();
+    given(if narrowed { "+entity_type" } else { "entity_type" }, "=", query.entity_type.clone());
+    if narrowed {
+        given("organization_id", "=", query.organization_id.as_ref().map(ToString::to_string));
+    }
+    if let Some(before) = query.before {
+        values.push(Arc::new(before.as_i64()));
+        conditions.push(format!("seq < ?{}", values.len()));
+    }
+    let read = |condition: &str, values: &[Arc<dyn ToSql>]| -> rusqlite::Result<Vec<Activity>> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM activities WHERE {condition} ORDER BY seq DESC LIMIT {}",
+            query.limit
+        );
+        let values: Vec<&dyn ToSql> = values.iter().map(|value| &**value).collect();
+        connection.prepare_cached(&sql)?.query_map(values.as_slice(), read_activity)?.collect()
+    };
+    let conditions = conditions.join(" AND ");
+    let Some(scope) = query.organization_id.clone().filter(|_| !narrowed) else {
+        return read(&conditions, &values);
+    };
+    // A scope's newest activities are the newest of its feeds, one index seek each.
+    let stream = Selector {
+        kind: bourn_protocol::MessageKind::Activity,
+        entity_type: query.entity_type.as_deref().map(Arc::from),
+        scope: Some(scope),
+    };
+    let mut found = Vec::new();
+    for feed in feeds(connection, &stream)?.unwrap_or_default() {
+        found.extend(read(
+            &format!("feed_id = {feed} AND {}", conditions.replace("entity_type", "+entity_type")),
+            &values,
+        )?);
+    }
+    found.sort_by_key(|activity| std::cmp::Reverse(activity.seq));
+    found.truncate(query.limit);
+    Ok(found)
+}
+
+/// What became of a transaction.
+pub(super) fn transaction(connection: &Connection, id: &TransactionId) -> rusqlite::Result<TransactionState> {
+    let logged: Option<i64> = connection
+        .prepare_cached(
+            "SELECT max(seq) FROM activities WHERE transaction_id = ?1 AND commit_id IS NOT NULL",
+        )?
+        .query_row([id.as_str()], |row| row.get(0))?;
+    if let Some(seq) = logged.and_then(Seq::from_i64) {
+        return Ok(TransactionState::Confirmed(seq));
+    }
+    // It may have changed nothing that the log shows; then it is confirmed once the log has come so far.
+    match ledger::place(connection, id)? {
+        Some(place) if place <= sequencer::sealed_head(connection)? => Ok(TransactionState::Confirmed(place)),
+        Some(_) => Ok(TransactionState::Accepted),
+        None => {
+            let pending = "SELECT 1 FROM activities WHERE transaction_id = ?1 LIMIT 1";
+            Ok(match connection.prepare_cached(pending)?.exists([id.as_str()])? {
+                true => TransactionState::Accepted,
+                false => TransactionState::Unknown,
+            })
+        }
+    }
+}

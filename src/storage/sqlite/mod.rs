@@ -1,0 +1,223 @@
+//! SQLite, the embedded database: one file, any number of processes that write it.
+//!
+//! Capture is by [`triggers`] inside each writer's transaction; the [`sequencer`] marks where transactions end;
+//! the [`writer`] thread does our own mutations, many to a commit; the [`watch`] thread notices other
+//! processes; a [`pool`] of connections reads.
+
+mod admin;
+mod connect;
+mod error;
+mod introspect;
+mod ledger;
+mod log;
+mod mutate;
+mod pool;
+mod reconcile;
+mod rollback;
+mod rows;
+mod sequencer;
+mod sql;
+mod triggers;
+mod watch;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bourn_protocol::chunk::ChunkBuilder;
+use bourn_protocol::{EntityKey, Epoch, Selector, Seq, TransactionId};
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Activity, ActivityQuery, Capture, CaptureStatus, ListPage, ListQuery, Log, LogBounds, Mutation,
+    StorageError, Tables, TransactionState, WriteError, Writer, Written,
+};
+use crate::config::Limits;
+use crate::entity::{Catalog, EntityType, TableSchema};
+pub use admin::{Finding, check, prepare, prepare_sql};
+pub use connect::OpenError;
+use pool::ReadPool;
+use writer::{Job, WriterThread};
+
+/// Everything [`SqliteStorage`] shares with its threads: how capture is doing.
+#[derive(Debug, Default)]
+struct Shared {
+    status: Mutex<Status>,
+}
+
+#[derive(Debug, Default)]
+struct Status {
+    stalled: Option<String>,
+    lag: u64,
+    /// Keys compared so far, by the entity type that is being reconciled.
+    reconciling: BTreeMap<String, u64>,
+}
+
+impl Shared {
+    fn with<T>(&self, change: impl FnOnce(&mut Status) -> T) -> T {
+        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn stalled(&self, reason: Option<String>) {
+        self.with(|status| status.stalled = reason);
+    }
+
+    fn reconciling(&self, entity: &str, looked_at: Option<u64>) {
+        self.with(|status| match looked_at {
+            Some(keys) => {
+                status.reconciling.insert(entity.to_owned(), keys);
+            }
+            None => {
+                status.reconciling.remove(entity);
+            }
+        });
+    }
+}
+
+/// An open SQLite database.
+pub struct SqliteStorage {
+    pool: ReadPool,
+    jobs: mpsc::Sender<Job>,
+    head: tokio::sync::watch::Receiver<Seq>,
+    shared: Arc<Shared>,
+    /// Dropped with the storage, which ends the watcher.
+    _watcher: std::sync::mpsc::SyncSender<()>,
+}
+
+impl SqliteStorage {
+    /// Opens the file, makes it if it is missing, brings the log's tables and the triggers up to date and
+    /// starts the threads.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, is no database, or cannot be prepared.
+    pub fn open(limits: &Limits, catalog: Arc<Catalog>, demo: bool) -> Result<SqliteStorage, OpenError> {
+        let path = limits.database.path();
+        let busy = limits.busy_timeout.get();
+        let failed = |e: rusqlite::Error| OpenError::new(path, e);
+        let mut connection = connect::writer(path, busy).map_err(failed)?;
+        if demo {
+            connect::make_demo(&mut connection).map_err(failed)?;
+        }
+        connect::migrate(&mut connection).map_err(failed)?;
+        let (head, _) = tokio::sync::watch::channel(sequencer::sealed_head(&connection).map_err(failed)?);
+        let (jobs, queue) = mpsc::channel(limits.write_queue);
+        let shared = Arc::new(Shared::default());
+        let (watcher, stop) = std::sync::mpsc::sync_channel(0);
+        let watching = watch::Watcher {
+            connection: connect::reader(path, busy).map_err(failed)?,
+            jobs: jobs.clone(),
+            head: head.clone(),
+            shared: shared.clone(),
+            interval: limits.poll_interval.get(),
+            stop,
+        };
+        let writing = WriterThread {
+            connection,
+            catalog,
+            jobs: queue,
+            shared: shared.clone(),
+            head: head.clone(),
+            batch: limits.write_batch,
+            ledger_retention: limits.ledger_retention.get(),
+        };
+        spawn("bourn-writer", path, move || writing.run())?;
+        spawn("bourn-watcher", path, move || watching.run())?;
+        let pool = ReadPool::new(path, busy, limits.read_connections);
+        Ok(SqliteStorage { pool, jobs, head: head.subscribe(), shared, _watcher: watcher })
+    }
+
+    fn schema(entity: &EntityType) -> Result<Arc<TableSchema>, StorageError> {
+        entity.schema().map_err(StorageError::Entity)
+    }
+}
+
+fn spawn(name: &str, path: &Path, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(run);
+    thread.map(|_| ()).map_err(|error| OpenError::new(path, error))
+}
+
+#[async_trait]
+impl Log for SqliteStorage {
+    async fn bounds(&self) -> Result<LogBounds, StorageError> {
+        let read = self.pool.read(|connection| {
+            let head = sequencer::sealed_head(connection)?;
+            Ok(connect::log_identity(connection)?.map(|(epoch, horizon)| (epoch, horizon, head)))
+        });
+        let (epoch, horizon, head) = read.await?.ok_or(StorageError::Unavailable)?;
+        let epoch: Epoch = epoch.parse().map_err(|_| StorageError::Unavailable)?;
+        Ok(LogBounds { epoch, head, horizon: Seq::from_i64(horizon).unwrap_or_default() })
+    }
+
+    async fn stream_tail(&self, stream: &Selector) -> Result<Seq, StorageError> {
+        let stream = stream.clone();
+        self.pool.read(move |connection| log::stream_tail(connection, &stream)).await
+    }
+
+    async fn fill(&self, stream: &Selector, chunk: ChunkBuilder) -> Result<ChunkBuilder, StorageError> {
+        let stream = stream.clone();
+        self.pool.read(move |connection| log::fill(connection, &stream, chunk)).await
+    }
+
+    async fn follow(&self, after: Seq, limit: usize) -> Result<Vec<Activity>, StorageError> {
+        self.pool.read(move |connection| log::follow(connection, after, limit)).await
+    }
+
+    async fn activities(&self, query: &ActivityQuery) -> Result<Vec<Activity>, StorageError> {
+        let query = query.clone();
+        self.pool.read(move |connection| log::query(connection, &query)).await
+    }
+
+    async fn transaction(&self, id: &TransactionId) -> Result<TransactionState, StorageError> {
+        let id = id.clone();
+        self.pool.read(move |connection| log::transaction(connection, &id)).await
+    }
+}
+
+#[async_trait]
+impl Tables for SqliteStorage {
+    async fn list(&self, entity: &Arc<EntityType>, query: &ListQuery) -> Result<ListPage, StorageError> {
+        let (entity, schema, query) = (entity.clone(), Self::schema(entity)?, query.clone());
+        self.pool.read(move |connection| rows::list(connection, &entity, &schema, &query)).await
+    }
+
+    async fn row(&self, entity: &Arc<EntityType>, key: &EntityKey) -> Result<Option<Bytes>, StorageError> {
+        let (entity, schema, key) = (entity.clone(), Self::schema(entity)?, key.clone());
+        self.pool.read(move |connection| rows::row(connection, &entity, &schema, &key)).await
+    }
+}
+
+#[async_trait]
+impl Writer for SqliteStorage {
+    async fn write(&self, mutation: Mutation) -> Result<Written, WriteError> {
+        let (answer, answered) = oneshot::channel();
+        self.jobs.try_send(Job::Write(Box::new(mutation), answer)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => WriteError::Storage(StorageError::Overloaded),
+            mpsc::error::TrySendError::Closed(_) => WriteError::Storage(StorageError::Closed),
+        })?;
+        answered.await.unwrap_or(Err(WriteError::Storage(StorageError::Closed)))
+    }
+
+    async fn close(&self) {
+        let (done, finished) = oneshot::channel();
+        if self.jobs.send(Job::Close(done)).await.is_ok() {
+            let _ = finished.await;
+        }
+    }
+}
+
+impl Capture for SqliteStorage {
+    fn head(&self) -> tokio::sync::watch::Receiver<Seq> {
+        self.head.clone()
+    }
+
+    fn status(&self) -> CaptureStatus {
+        self.shared.with(|status| CaptureStatus {
+            stalled: status.stalled.clone(),
+            lag: status.lag,
+            reconciling: status.reconciling.clone(),
+        })
+    }
+}

@@ -1,0 +1,420 @@
+//! Mutations as SQL: one row made, changed or deleted, inside the writer's transaction. Capture sees them as it
+//! sees any other writer's.
+
+use bourn_protocol::{ClientId, EntityKey, Seq, TransactionId};
+use bytes::Bytes;
+use rusqlite::types::Value as Sql;
+use rusqlite::{Connection, OptionalExtension, params_from_iter};
+use serde_json::{Map, Value};
+
+use super::sql::{field, ident, key_text, row_json, transaction_of, visible};
+use super::{error, ledger, rollback, sequencer};
+use crate::entity::{Catalog, Column, ColumnKind, ConflictPolicy, EntityType, TableSchema, managed};
+use crate::storage::{Mutation, Operation, StorageError, Undone, WriteError, Written};
+
+/// Characters of a key that the server makes up.
+const MADE_KEY_LENGTH: usize = 21;
+
+/// A mutation was done just now.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    pub(super) entity_type: String,
+    pub(super) key: String,
+    pub(super) row: Option<Bytes>,
+    /// What a rollback undid, as JSON, for the ledger.
+    pub(super) outcome: Option<String>,
+    pub(super) undone: Vec<Undone>,
+    /// The head of the log afterwards.
+    pub(super) head: Seq,
+}
+
+/// What mutations are done with.
+pub(super) struct Context<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) catalog: &'a Catalog,
+    pub(super) transaction: &'a TransactionId,
+    pub(super) client: Option<&'a ClientId>,
+}
+
+/// Does a mutation that was not done before, or says what became of it. `before` is the head of the log.
+pub(super) fn apply(
+    connection: &Connection,
+    catalog: &Catalog,
+    mutation: &Mutation,
+    before: Seq,
+    ledger_expires: i64,
+) -> Result<(Written, Seq), WriteError> {
+    let context = Context {
+        connection,
+        catalog,
+        transaction: &mutation.transaction_id,
+        client: mutation.client_id.as_ref(),
+    };
+    let fingerprint = ledger::fingerprint(mutation);
+    if let Some(entry) = ledger::find(connection, &mutation.transaction_id).map_err(|e| error::write(&e))? {
+        if entry.fingerprint != fingerprint {
+            return Err(WriteError::Reused);
+        }
+        return context.repeated(&entry).map(|written| (written, before));
+    }
+    let mut done = match &mutation.operation {
+        Operation::Create { entity, key, columns } => {
+            context.create(entity, key.as_ref(), columns, before)?
+        }
+        Operation::Update { entity, key, columns, expected } => {
+            context.update(entity, key, columns, expected.as_ref(), before)?
+        }
+        Operation::Delete { entity, key, expected } => context.delete(entity, key, expected.as_ref())?,
+        Operation::Rollback { target, cascade } => rollback::undo(&context, target, *cascade)?,
+    };
+    done.head = sequencer::head(connection).map_err(|e| error::write(&e))?;
+    ledger::record(connection, mutation, fingerprint, &done, ledger_expires).map_err(|e| error::write(&e))?;
+    let written = Written { repeated: false, row: done.row, key: Some(done.key), undone: done.undone };
+    Ok((written, done.head))
+}
+
+/// The columns of an entity type's table, or a storage error with the reason there are none.
+fn schema_of(entity: &EntityType) -> Result<std::sync::Arc<TableSchema>, WriteError> {
+    entity.schema().map_err(|reason| WriteError::Storage(StorageError::Entity(reason)))
+}
+
+impl Context<'_> {
+    fn create(
+        &self,
+        entity: &EntityType,
+        key: Option<&EntityKey>,
+        columns: &Map<String, Value>,
+        before: Seq,
+    ) -> Result<Done, WriteError> {
+        let schema = schema_of(entity)?;
+        let mut names = Vec::new();
+        let mut values = Vec::new();
+        let mut set = |name: &str, value: Sql| {
+            names.push(ident(name));
+            values.push(value);
+        };
+        let key_kind = schema.column(&entity.key).map_or(ColumnKind::Any, |column| column.kind);
+        let key = match key {
+            Some(key) => Some(key.as_str().to_owned()),
+            None if key_kind == ColumnKind::Integer => None,
+            None => Some(bourn_protocol::ids::random_text(MADE_KEY_LENGTH)),
+        };
+        if let Some(key) = &key {
+            if self.exists(entity, key)? {
+                return Err(WriteError::AlreadyExists(key.clone()));
+            }
+            set(&entity.key, Sql::Text(key.clone()));
+        }
+        for (name, value) in columns.iter().filter(|(name, _)| **name != entity.key) {
+            if let Some(column) = schema.column(name) {
+                set(name, bind(column, value));
+            }
+        }
+        let now = self.now()?;
+        if schema.has(managed::TRANSACTIONS) {
+            set(managed::TRANSACTIONS, Sql::Text(stamp(Some(self.transaction.as_str()), None)));
+        }
+        if schema.has(managed::LAST_CLIENT_ID) {
+            set(managed::LAST_CLIENT_ID, text_or_null(self.client.map(ClientId::as_str)));
+        }
+        let timed = |name: &str, always: bool| {
+            schema
+                .column(name)
+                .is_some_and(|column| !columns.contains_key(name) && (always || column.required))
+        };
+        if timed(managed::CREATED_AT, true) {
+            set(managed::CREATED_AT, Sql::Text(now.clone()));
+        }
+        if timed(managed::MODIFIED_AT, false) {
+            set(managed::MODIFIED_AT, Sql::Text(now));
+        }
+        let places = vec!["?"; values.len()].join(", ");
+        let sql = match names.is_empty() {
+            true => format!("INSERT INTO {} DEFAULT VALUES", ident(&entity.table)),
+            false => format!("INSERT INTO {} ({}) VALUES ({places})", ident(&entity.table), names.join(", ")),
+        };
+        self.in_context(!schema.has(managed::TRANSACTIONS), || self.execute(&sql, values))?;
+        self.done(entity, &schema, key.as_deref(), before)
+    }
+
+    fn update(
+        &self,
+        entity: &EntityType,
+        key: &EntityKey,
+        columns: &Map<String, Value>,
+        expected: Option<&TransactionId>,
+        before: Seq,
+    ) -> Result<Done, WriteError> {
+        let schema = schema_of(entity)?;
+        self.expect(entity, &schema, key, expected)?;
+        let sets: Vec<(&Column, Sql)> = columns
+            .iter()
+            .filter(|(name, _)| **name != entity.key)
+            .filter_map(|(name, value)| schema.column(name).map(|column| (column, bind(column, value))))
+            .collect();
+        self.set(entity, &schema, key.as_str(), &sets, "update")?;
+        self.done(entity, &schema, Some(key.as_str()), before)
+    }
+
+    fn delete(
+        &self,
+        entity: &EntityType,
+        key: &EntityKey,
+        expected: Option<&TransactionId>,
+    ) -> Result<Done, WriteError> {
+        let schema = schema_of(entity)?;
+        self.expect(entity, &schema, key, expected)?;
+        let row = self.remove(entity, &schema, key.as_str())?;
+        Ok(Done { entity_type: entity.name.to_string(), key: key.to_string(), row, ..Done::default() })
+    }
+
+    /// Sets columns of a row, and with them its transaction, client and time.
+    pub(super) fn set(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+        sets: &[(&Column, Sql)],
+        action: &str,
+    ) -> Result<(), WriteError> {
+        let mut parts: Vec<String> =
+            sets.iter().map(|(column, _)| format!("{} = ?", ident(&column.name))).collect();
+        let mut values: Vec<Sql> = sets.iter().map(|(_, value)| value.clone()).collect();
+        let given = |name: &str| sets.iter().any(|(column, _)| column.name == name);
+        if schema.has(managed::TRANSACTIONS) && !given(managed::TRANSACTIONS) {
+            let fields = ["insert", "update", "delete"].map(|field| match field == action {
+                true => format!("'{field}', ?"),
+                false => format!("'{field}', {}", transaction_of(schema, &ident(&entity.table), field)),
+            });
+            parts.push(format!("{} = json_object({})", managed::TRANSACTIONS, fields.join(", ")));
+            values.push(Sql::Text(self.transaction.to_string()));
+        }
+        if schema.has(managed::LAST_CLIENT_ID) && !given(managed::LAST_CLIENT_ID) {
+            parts.push(format!("{} = ?", managed::LAST_CLIENT_ID));
+            values.push(text_or_null(self.client.map(ClientId::as_str)));
+        }
+        if schema.has(managed::MODIFIED_AT) && !given(managed::MODIFIED_AT) {
+            parts.push(format!("{} = ?", managed::MODIFIED_AT));
+            values.push(Sql::Text(self.now()?));
+        }
+        if parts.is_empty() {
+            return Ok(());
+        }
+        values.push(Sql::Text(key.to_owned()));
+        let sql =
+            format!("UPDATE {} SET {} WHERE {}", ident(&entity.table), parts.join(", "), by_key(entity, "?"));
+        self.in_context(!schema.has(managed::TRANSACTIONS), || self.execute(&sql, values))
+    }
+
+    /// Deletes a row, softly where the table can; gives it as it last was.
+    pub(super) fn remove(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+    ) -> Result<Option<Bytes>, WriteError> {
+        if let Some(column) = schema.column(managed::DELETED_AT) {
+            let now = Sql::Text(self.now()?);
+            self.set(entity, schema, key, &[(column, now)], "delete")?;
+            return self.row(entity, schema, key);
+        }
+        let row = self.row(entity, schema, key)?;
+        let sql = format!("DELETE FROM {} WHERE {}", ident(&entity.table), by_key(entity, "?"));
+        self.in_context(true, || self.execute(&sql, vec![Sql::Text(key.to_owned())]))?;
+        Ok(row)
+    }
+
+    /// Checks that a living row is there, and that it is in the version the client expects.
+    fn expect(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &EntityKey,
+        expected: Option<&TransactionId>,
+    ) -> Result<(), WriteError> {
+        let current = format!(
+            "coalesce({}, {})",
+            transaction_of(schema, "t", "update"),
+            transaction_of(schema, "t", "insert")
+        );
+        let sql = format!(
+            "SELECT {current} FROM {} t WHERE {} AND {}",
+            ident(&entity.table),
+            by_key(entity, "?1"),
+            visible(schema, "t")
+        );
+        let actual: Option<Option<String>> = self
+            .connection
+            .prepare_cached(&sql)
+            .and_then(|mut statement| statement.query_row([key.as_str()], |row| row.get(0)).optional())
+            .map_err(|e| error::write(&e))?;
+        let Some(actual) = actual else { return Err(WriteError::NotFound(key.to_string())) };
+        match expected {
+            None if entity.conflict == ConflictPolicy::OptimisticLock => Err(WriteError::ExpectationRequired),
+            None => Ok(()),
+            Some(_) if !schema.has(managed::TRANSACTIONS) => Err(WriteError::NoExpectations),
+            Some(expected) if actual.as_deref() == Some(expected.as_str()) => Ok(()),
+            Some(expected) => {
+                let row = self.row(entity, schema, key.as_str())?.unwrap_or_default();
+                Err(WriteError::Conflict { row, expected: expected.to_string(), actual })
+            }
+        }
+    }
+
+    /// Whether a row of this key is there, deleted softly or not.
+    pub(super) fn exists(&self, entity: &EntityType, key: &str) -> Result<bool, WriteError> {
+        let sql = format!("SELECT 1 FROM {} t WHERE {}", ident(&entity.table), by_key(entity, "?1"));
+        self.connection
+            .prepare_cached(&sql)
+            .and_then(|mut statement| statement.exists([key]))
+            .map_err(|e| error::write(&e))
+    }
+
+    fn row(&self, entity: &EntityType, schema: &TableSchema, key: &str) -> Result<Option<Bytes>, WriteError> {
+        let sql = format!(
+            "SELECT {} FROM {} t WHERE {}",
+            row_json(schema, "t"),
+            ident(&entity.table),
+            by_key(entity, "?1")
+        );
+        self.connection
+            .prepare_cached(&sql)
+            .and_then(|mut statement| statement.query_row([key], |row| row.get::<_, String>(0)).optional())
+            .map(|row| row.map(Bytes::from))
+            .map_err(|e| error::write(&e))
+    }
+
+    /// The answer to a create or an update: the row as capture has just written it into the log.
+    fn done(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: Option<&str>,
+        before: Seq,
+    ) -> Result<Done, WriteError> {
+        let logged: Option<(String, Option<String>)> = self
+            .connection
+            .prepare_cached(
+                "SELECT entity_id, value FROM activities WHERE seq > ?1 AND entity_type = ?2 \
+                 AND (?3 IS NULL OR entity_id = ?3) ORDER BY seq DESC LIMIT 1",
+            )
+            .and_then(|mut statement| {
+                statement
+                    .query_row(rusqlite::params![before.as_i64(), &*entity.name, key], |row| {
+                        Ok((row.get(0)?, row.get(1)?))
+                    })
+                    .optional()
+            })
+            .map_err(|e| error::write(&e))?;
+        let (key, value) = match logged {
+            Some((key, value)) => (key, value.map(Bytes::from)),
+            None => (key.unwrap_or_default().to_owned(), None),
+        };
+        let row = match value {
+            Some(value) => Some(value),
+            None => self.row(entity, schema, &key)?,
+        };
+        Ok(Done { entity_type: entity.name.to_string(), key, row, ..Done::default() })
+    }
+
+    /// The answer to a mutation that was done before: the row as it is, or, where it is gone, as the mutation
+    /// left it.
+    fn repeated(&self, entry: &ledger::Entry) -> Result<Written, WriteError> {
+        let entity = self.catalog.by_name(&entry.entity_type);
+        let mut row = match entity.map(|entity| (entity, entity.schema())) {
+            Some((entity, Ok(schema))) => self.row(entity, &schema, &entry.entity_id)?,
+            _ => None,
+        };
+        if row.is_none() {
+            let sql = "SELECT coalesce(value, previous_values) FROM activities \
+                       WHERE transaction_id = ?1 AND entity_id = ?2 ORDER BY seq DESC LIMIT 1";
+            let logged: Option<Option<String>> = self
+                .connection
+                .prepare_cached(sql)
+                .and_then(|mut s| {
+                    s.query_row([self.transaction.as_str(), &entry.entity_id], |row| row.get(0)).optional()
+                })
+                .map_err(|e| error::write(&e))?;
+            row = logged.flatten().map(Bytes::from);
+        }
+        let undone = entry.outcome.as_deref().map(rollback::parse_outcome).unwrap_or_default();
+        Ok(Written { repeated: true, row, key: Some(entry.entity_id.clone()), undone })
+    }
+
+    pub(super) fn execute(&self, sql: &str, values: Vec<Sql>) -> Result<(), WriteError> {
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.execute(params_from_iter(values)))
+            .map(|_| ())
+            .map_err(|e| error::write(&e))
+    }
+
+    /// Runs a statement with the transaction's and the client's ids where triggers find them, if `needed`.
+    pub(super) fn in_context(
+        &self,
+        needed: bool,
+        run: impl FnOnce() -> Result<(), WriteError>,
+    ) -> Result<(), WriteError> {
+        if !needed {
+            return run();
+        }
+        let set = "UPDATE bourn_context SET transaction_id = ?, client_id = ?";
+        let ids =
+            vec![Sql::Text(self.transaction.to_string()), text_or_null(self.client.map(ClientId::as_str))];
+        self.execute(set, ids)?;
+        run()?;
+        self.execute(set, vec![Sql::Null, Sql::Null])
+    }
+
+    pub(super) fn now(&self) -> Result<String, WriteError> {
+        self.connection
+            .prepare_cached("SELECT strftime('%Y-%m-%dT%H:%M:%fZ', 'now')")
+            .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+            .map_err(|e| error::write(&e))
+    }
+}
+
+/// The condition that picks a row by its key as text. The second half refuses what only an affinity would
+/// take for the same key, such as `05` for 5.
+pub(super) fn by_key(entity: &EntityType, place: &str) -> String {
+    let table = ident(&entity.table);
+    let alias = if place == "?1" { "t" } else { table.as_str() };
+    let column = field(alias, &entity.key);
+    match place {
+        "?1" => format!("{column} = ?1 AND {} = ?1", key_text(entity, alias)),
+        _ => format!("{column} = ?"),
+    }
+}
+
+fn text_or_null(text: Option<&str>) -> Sql {
+    text.map_or(Sql::Null, |text| Sql::Text(text.to_owned()))
+}
+
+/// The `transactions` of a row.
+pub(super) fn stamp(insert: Option<&str>, update: Option<&str>) -> String {
+    serde_json::json!({ "insert": insert, "update": update, "delete": null }).to_string()
+}
+
+/// A JSON value as the column keeps it. Values were checked against their columns before; what a row of
+/// another writer held may still be of any type, and keeps it.
+pub(super) fn bind(column: &Column, value: &Value) -> Sql {
+    let number = |number: &serde_json::Number| match (number.as_i64(), number.as_f64()) {
+        (Some(integer), _) if column.kind != ColumnKind::Real => Sql::Integer(integer),
+        (_, Some(real)) => Sql::Real(real),
+        (Some(integer), None) => Sql::Integer(integer),
+        (None, None) => Sql::Text(number.to_string()),
+    };
+    match (column.kind, value) {
+        (_, Value::Null) => Sql::Null,
+        (ColumnKind::Json, value) => Sql::Text(value.to_string()),
+        (_, Value::Bool(truth)) => Sql::Integer(i64::from(*truth)),
+        (_, Value::Number(n)) => number(n),
+        (ColumnKind::Real, Value::String(s)) if s == "Infinity" => Sql::Real(f64::INFINITY),
+        (ColumnKind::Real, Value::String(s)) if s == "-Infinity" => Sql::Real(f64::NEG_INFINITY),
+        (ColumnKind::Blob, Value::String(s)) => {
+            crate::entity::unhex(s).map_or_else(|| Sql::Text(s.clone()), Sql::Blob)
+        }
+        (_, Value::String(s)) => Sql::Text(s.clone()),
+        (_, value) => Sql::Text(value.to_string()),
+    }
+}

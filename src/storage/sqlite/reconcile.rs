@@ -1,0 +1,220 @@
+//! Reconciling a table with the log: wherever the log's last state of a row differs from the row, the
+//! difference is appended as an ordinary activity. Against an empty log this is the first backfill; after
+//! triggers were missing for a while it is the repair. It goes in small steps, so that other writers get their
+//! turns, and each step compares within one transaction, so that nothing is done twice.
+
+use std::sync::Arc;
+
+use rusqlite::types::Value as Sql;
+use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::Value;
+
+use super::sql::{field, ident, key_text, literal, row_json, scope_text, visible};
+use crate::entity::{EntityType, TableSchema};
+
+/// Keys compared in one step.
+const STEP_KEYS: usize = 500;
+
+/// How far the reconciling of one table has come.
+#[derive(Debug)]
+pub(super) struct Reconcile {
+    pub(super) entity: Arc<EntityType>,
+    pub(super) schema: Arc<TableSchema>,
+    /// Keys looked at so far.
+    pub(super) looked_at: u64,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// The rows of the table, by key: are they in the log as they are?
+    Rows(Option<Sql>),
+    /// The keys of the log: are they in the table?
+    Keys(String),
+}
+
+/// The last state of a key as the log has it.
+struct Logged {
+    alive: bool,
+    value: Option<String>,
+    scope: Option<String>,
+}
+
+impl Reconcile {
+    pub(super) fn new(entity: Arc<EntityType>, schema: Arc<TableSchema>) -> Reconcile {
+        Reconcile { entity, schema, looked_at: 0, phase: Phase::Rows(None) }
+    }
+
+    /// Does one step inside the caller's write transaction; says whether that was the last.
+    pub(super) fn step(&mut self, connection: &Connection) -> rusqlite::Result<bool> {
+        match &self.phase {
+            Phase::Rows(after) => {
+                let after = after.clone();
+                self.phase = match self.step_rows(connection, after)? {
+                    Some(last) => Phase::Rows(Some(last)),
+                    None => Phase::Keys(String::new()),
+                };
+                Ok(false)
+            }
+            Phase::Keys(after) => {
+                let after = after.clone();
+                Ok(match self.step_keys(connection, &after)? {
+                    Some(last) => {
+                        self.phase = Phase::Keys(last);
+                        false
+                    }
+                    None => true,
+                })
+            }
+        }
+    }
+
+    fn step_rows(&mut self, connection: &Connection, after: Option<Sql>) -> rusqlite::Result<Option<Sql>> {
+        let (entity, schema) = (&self.entity, &self.schema);
+        let key = field("t", &entity.key);
+        let sql = format!(
+            "SELECT {key}, {}, {}, {} FROM {} t WHERE ({}) AND {key} IS NOT NULL AND (?1 IS NULL OR {key} > ?1) ORDER BY {key} LIMIT {STEP_KEYS}",
+            key_text(entity, "t"),
+            scope_text(entity, "t"),
+            row_json(schema, "t"),
+            ident(&entity.table),
+            visible(schema, "t")
+        );
+        let rows: Vec<(Sql, String, Option<String>, String)> = connection
+            .prepare_cached(&sql)?
+            .query_map([after], |row| Ok((row.get(0)?, lossy(row, 1)?, row.get(2)?, lossy(row, 3)?)))?
+            .collect::<Result<_, _>>()?;
+        for (_, key, scope, value) in &rows {
+            let logged = self.logged(connection, key)?;
+            let scope = scope.as_deref();
+            match logged.filter(|logged| logged.alive) {
+                None => self.append(connection, "create", key, scope, Some(value), None)?,
+                Some(logged) if logged.scope.as_deref() != scope => {
+                    self.append(
+                        connection,
+                        "delete",
+                        key,
+                        logged.scope.as_deref(),
+                        None,
+                        logged.value.as_deref(),
+                    )?;
+                    self.append(connection, "create", key, scope, Some(value), None)?;
+                }
+                Some(logged) if !same(logged.value.as_deref(), value) => {
+                    self.append(connection, "update", key, scope, Some(value), logged.value.as_deref())?;
+                }
+                Some(_) => {}
+            }
+        }
+        self.looked_at += u64::try_from(rows.len()).unwrap_or(0);
+        let full = rows.len() == STEP_KEYS;
+        Ok(rows.into_iter().next_back().map(|(key, ..)| key).filter(|_| full))
+    }
+
+    fn step_keys(&mut self, connection: &Connection, after: &str) -> rusqlite::Result<Option<String>> {
+        let (entity, schema) = (&self.entity, &self.schema);
+        let keys: Vec<String> = connection
+            .prepare_cached(&format!(
+                "SELECT DISTINCT entity_id FROM activities WHERE entity_id > ?1 AND +entity_type = ?2 ORDER BY entity_id LIMIT {STEP_KEYS}"
+            ))?
+            .query_map([after, &entity.name], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        let there = format!(
+            "SELECT 1 FROM {} t WHERE {} = ?1 AND {} = ?1 AND ({})",
+            ident(&entity.table),
+            field("t", &entity.key),
+            key_text(entity, "t"),
+            visible(schema, "t")
+        );
+        for key in &keys {
+            if connection.prepare_cached(&there)?.exists([key])? {
+                continue;
+            }
+            if let Some(logged) = self.logged(connection, key)?.filter(|logged| logged.alive) {
+                self.append(
+                    connection,
+                    "delete",
+                    key,
+                    logged.scope.as_deref(),
+                    None,
+                    logged.value.as_deref(),
+                )?;
+            }
+        }
+        self.looked_at += u64::try_from(keys.len()).unwrap_or(0);
+        let full = keys.len() == STEP_KEYS;
+        Ok(keys.into_iter().next_back().filter(|_| full))
+    }
+
+    fn logged(&self, connection: &Connection, key: &str) -> rusqlite::Result<Option<Logged>> {
+        connection
+            .prepare_cached(
+                "SELECT action <> 'delete', value, organization_id FROM activities \
+                 WHERE entity_id = ?1 AND entity_type = ?2 ORDER BY seq DESC LIMIT 1",
+            )?
+            .query_row([key, &self.entity.name], |row| {
+                Ok(Logged { alive: row.get(0)?, value: row.get(1)?, scope: row.get(2)? })
+            })
+            .optional()
+    }
+
+    fn append(
+        &self,
+        connection: &Connection,
+        action: &str,
+        key: &str,
+        scope: Option<&str>,
+        value: Option<&str>,
+        previous: Option<&str>,
+    ) -> rusqlite::Result<()> {
+        let name = literal(&self.entity.name);
+        connection
+            .prepare_cached(&format!(
+                "INSERT INTO bourn_feeds (entity_type, scope) SELECT {name}, coalesce(?1, '') \
+                 WHERE NOT EXISTS (SELECT 1 FROM bourn_feeds WHERE entity_type = {name} AND scope = coalesce(?1, ''))"
+            ))?
+            .execute([scope])?;
+        connection
+            .prepare_cached(&format!(
+                "INSERT INTO activities (action, entity_type, entity_id, feed_id, organization_id, value, previous_values, created_at) \
+                 SELECT ?1, {name}, ?2, id, ?3, ?4, ?5, strftime('%Y-%m-%dT%H:%M:%fZ', 'now') \
+                 FROM bourn_feeds WHERE entity_type = {name} AND scope = coalesce(?3, '')"
+            ))?
+            .execute(params![action, key, scope, value, previous.filter(|_| self.entity.previous_values)])?;
+        Ok(())
+    }
+}
+
+fn lossy(row: &rusqlite::Row<'_>, i: usize) -> rusqlite::Result<String> {
+    Ok(String::from_utf8_lossy(row.get_ref(i)?.as_bytes().unwrap_or_default()).into_owned())
+}
+
+/// Whether two rows are the same but for columns that one lacks and that are null in the other: a column that
+/// was added says nothing yet.
+fn same(logged: Option<&str>, row: &str) -> bool {
+    if logged == Some(row) {
+        return true;
+    }
+    let parse = |json: &str| match serde_json::from_str(json) {
+        Ok(Value::Object(map)) => {
+            Some(map.into_iter().filter(|(_, value)| !value.is_null()).collect::<Vec<_>>())
+        }
+        _ => None,
+    };
+    match (logged.and_then(parse), parse(row)) {
+        (Some(logged), Some(row)) => logged == row,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_added_column_without_values_is_no_change() {
+        assert!(same(Some(r#"{"id":1,"a":"x"}"#), r#"{"id":1,"a":"x","b":null}"#));
+        assert!(!same(Some(r#"{"id":1,"a":"x"}"#), r#"{"id":1,"a":"x","b":0}"#));
+        assert!(!same(Some(r#"{"id":1,"a":"x"}"#), r#"{"id":1,"a":null}"#));
+    }
+}

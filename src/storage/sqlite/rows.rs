@@ -1,0 +1,93 @@
+//! Reading the application's tables: lists and single rows, straight from the table.
+
+use bourn_protocol::EntityKey;
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params_from_iter};
+
+use super::log;
+use super::mutate::by_key;
+use super::sql::{field, ident, key_text, row_json, scope_text, visible};
+use crate::entity::{EntityType, TableSchema};
+use crate::storage::{ListPage, ListQuery};
+
+/// A page of living rows, by key, and the tail of their stream in the same snapshot.
+pub(super) fn list(
+    connection: &mut Connection,
+    entity: &EntityType,
+    schema: &TableSchema,
+    query: &ListQuery,
+) -> rusqlite::Result<ListPage> {
+    let snapshot = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+    let tail = log::stream_tail(&snapshot, &entity.stream(query.scope.clone()))?;
+    let mut conditions = vec![visible(schema, "t")];
+    let mut values = Vec::new();
+    if let (Some(scope), Some(column)) = (&query.scope, &entity.scope) {
+        values.push(scope.to_string());
+        // The bare comparison finds an index; the text decides.
+        conditions.push(format!(
+            "{} = ?{n} AND {} = ?{n}",
+            field("t", column),
+            scope_text(entity, "t"),
+            n = values.len()
+        ));
+    }
+    if let Some(after) = &query.after {
+        values.push(after.to_string());
+        conditions.push(format!("{} > ?{}", field("t", &entity.key), values.len()));
+    }
+    let sql = format!(
+        "SELECT {}, {} FROM {} t WHERE {} ORDER BY {} LIMIT {}",
+        key_text(entity, "t"),
+        row_json(schema, "t"),
+        ident(&entity.table),
+        conditions.join(" AND "),
+        field("t", &entity.key),
+        query.limit
+    );
+    let mut body = vec![b'['];
+    let mut count = 0;
+    let mut last = None;
+    {
+        let mut statement = snapshot.prepare_cached(&sql)?;
+        let mut rows = statement.query(params_from_iter(values))?;
+        while let Some(row) = rows.next()? {
+            if count > 0 {
+                body.push(b',');
+            }
+            count += 1;
+            body.extend_from_slice(row.get_ref(1)?.as_bytes().unwrap_or(b"null"));
+            if count == query.limit {
+                last = row.get(0)?;
+            }
+        }
+    }
+    body.push(b']');
+    snapshot.commit()?;
+    // Text that another process wrote may not be UTF-8; JSON must be.
+    let rows = String::from_utf8(body)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    Ok(ListPage { rows: Bytes::from(rows), next_after: last, tail })
+}
+
+/// One living row.
+pub(super) fn row(
+    connection: &Connection,
+    entity: &EntityType,
+    schema: &TableSchema,
+    key: &EntityKey,
+) -> rusqlite::Result<Option<Bytes>> {
+    let sql = format!(
+        "SELECT {} FROM {} t WHERE {} AND {}",
+        row_json(schema, "t"),
+        ident(&entity.table),
+        by_key(entity, "?1"),
+        visible(schema, "t")
+    );
+    let row = connection
+        .prepare_cached(&sql)?
+        .query_row([key.as_str()], |row| {
+            Ok(String::from_utf8_lossy(row.get_ref(0)?.as_bytes().unwrap_or(b"null")).into_owned())
+        })
+        .optional()?;
+    Ok(row.map(Bytes::from))
+}

@@ -1,0 +1,411 @@
+//! Capture on SQLite: triggers that write each change into the log inside the writer's own transaction,
+//! whichever process that is. What was rolled back was never there; SQLite has one writer at a time, so the
+//! order of the log is the order of commits.
+//!
+//! Two things a trigger cannot do, and who does them: it cannot know where a transaction ends (the
+//! [sequencer](super::sequencer) marks that), and it does not fire for rows that `INSERT OR REPLACE` removes
+//! unless the connection has `recursive_triggers` on. A replaced row of the same key is recognised here by the
+//! log, which still has it alive.
+
+use rusqlite::Connection;
+
+use super::sql::{field, ident, key_text, literal, row_json, scope_text, transaction_of, visible};
+use crate::entity::{EntityType, TableSchema, managed};
+
+const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
+
+/// One trigger: its name and the statement that makes it.
+pub(super) struct Trigger {
+    pub(super) name: String,
+    pub(super) sql: String,
+}
+
+/// The values of one activity, as SQL expressions.
+struct Entry<'a> {
+    action: String,
+    /// Where key, scope and value come from: `NEW` or `OLD`.
+    row: &'a str,
+    transaction: String,
+    client: String,
+    changed_keys: String,
+    previous: Option<String>,
+    /// `WHERE` and `FROM`, if the activity depends on more than the trigger's own condition.
+    from: String,
+}
+
+/// The triggers of an entity type whose table has these columns.
+pub(super) fn all(entity: &EntityType, schema: &TableSchema) -> Vec<Trigger> {
+    let maker = Maker { entity, schema };
+    vec![maker.insert(), maker.update(), maker.turn(), maker.delete()]
+}
+
+/// Drops and makes triggers so that exactly the wanted ones are there; says whether the table is to be compared
+/// with the log, because changes may have been missed. Inside the caller's transaction.
+pub(super) fn install(
+    connection: &Connection,
+    entity: &EntityType,
+    wanted: &[Trigger],
+) -> rusqlite::Result<bool> {
+    let prefix = name(entity, "");
+    let installed: Vec<(String, String)> = connection
+        .prepare_cached(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND substr(name, 1, length(?1)) = ?1",
+        )?
+        .query_map([&prefix], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    // A trigger on a renamed table keeps its name and is rewritten by SQLite, so it differs and goes.
+    let same = installed.len() == wanted.len()
+        && wanted
+            .iter()
+            .all(|trigger| installed.iter().any(|(name, sql)| *name == trigger.name && *sql == trigger.sql));
+    if same {
+        let mut known = connection
+            .prepare_cached("SELECT 1 FROM bourn_entities WHERE entity_type = ?1 AND reconciled")?;
+        return Ok(!known.exists([&*entity.name])?);
+    }
+    for (name, _) in installed {
+        connection.execute_batch(&format!("DROP TRIGGER {}", ident(&name)))?;
+    }
+    for trigger in wanted {
+        connection.execute_batch(&trigger.sql)?;
+    }
+    set_reconciled(connection, entity, false)?;
+    Ok(true)
+}
+
+/// Notes whether the log has the entity type's table as it is.
+pub(super) fn set_reconciled(
+    connection: &Connection,
+    entity: &EntityType,
+    reconciled: bool,
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT INTO bourn_entities VALUES (?1, ?2) ON CONFLICT (entity_type) DO UPDATE SET reconciled = ?2")?
+        .execute(rusqlite::params![&*entity.name, reconciled])?;
+    Ok(())
+}
+
+fn name(entity: &EntityType, event: &str) -> String {
+    format!("bourn_{}__{event}", entity.name)
+}
+
+struct Maker<'a> {
+    entity: &'a EntityType,
+    schema: &'a TableSchema,
+}
+
+impl Maker<'_> {
+    fn trigger(&self, event: &str, when: &str, body: &[String]) -> Trigger {
+        let name = name(self.entity, event);
+        let verb = match event {
+            "insert" => "INSERT",
+            "delete" => "DELETE",
+            _ => "UPDATE",
+        };
+        let sql = format!(
+            "CREATE TRIGGER {} AFTER {verb} ON {} FOR EACH ROW WHEN {when}\nBEGIN\n{}\nEND",
+            ident(&name),
+            ident(&self.entity.table),
+            body.join("\n")
+        );
+        Trigger { name, sql }
+    }
+
+    fn insert(&self) -> Trigger {
+        let alive = self.logged("NEW", "a.action <> 'delete'");
+        let logged =
+            |path: &str| format!("(SELECT json_extract(a.value, '$.transactions.{path}') FROM {alive})");
+        let (insert, update) = (self.transaction("NEW", "insert"), self.transaction("NEW", "update"));
+        let transaction = match self.schema.has(managed::TRANSACTIONS) {
+            true => format!(
+                "CASE WHEN {update} IS NOT {} THEN {update} WHEN {insert} IS NOT {} THEN {insert} END",
+                logged("update"),
+                logged("insert")
+            ),
+            false => self.context("transaction_id"),
+        };
+        let client = match self.schema.has(managed::LAST_CLIENT_ID) {
+            true => field("NEW", managed::LAST_CLIENT_ID),
+            false => self.context("client_id"),
+        };
+        // A row of this key that the log has alive was replaced without a trigger telling: if it was in
+        // another scope, it has left that one.
+        let left = Entry {
+            action: "'delete'".into(),
+            row: "OLD",
+            transaction: transaction.clone(),
+            client: client.clone(),
+            changed_keys: "NULL".into(),
+            previous: None,
+            from: String::new(),
+        };
+        let left = self.entity.scope.as_ref().map(|_| {
+            let scope = self.scope("NEW");
+            let gone =
+                self.logged("NEW", &format!("a.action <> 'delete' AND a.organization_id IS NOT {scope}"));
+            self.entry_of(
+                &left,
+                "a.entity_id",
+                "a.organization_id",
+                "a.feed_id",
+                "NULL",
+                &self.entity.previous_values.then(|| "a.value".to_owned()),
+                &format!("FROM {gone}"),
+            )
+        });
+        let entered = self.entry(&Entry {
+            action: format!("CASE WHEN EXISTS (SELECT 1 FROM {alive}) THEN 'update' ELSE 'create' END"),
+            row: "NEW",
+            transaction,
+            client,
+            changed_keys: "NULL".into(),
+            previous: self.entity.previous_values.then(|| format!("(SELECT a.value FROM {alive})")),
+            from: String::new(),
+        });
+        let body: Vec<String> = [self.feed("NEW")].into_iter().chain(left).chain([entered]).collect();
+        self.trigger("insert", &visible(self.schema, "NEW"), &body)
+    }
+
+    /// The row stays what and where it is, and something in it changed.
+    fn update(&self) -> Trigger {
+        let (old, new) = (visible(self.schema, "OLD"), visible(self.schema, "NEW"));
+        let when = format!(
+            "{old} AND {new} AND NOT ({}) AND ({}) AND NOT ({})",
+            self.moved(),
+            self.changed(),
+            self.announces_delete()
+        );
+        let updated = self.entry(&Entry {
+            action: "'update'".into(),
+            row: "NEW",
+            transaction: self.changed_transaction(&["update"]),
+            client: self.changed_client(&["update"]),
+            changed_keys: self.changed_keys(),
+            previous: self.previous(),
+            from: String::new(),
+        });
+        self.trigger("update", &when, &[self.feed("NEW"), updated])
+    }
+
+    /// The row is deleted softly, or restored, or takes another key or scope: it leaves one place, and enters
+    /// another.
+    fn turn(&self) -> Trigger {
+        let (old, new) = (visible(self.schema, "OLD"), visible(self.schema, "NEW"));
+        let when = format!("({old}) <> ({new}) OR ({old} AND {new} AND ({}))", self.moved());
+        let ids = ["delete", "update"];
+        let left = self.entry(&Entry {
+            action: "'delete'".into(),
+            row: "OLD",
+            transaction: self.changed_transaction(&ids),
+            client: self.changed_client(&ids),
+            changed_keys: "NULL".into(),
+            previous: self.previous(),
+            from: format!("WHERE {old}"),
+        });
+        let entered = self.entry(&Entry {
+            action: "'create'".into(),
+            row: "NEW",
+            transaction: self.changed_transaction(&["update"]),
+            client: self.changed_client(&["update"]),
+            changed_keys: "NULL".into(),
+            previous: None,
+            from: format!("WHERE {new}"),
+        });
+        self.trigger("turn", &when, &[self.feed("OLD"), left, self.feed("NEW"), entered])
+    }
+
+    fn delete(&self) -> Trigger {
+        let stamped = self.transaction("OLD", "delete");
+        let client = match self.schema.has(managed::LAST_CLIENT_ID) {
+            true => {
+                format!("CASE WHEN {stamped} IS NOT NULL THEN {} END", field("OLD", managed::LAST_CLIENT_ID))
+            }
+            false => "NULL".into(),
+        };
+        let deleted = self.entry(&Entry {
+            action: "'delete'".into(),
+            row: "OLD",
+            transaction: format!("coalesce({}, {stamped})", self.context("transaction_id")),
+            client: format!(
+                "CASE WHEN {} IS NOT NULL THEN {} ELSE {client} END",
+                self.context("transaction_id"),
+                self.context("client_id")
+            ),
+            changed_keys: "NULL".into(),
+            previous: self.previous(),
+            from: String::new(),
+        });
+        self.trigger("delete", &visible(self.schema, "OLD"), &[self.feed("OLD"), deleted])
+    }
+
+    fn previous(&self) -> Option<String> {
+        self.entity.previous_values.then(|| row_json(self.schema, "OLD"))
+    }
+
+    fn transaction(&self, alias: &str, action: &str) -> String {
+        transaction_of(self.schema, alias, action)
+    }
+
+    /// The scope by which the feeds are told apart.
+    fn scope(&self, alias: &str) -> String {
+        scope_text(self.entity, alias)
+    }
+
+    fn context(&self, column: &str) -> String {
+        format!("(SELECT {column} FROM bourn_context)")
+    }
+
+    /// The last activity of the row's key, if `condition` holds for it; to stand after `FROM`.
+    fn logged(&self, alias: &str, condition: &str) -> String {
+        format!(
+            "(SELECT * FROM activities WHERE entity_id = {} AND entity_type = {} ORDER BY seq DESC LIMIT 1) a WHERE {condition}",
+            key_text(self.entity, alias),
+            literal(&self.entity.name)
+        )
+    }
+
+    /// The first of the row's transaction ids that this statement changed. A writer that left `transactions`
+    /// as it was knows nothing of them, and passes none on.
+    fn changed_transaction(&self, actions: &[&str]) -> String {
+        if !self.schema.has(managed::TRANSACTIONS) {
+            return self.context("transaction_id");
+        }
+        let cases: Vec<String> = actions
+            .iter()
+            .map(|action| {
+                let (old, new) = (self.transaction("OLD", action), self.transaction("NEW", action));
+                format!("WHEN {new} IS NOT {old} AND {new} IS NOT NULL THEN {new}")
+            })
+            .collect();
+        format!("CASE {} END", cases.join(" "))
+    }
+
+    /// The client, where the statement gave a transaction id or another client than the row had.
+    fn changed_client(&self, actions: &[&str]) -> String {
+        if !self.schema.has(managed::LAST_CLIENT_ID) {
+            return self.context("client_id");
+        }
+        let (old, new) = (field("OLD", managed::LAST_CLIENT_ID), field("NEW", managed::LAST_CLIENT_ID));
+        format!(
+            "CASE WHEN {new} IS NOT {old} OR ({}) IS NOT NULL THEN {new} END",
+            self.changed_transaction(actions)
+        )
+    }
+
+    fn differs(column: &str) -> String {
+        // Binary: under the column's own collation a change of case may be no change.
+        format!("{} COLLATE BINARY IS NOT {}", field("OLD", column), field("NEW", column))
+    }
+
+    fn changed(&self) -> String {
+        let columns: Vec<String> =
+            self.schema.columns.iter().map(|column| Self::differs(&column.name)).collect();
+        let groups: Vec<String> =
+            columns.chunks(20).map(|group| format!("({})", group.join(" OR "))).collect();
+        groups.join(" OR ")
+    }
+
+    fn changed_keys(&self) -> String {
+        let keys: Vec<String> = self
+            .schema
+            .columns
+            .iter()
+            .filter(|column| !managed::BOOKKEEPING.contains(&column.name.as_str()))
+            .map(|column| {
+                let name = serde_json::Value::String(column.name.clone()).to_string();
+                format!(
+                    "CASE WHEN {} THEN {} ELSE '' END",
+                    Self::differs(&column.name),
+                    literal(&format!(",{name}"))
+                )
+            })
+            .collect();
+        let groups: Vec<String> = keys.chunks(20).map(|group| format!("({})", group.join(" || "))).collect();
+        format!("'[' || substr({}, 2) || ']'", groups.join(" || "))
+    }
+
+    /// The row takes another key or another scope.
+    fn moved(&self) -> String {
+        let key = Self::differs(&self.entity.key);
+        match &self.entity.scope {
+            Some(scope) => format!("{key} OR {}", Self::differs(scope)),
+            None => key,
+        }
+    }
+
+    /// Nothing changed but who is about to delete the row: the delete that follows says it.
+    fn announces_delete(&self) -> String {
+        if !self.schema.has(managed::TRANSACTIONS) {
+            return "0".into();
+        }
+        let (old, new) = (self.transaction("OLD", "delete"), self.transaction("NEW", "delete"));
+        let quiet = [managed::TRANSACTIONS, managed::LAST_CLIENT_ID];
+        let others: Vec<String> = self
+            .schema
+            .columns
+            .iter()
+            .filter(|column| !quiet.contains(&column.name.as_str()))
+            .map(|column| Self::differs(&column.name))
+            .collect();
+        let groups: Vec<String> =
+            others.chunks(20).map(|group| format!("({})", group.join(" OR "))).collect();
+        let update =
+            format!("{} IS NOT {}", self.transaction("OLD", "update"), self.transaction("NEW", "update"));
+        format!(
+            "{new} IS NOT NULL AND {new} IS NOT {old} AND NOT ({update}) AND NOT ({})",
+            groups.join(" OR ")
+        )
+    }
+
+    /// Makes sure the row's feed has its number. Not `INSERT OR IGNORE`: an `OR REPLACE` of the outer
+    /// statement would override that, and give the feed another number.
+    fn feed(&self, alias: &str) -> String {
+        let (name, scope) = (literal(&self.entity.name), self.scope(alias));
+        format!(
+            "INSERT INTO bourn_feeds (entity_type, scope) SELECT {name}, coalesce({scope}, '') \
+             WHERE NOT EXISTS (SELECT 1 FROM bourn_feeds WHERE entity_type = {name} AND scope = coalesce({scope}, ''));"
+        )
+    }
+
+    fn entry(&self, entry: &Entry<'_>) -> String {
+        let scope = self.scope(entry.row);
+        let feed = format!(
+            "(SELECT id FROM bourn_feeds WHERE entity_type = {} AND scope = coalesce({scope}, ''))",
+            literal(&self.entity.name)
+        );
+        let value = if entry.action == "'delete'" { "NULL".into() } else { row_json(self.schema, entry.row) };
+        self.entry_of(
+            entry,
+            &key_text(self.entity, entry.row),
+            &scope,
+            &feed,
+            &value,
+            &entry.previous,
+            &entry.from,
+        )
+    }
+
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one for each column of the log that differs between entries"
+    )]
+    fn entry_of(
+        &self,
+        entry: &Entry<'_>,
+        key: &str,
+        scope: &str,
+        feed: &str,
+        value: &str,
+        previous: &Option<String>,
+        from: &str,
+    ) -> String {
+        let Entry { action, transaction, client, changed_keys, .. } = entry;
+        let previous = previous.as_deref().unwrap_or("NULL");
+        format!(
+            "INSERT INTO activities (action, entity_type, entity_id, feed_id, organization_id, transaction_id, client_id, \
+             changed_keys, value, previous_values, created_at)\n\
+             SELECT {action}, {name}, {key}, {feed}, {scope}, {transaction}, {client},\n{changed_keys},\n{value},\n{previous},\n{NOW} {from};",
+            name = literal(&self.entity.name)
+        )
+    }
+}

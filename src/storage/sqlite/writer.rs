@@ -1,0 +1,309 @@
+//! The one thread that writes. Mutations that wait while a commit is on its way share the next one: each is
+//! done under its own savepoint and gets its own answer, and none is answered before the commit is on the disk.
+//! The same thread seals other processes' transactions and reconciles tables, so that all of that is in line.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bourn_protocol::Seq;
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::reconcile::Reconcile;
+use super::{Shared, error, introspect, mutate, sequencer, triggers};
+use crate::entity::{Catalog, TableState};
+use crate::storage::{Mutation, StorageError, WriteError, Written};
+
+/// How often expired rows of the ledger are looked for.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
+
+/// What the thread is asked to do.
+pub(super) enum Job {
+    /// Do a mutation and answer.
+    Write(Box<Mutation>, oneshot::Sender<Result<Written, WriteError>>),
+    /// Another process has committed.
+    Seal,
+    /// The database's schema has changed.
+    Refresh,
+    /// Do what is queued, then stop.
+    Close(oneshot::Sender<()>),
+}
+
+type Answer = (oneshot::Sender<Result<Written, WriteError>>, Result<Written, WriteError>);
+
+pub(super) struct WriterThread {
+    pub(super) connection: Connection,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) jobs: mpsc::Receiver<Job>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) head: watch::Sender<Seq>,
+    /// Most mutations of one commit.
+    pub(super) batch: usize,
+    pub(super) ledger_retention: Duration,
+}
+
+impl WriterThread {
+    /// Works until it is told to stop or nobody can ask any more.
+    pub(super) fn run(mut self) {
+        let mut reconciles = self.refresh();
+        let mut expired_at = Instant::now();
+        loop {
+            let job = match reconciles.is_empty() {
+                true => self.jobs.blocking_recv(),
+                false => match self.jobs.try_recv() {
+                    Ok(job) => Some(job),
+                    Err(mpsc::error::TryRecvError::Disconnected) => None,
+                    Err(mpsc::error::TryRecvError::Empty) => {
+                        self.reconcile_step(&mut reconciles);
+                        continue;
+                    }
+                },
+            };
+            match job {
+                None => return,
+                Some(Job::Close(done)) => {
+                    let _ = done.send(());
+                    return;
+                }
+                Some(Job::Seal) => self.seal(),
+                Some(Job::Refresh) => reconciles = self.refresh(),
+                Some(Job::Write(mutation, answer)) => {
+                    if let Some(other) = self.write_batch(mutation, answer) {
+                        match other {
+                            Job::Refresh => reconciles = self.refresh(),
+                            Job::Close(done) => {
+                                let _ = done.send(());
+                                return;
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+            }
+            if expired_at.elapsed() >= EXPIRE_EVERY {
+                expired_at = Instant::now();
+                if let Err(error) = super::ledger::expire(&self.connection, unix_secs()) {
+                    tracing::warn!(%error, "cannot remove expired rows of the ledger");
+                }
+            }
+        }
+    }
+
+    /// Does a mutation and those that wait behind it, up to the batch's size or the first job of another kind,
+    /// which it gives back.
+    fn write_batch(
+        &mut self,
+        first: Box<Mutation>,
+        answer: oneshot::Sender<Result<Written, WriteError>>,
+    ) -> Option<Job> {
+        let mut waiting = VecDeque::from([(first, answer)]);
+        let mut other = None;
+        while waiting.len() < self.batch {
+            match self.jobs.try_recv() {
+                Ok(Job::Write(mutation, answer)) => waiting.push_back((mutation, answer)),
+                // The batch seals what it finds before it writes.
+                Ok(Job::Seal) => {}
+                Ok(job) => {
+                    other = Some(job);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        metrics::histogram!("bourn_write_batch_size")
+            .record(f64::from(u32::try_from(waiting.len()).unwrap_or(u32::MAX)));
+        let mut answers = Vec::with_capacity(waiting.len());
+        let started = Instant::now();
+        match self.commit_batch(&mut waiting, &mut answers) {
+            Ok(head) => {
+                metrics::histogram!("bourn_commit_seconds").record(started.elapsed().as_secs_f64());
+                self.publish(head);
+                for (answer, result) in answers {
+                    let _ = answer.send(result);
+                }
+            }
+            Err(failure) => {
+                // Nothing of the batch was written, whatever its single mutations had come to.
+                let answers = answers.into_iter().map(|(answer, _)| answer);
+                for answer in answers.chain(waiting.into_iter().map(|(_, answer)| answer)) {
+                    let _ = answer.send(Err(WriteError::Storage(failure.clone())));
+                }
+            }
+        }
+        other
+    }
+
+    fn commit_batch(
+        &self,
+        waiting: &mut VecDeque<(Box<Mutation>, oneshot::Sender<Result<Written, WriteError>>)>,
+        answers: &mut Vec<Answer>,
+    ) -> Result<Seq, StorageError> {
+        let storage = |e: rusqlite::Error| error::storage(&e);
+        let transaction =
+            Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate).map_err(storage)?;
+        let start = sequencer::seal_pending(&transaction).map_err(storage)?;
+        let expires_at =
+            unix_secs().saturating_add(i64::try_from(self.ledger_retention.as_secs()).unwrap_or(i64::MAX));
+        let mut head = start;
+        // Where mutations of more than one activity begin and end.
+        let mut wide = Vec::new();
+        while let Some((mutation, answer)) = waiting.pop_front() {
+            transaction
+                .prepare_cached("SAVEPOINT mutation")
+                .and_then(|mut s| s.execute([]))
+                .map_err(storage)?;
+            let result = mutate::apply(&transaction, &self.catalog, &mutation, head, expires_at);
+            if transaction.is_autocommit() {
+                // SQLite has rolled the whole transaction back by itself: a full disk, or worse.
+                answers.push((answer, Err(WriteError::Storage(StorageError::Unavailable))));
+                return Err(match result {
+                    Err(WriteError::Storage(failure)) => failure,
+                    _ => StorageError::Unavailable,
+                });
+            }
+            let undo = if result.is_err() { "ROLLBACK TO mutation" } else { "" };
+            if !undo.is_empty() {
+                transaction.prepare_cached(undo).and_then(|mut s| s.execute([])).map_err(storage)?;
+            }
+            transaction
+                .prepare_cached("RELEASE mutation")
+                .and_then(|mut s| s.execute([]))
+                .map_err(storage)?;
+            let result = result.map(|(written, after)| {
+                if after.get() > head.get() + 1 {
+                    wide.push((head, after));
+                }
+                head = after;
+                written
+            });
+            answers.push((answer, result));
+        }
+        if head > start {
+            sequencer::seal_each(&transaction, start, head).map_err(storage)?;
+            for (from, to) in wide {
+                sequencer::seal(&transaction, from, to).map_err(storage)?;
+            }
+        }
+        transaction.commit().map_err(storage)?;
+        Ok(head)
+    }
+
+    fn seal(&self) {
+        let sealed = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate).and_then(
+            |transaction| {
+                let head = sequencer::seal_pending(&transaction)?;
+                transaction.commit()?;
+                Ok(head)
+            },
+        );
+        match sealed {
+            Ok(head) => {
+                self.shared.stalled(None);
+                self.publish(head);
+            }
+            // The next look at the file asks again.
+            Err(failure) => self.shared.stalled(Some(error::storage(&failure).to_string())),
+        }
+    }
+
+    fn publish(&self, head: Seq) {
+        self.head.send_if_modified(|known| {
+            let newer = head > *known;
+            *known = head.max(*known);
+            newer
+        });
+    }
+
+    /// Looks at every table anew, and makes sure the triggers fit it; gives the tables to reconcile.
+    fn refresh(&self) -> VecDeque<Reconcile> {
+        let mut reconciles = VecDeque::new();
+        for entity in self.catalog.iter() {
+            let looked = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)
+                .and_then(|transaction| {
+                    let schema = introspect::table(&transaction, entity)?;
+                    let wanted =
+                        schema.as_ref().map(|schema| triggers::all(entity, schema)).unwrap_or_default();
+                    let compare = triggers::install(&transaction, entity, &wanted)?;
+                    transaction.commit()?;
+                    Ok((schema, compare))
+                });
+            match looked {
+                Ok((Ok(schema), compare)) => {
+                    let schema = Arc::new(schema);
+                    entity.set_state(TableState::Ready(schema.clone()));
+                    if compare {
+                        tracing::info!(
+                            entity = &*entity.name,
+                            table = entity.table,
+                            "comparing the table with the log"
+                        );
+                        self.shared.reconciling(&entity.name, Some(0));
+                        reconciles.push_back(Reconcile::new(entity.clone(), schema));
+                    }
+                }
+                Ok((Err(reason), _)) => {
+                    tracing::warn!(entity = &*entity.name, reason, "the entity type cannot be served");
+                    self.shared.reconciling(&entity.name, None);
+                    entity.set_state(TableState::Unavailable(reason));
+                }
+                Err(failure) => {
+                    let reason = error::storage(&failure).to_string();
+                    self.shared.stalled(Some(reason.clone()));
+                    if entity.schema().is_err() {
+                        entity.set_state(TableState::Unavailable(reason));
+                    }
+                }
+            }
+        }
+        reconciles
+    }
+
+    fn reconcile_step(&self, reconciles: &mut VecDeque<Reconcile>) {
+        let Some(current) = reconciles.front_mut() else { return };
+        let stepped = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate).and_then(
+            |transaction| {
+                sequencer::seal_pending(&transaction)?;
+                let finished = current.step(&transaction)?;
+                if finished {
+                    triggers::set_reconciled(&transaction, &current.entity, true)?;
+                }
+                let head = sequencer::seal_pending(&transaction)?;
+                transaction.commit()?;
+                Ok((finished, head))
+            },
+        );
+        match stepped {
+            Ok((finished, head)) => {
+                self.publish(head);
+                self.shared.reconciling(&current.entity.name, (!finished).then_some(current.looked_at));
+                if finished {
+                    tracing::info!(
+                        entity = &*current.entity.name,
+                        keys = current.looked_at,
+                        "the log has the table as it is"
+                    );
+                    reconciles.pop_front();
+                }
+            }
+            Err(failure) => {
+                let reason = error::storage(&failure).to_string();
+                tracing::warn!(
+                    entity = &*current.entity.name,
+                    reason,
+                    "cannot compare the table with the log now"
+                );
+                self.shared.stalled(Some(reason));
+                // Busy has waited already; anything else will say so again.
+                if !matches!(failure.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy)) {
+                    reconciles.pop_front();
+                }
+            }
+        }
+    }
+}
+
+fn unix_secs() -> i64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+}

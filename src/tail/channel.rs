@@ -1,0 +1,183 @@
+//! One followed stream's part of the tail: its newest batches, and a bell for those who wait.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bourn_protocol::Seq;
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::Memory;
+
+/// What one stream gained at once: whole transactions, encoded once for every reader.
+#[derive(Debug)]
+pub struct LiveBatch {
+    /// The first message's place.
+    pub first: Seq,
+    /// The last message's place: where reading continues.
+    pub next: Seq,
+    /// How many messages it holds.
+    pub messages: usize,
+    /// A JSON array of messages.
+    pub body: Bytes,
+    /// The batch as a renderer puts it on the wire, made by the first reader that needs it.
+    frame: OnceLock<Bytes>,
+}
+
+impl LiveBatch {
+    pub(super) fn new(first: Seq, next: Seq, messages: usize, body: Bytes) -> LiveBatch {
+        LiveBatch { first, next, messages, body, frame: OnceLock::new() }
+    }
+
+    /// The batch rendered, once for all readers.
+    pub fn frame(&self, render: impl FnOnce() -> Bytes) -> Bytes {
+        self.frame.get_or_init(render).clone()
+    }
+
+    /// What it costs to keep, a rendered frame included.
+    fn cost(&self) -> usize {
+        2 * self.body.len() + 256
+    }
+}
+
+/// What a channel has for a reader.
+#[derive(Debug)]
+pub enum Place {
+    /// The batch that follows the reader's place.
+    Next(Arc<LiveBatch>),
+    /// Nothing: the reader has it all.
+    CaughtUp,
+    /// The reader's place is not in memory: it must read the log.
+    Behind,
+}
+
+/// The newest batches of one stream.
+#[derive(Debug)]
+pub struct Channel {
+    ring: Mutex<Ring>,
+    bell: watch::Sender<Seq>,
+    memory: Arc<Memory>,
+}
+
+#[derive(Debug)]
+struct Ring {
+    /// The ring holds all that the stream gained after this place.
+    base: Seq,
+    batches: VecDeque<Arc<LiveBatch>>,
+    bytes: usize,
+}
+
+impl Channel {
+    pub(super) fn new(base: Seq, memory: Arc<Memory>) -> Channel {
+        let ring = Mutex::new(Ring { base, batches: VecDeque::new(), bytes: 0 });
+        Channel { ring, bell: watch::Sender::new(base), memory }
+    }
+
+    /// What follows a place.
+    #[must_use]
+    pub fn after(&self, place: Seq) -> Place {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        if place < ring.base {
+            return Place::Behind;
+        }
+        let index = ring.batches.partition_point(|batch| batch.next <= place);
+        match ring.batches.get(index) {
+            None => Place::CaughtUp,
+            Some(batch) if batch.first > place => Place::Next(batch.clone()),
+            // The reader has been further in the log than the tail had come: it has a part of this batch.
+            Some(_) => Place::Behind,
+        }
+    }
+
+    /// Rings whenever the stream has gained something.
+    #[must_use]
+    pub fn bell(&self) -> watch::Receiver<Seq> {
+        self.bell.subscribe()
+    }
+
+    pub(super) fn publish(&self, batches: &[Arc<LiveBatch>]) {
+        let Some(newest) = batches.last() else { return };
+        {
+            let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            for batch in batches {
+                ring.bytes += batch.cost();
+                self.memory.used.fetch_add(batch.cost(), Ordering::Relaxed);
+                ring.batches.push_back(batch.clone());
+            }
+            while self.memory.used.load(Ordering::Relaxed) > self.memory.most {
+                let Some(oldest) = ring.batches.pop_front() else { break };
+                ring.base = oldest.next;
+                ring.bytes -= oldest.cost();
+                self.memory.used.fetch_sub(oldest.cost(), Ordering::Relaxed);
+            }
+        }
+        self.bell.send_replace(newest.next);
+    }
+
+    /// Gives up what is held: readers find what lies before `place` in the log.
+    pub(super) fn skip_to(&self, place: Seq) {
+        {
+            let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            self.memory.used.fetch_sub(ring.bytes, Ordering::Relaxed);
+            *ring = Ring { base: place, batches: VecDeque::new(), bytes: 0 };
+        }
+        self.bell.send_replace(place);
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        let bytes = self.ring.get_mut().unwrap_or_else(PoisonError::into_inner).bytes;
+        self.memory.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    fn batch(first: u64, next: u64) -> Arc<LiveBatch> {
+        let seq = |n| Seq::new(n).unwrap();
+        Arc::new(LiveBatch::new(seq(first), seq(next), 1, Bytes::from_static(b"[{}]")))
+    }
+
+    fn channel(most: usize) -> Channel {
+        Channel::new(Seq::new(10).unwrap(), Arc::new(Memory { used: AtomicUsize::new(0), most }))
+    }
+
+    fn found(channel: &Channel, place: u64) -> String {
+        match channel.after(Seq::new(place).unwrap()) {
+            Place::Next(batch) => batch.next.to_string(),
+            Place::CaughtUp => "caught up".into(),
+            Place::Behind => "behind".into(),
+        }
+    }
+
+    #[test]
+    fn a_reader_is_given_what_follows_its_place() {
+        let channel = channel(1 << 20);
+        assert_eq!(found(&channel, 10), "caught up");
+        channel.publish(&[batch(12, 14), batch(15, 15)]);
+        assert_eq!(found(&channel, 9), "behind");
+        assert_eq!(found(&channel, 10), "14");
+        assert_eq!(found(&channel, 11), "14");
+        assert_eq!(found(&channel, 14), "15");
+        assert_eq!(found(&channel, 15), "caught up");
+        assert_eq!(found(&channel, 13), "behind", "half a batch is read from the log");
+    }
+
+    #[test]
+    fn memory_is_bounded_and_given_back() {
+        let channel = channel(batch(1, 1).cost() * 2);
+        for seq in 11..20 {
+            channel.publish(&[batch(seq, seq)]);
+        }
+        assert_eq!(found(&channel, 16), "behind");
+        assert_eq!(found(&channel, 17), "18");
+        let memory = channel.memory.clone();
+        drop(channel);
+        assert_eq!(memory.used.load(Ordering::Relaxed), 0);
+    }
+}

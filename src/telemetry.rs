@@ -1,0 +1,207 @@
+//! The server's own figures and log lines.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use http::StatusCode;
+use metrics::{Counter, Gauge, Histogram, Unit};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::LogFormat;
+
+/// Bounds of the latency histograms, in seconds.
+const LATENCY: [f64; 14] =
+    [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+/// Bounds of the batch size histogram.
+const BATCH: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// Starts the log lines.
+///
+/// # Errors
+/// When the filter cannot be read.
+pub fn init_logs(filter: &str, format: LogFormat) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| format!("`log`: {error}"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    started.map_err(|error| error.to_string())
+}
+
+/// Figures of one read mode.
+#[derive(Clone)]
+struct Mode {
+    readers: Gauge,
+    messages: Counter,
+    deliveries: Counter,
+    bytes: Counter,
+}
+
+impl Mode {
+    fn new(mode: &'static str) -> Mode {
+        Mode {
+            readers: metrics::gauge!("bourn_live_readers", "mode" => mode),
+            messages: metrics::counter!("bourn_messages_delivered_total", "mode" => mode),
+            deliveries: metrics::counter!("bourn_deliveries_total", "mode" => mode),
+            bytes: metrics::counter!("bourn_bytes_delivered_total", "mode" => mode),
+        }
+    }
+}
+
+/// The server's figures. What is on a hot path is looked up once, here.
+#[derive(Clone)]
+pub struct Metrics {
+    handle: PrometheusHandle,
+    modes: [(&'static str, Mode); 3],
+    latency: HashMap<&'static str, Histogram>,
+    connections: Gauge,
+    accepted: Counter,
+}
+
+/// One more in a gauge, for as long as it is kept.
+pub struct Held(Gauge);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+impl Metrics {
+    /// Installs the recorder for this process, or takes the one that is there.
+    ///
+    /// # Errors
+    /// When the histograms cannot be set up.
+    pub fn install() -> Result<Metrics, String> {
+        static HANDLE: std::sync::OnceLock<Result<PrometheusHandle, String>> = std::sync::OnceLock::new();
+        let handle = HANDLE.get_or_init(|| {
+            let builder = PrometheusBuilder::new()
+                .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &LATENCY)
+                .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_size".into()), &BATCH))
+                .map_err(|error| error.to_string())?;
+            builder.install_recorder().map_err(|error| error.to_string())
+        });
+        let handle = handle.clone()?;
+        describe();
+        let endpoints = [
+            "entities",
+            "row",
+            "activities",
+            "transaction",
+            "rollback",
+            "health",
+            "ready",
+            "metrics",
+            "unknown",
+        ];
+        let latency = endpoints
+            .map(|name| (name, metrics::histogram!("bourn_request_seconds", "endpoint" => name)))
+            .into();
+        let modes = ["catch-up", "long-poll", "sse"].map(|mode| (mode, Mode::new(mode)));
+        let connections = metrics::gauge!("bourn_connections");
+        let accepted = metrics::counter!("bourn_connections_total", "outcome" => "accepted");
+        Ok(Metrics { handle, modes, latency, connections, accepted })
+    }
+
+    fn mode(&self, name: &str) -> &Mode {
+        let found = self.modes.iter().find(|(mode, _)| *mode == name);
+        found.map_or(&self.modes[0].1, |(_, mode)| mode)
+    }
+
+    /// A live reader has come; it has gone when the value is dropped.
+    #[must_use]
+    pub fn reader(&self, mode: &str) -> Held {
+        let gauge = self.mode(mode).readers.clone();
+        gauge.increment(1.0);
+        Held(gauge)
+    }
+
+    /// A connection was opened; it is closed when the value is dropped.
+    #[must_use]
+    pub fn connection(&self) -> Held {
+        self.accepted.increment(1);
+        self.connections.increment(1.0);
+        Held(self.connections.clone())
+    }
+
+    /// Something was delivered to one reader.
+    pub fn read(&self, mode: &str, messages: usize, bytes: usize) {
+        let mode = self.mode(mode);
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        mode.deliveries.increment(1);
+        mode.messages.increment(count(messages));
+        mode.bytes.increment(count(bytes));
+    }
+
+    /// A mutation was answered.
+    pub fn wrote(&self, operation: &'static str, outcome: &'static str) {
+        metrics::counter!("bourn_writes_total", "operation" => operation, "outcome" => outcome).increment(1);
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, endpoint: &'static str, status: StatusCode, elapsed: Duration) {
+        if let Some(histogram) = self.latency.get(endpoint) {
+            histogram.record(elapsed.as_secs_f64());
+        }
+        if status.is_client_error() || status.is_server_error() {
+            let status = status.as_str().to_owned();
+            metrics::counter!("bourn_errors_total", "endpoint" => endpoint, "status" => status).increment(1);
+        }
+    }
+
+    /// Takes what is looked at only when somebody asks.
+    #[allow(clippy::cast_precision_loss, reason = "gauges are floating point")]
+    pub fn gauges(&self, log_head: u64, tail_head: u64, lag: u64, tail_bytes: usize) {
+        metrics::gauge!("bourn_log_head").set(log_head as f64);
+        metrics::gauge!("bourn_tail_head").set(tail_head as f64);
+        metrics::gauge!("bourn_log_lag").set(lag as f64);
+        metrics::gauge!("bourn_tail_bytes").set(tail_bytes as f64);
+    }
+
+    /// The figures in Prometheus' text form.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Folds what histograms have gathered; to be called now and then, so that memory stays bounded where
+    /// nobody scrapes.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+fn describe() {
+    let counters = [
+        ("bourn_messages_delivered_total", "Messages delivered to readers, by mode"),
+        ("bourn_deliveries_total", "Batches delivered to readers, by mode"),
+        ("bourn_bytes_delivered_total", "Bytes of batches delivered to readers, by mode"),
+        ("bourn_chunk_cache_total", "Look-ups in the chunk cache, by outcome"),
+        ("bourn_writes_total", "Mutations, by operation and outcome"),
+        ("bourn_errors_total", "Answers with an error status, by endpoint and status"),
+        ("bourn_connections_total", "Connections, by outcome"),
+    ];
+    for (name, text) in counters {
+        metrics::describe_counter!(name, text);
+    }
+    let gauges = [
+        ("bourn_live_readers", "Readers that follow a stream now, by mode"),
+        ("bourn_log_head", "Place of the last activity in the log"),
+        ("bourn_tail_head", "Place up to which the live tail has come"),
+        ("bourn_log_lag", "Committed changes that are not in the log yet"),
+        ("bourn_tail_bytes", "Bytes held by the live tail"),
+        ("bourn_connections", "Connections open now"),
+    ];
+    for (name, text) in gauges {
+        metrics::describe_gauge!(name, text);
+    }
+    metrics::describe_histogram!(
+        "bourn_request_seconds",
+        Unit::Seconds,
+        "Time to the head of the answer, by endpoint"
+    );
+    metrics::describe_histogram!("bourn_commit_seconds", Unit::Seconds, "Time of one shared commit");
+    metrics::describe_histogram!("bourn_write_batch_size", "Mutations that shared a commit");
+}
