@@ -6,12 +6,12 @@ use std::time::Duration;
 use bourn_protocol::{ErrorCode, TransactionId, limits};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
-use serde_json::json;
+use serde::Serialize;
 use tokio::time::Instant;
 
 use super::respond::Build;
 use super::{ApiError, App, Reply, entities, intake};
-use crate::storage::{Operation, TransactionState};
+use crate::storage::{Operation, TransactionState, Undone};
 
 fn id(text: &str) -> Result<TransactionId, ApiError> {
     TransactionId::new(text).map_err(|error| ApiError::new(ErrorCode::InvalidId, &error.to_string()))
@@ -38,14 +38,33 @@ pub(super) async fn state<B>(app: &Arc<App>, text: &str, request: &Request<B>) -
             () = app.stopping.cancelled() => break state,
         }
     };
-    let body = match state {
-        TransactionState::Unknown => json!({ "transactionId": id.as_str(), "state": "unknown" }),
-        TransactionState::Accepted => json!({ "transactionId": id.as_str(), "state": "accepted" }),
-        TransactionState::Confirmed(seq) => {
-            json!({ "transactionId": id.as_str(), "state": "confirmed", "offset": app.reader.offset(seq).to_string() })
-        }
+    let (name, offset) = match state {
+        TransactionState::Unknown => ("unknown", None),
+        TransactionState::Accepted => ("accepted", None),
+        TransactionState::Confirmed(seq) => ("confirmed", Some(app.reader.offset(seq).to_string())),
     };
-    Ok(Build::new(StatusCode::OK).no_store().json(body.to_string()))
+    let body = StateBody { transaction_id: id.as_str(), state: name, offset };
+    Ok(Build::new(StatusCode::OK).no_store().json(to_json(&body)))
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct StateBody<'a> {
+    transaction_id: &'a str,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RollbackBody<'a> {
+    transaction_id: &'a str,
+    undone: &'a [Undone],
+}
+
+fn to_json(body: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(body).unwrap_or_default()
 }
 
 /// `POST /v1/transactions/{id}/rollback`: undoes it, as a transaction of its own.
@@ -70,6 +89,6 @@ pub(super) async fn rollback(
         headers.insert(bourn_protocol::headers::TRANSACTION_ID, value);
     }
     let (written, build) = entities::write(app, &headers, operation, StatusCode::OK).await?;
-    let body = json!({ "transactionId": transaction_id.as_str(), "undone": written.undone });
-    Ok(build.json(body.to_string()))
+    Ok(build
+        .json(to_json(&RollbackBody { transaction_id: transaction_id.as_str(), undone: &written.undone })))
 }

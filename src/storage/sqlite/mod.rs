@@ -21,7 +21,7 @@ mod triggers;
 mod watch;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -102,7 +102,8 @@ impl SqliteStorage {
             connect::make_demo(&mut connection).map_err(failed)?;
         }
         connect::migrate(&mut connection).map_err(failed)?;
-        let (head, _) = tokio::sync::watch::channel(sequencer::sealed_head(&connection).map_err(failed)?);
+        // What was committed while no server ran is in the log before anybody reads it.
+        let (head, _) = tokio::sync::watch::channel(sequencer::seal_now(&connection).map_err(failed)?);
         let (jobs, queue) = mpsc::channel(limits.write_queue);
         let shared = Arc::new(Shared::default());
         let (watcher, stop) = std::sync::mpsc::sync_channel(0);
@@ -123,7 +124,9 @@ impl SqliteStorage {
             batch: limits.write_batch,
             ledger_retention: limits.ledger_retention.get(),
         };
-        spawn("bourn-writer", path, move || writing.run())?;
+        // Done here, so that whoever gets the storage finds its tables known.
+        let reconciles = writing.refresh(VecDeque::new());
+        spawn("bourn-writer", path, move || writing.run(reconciles))?;
         spawn("bourn-watcher", path, move || watching.run())?;
         let pool = ReadPool::new(path, busy, limits.read_connections);
         Ok(SqliteStorage { pool, jobs, head: head.subscribe(), shared, _watcher: watcher })

@@ -392,7 +392,8 @@ fn text_or_null(text: Option<&str>) -> Sql {
 
 /// The `transactions` of a row.
 pub(super) fn stamp(insert: Option<&str>, update: Option<&str>) -> String {
-    serde_json::json!({ "insert": insert, "update": update, "delete": null }).to_string()
+    let json = |id: Option<&str>| id.map_or("null".into(), |id| Value::from(id).to_string());
+    format!("{{\"insert\":{},\"update\":{},\"delete\":null}}", json(insert), json(update))
 }
 
 /// A JSON value as the column keeps it. Values were checked against their columns before; what a row of

@@ -26,16 +26,23 @@ pub(super) fn undo(context: &Context<'_>, target: &TransactionId, cascade: bool)
     for activity in all.values() {
         context.check_reversible(activity)?;
     }
-    let mut undone = Vec::new();
-    for activity in all.values().rev() {
-        context.take_back(activity)?;
-        undone.push(Undone {
+    // A row's state before the first of its changes is all that counts; the rows changed last come first.
+    let mut seen = BTreeSet::new();
+    let firsts: Vec<&Activity> =
+        all.values().filter(|activity| seen.insert((&activity.entity_type, &activity.entity_id))).collect();
+    for first in firsts.into_iter().rev() {
+        context.take_back(first)?;
+    }
+    let undone: Vec<Undone> = all
+        .values()
+        .rev()
+        .map(|activity| Undone {
             transaction_id: activity.txid(),
             entity_type: activity.entity_type.clone(),
             entity_id: activity.entity_id.clone(),
             action: activity.action.as_str(),
-        });
-    }
+        })
+        .collect();
     let outcome = serde_json::to_string(&undone).ok();
     Ok(Done { undone, outcome, ..Done::default() })
 }

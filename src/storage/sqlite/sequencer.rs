@@ -4,7 +4,7 @@
 //! under `synchronous=FULL`, everything before it in the write-ahead log is on the disk, too.
 
 use bourn_protocol::Seq;
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 /// The last activity that has its transaction's number; zero when none has.
 pub(super) fn sealed_head(connection: &Connection) -> rusqlite::Result<Seq> {
@@ -36,6 +36,14 @@ pub(super) fn seal_pending(connection: &Connection) -> rusqlite::Result<Seq> {
     if head > sealed {
         seal(connection, sealed, head)?;
     }
+    Ok(head)
+}
+
+/// Does [`seal_pending`] in a transaction of its own.
+pub(super) fn seal_now(connection: &Connection) -> rusqlite::Result<Seq> {
+    let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    let head = seal_pending(&transaction)?;
+    transaction.commit()?;
     Ok(head)
 }
 

@@ -45,8 +45,7 @@ pub(super) struct WriterThread {
 
 impl WriterThread {
     /// Works until it is told to stop or nobody can ask any more.
-    pub(super) fn run(mut self) {
-        let mut reconciles = self.refresh();
+    pub(super) fn run(mut self, mut reconciles: VecDeque<Reconcile>) {
         let mut expired_at = Instant::now();
         loop {
             let job = match reconciles.is_empty() {
@@ -67,11 +66,11 @@ impl WriterThread {
                     return;
                 }
                 Some(Job::Seal) => self.seal(),
-                Some(Job::Refresh) => reconciles = self.refresh(),
+                Some(Job::Refresh) => reconciles = self.refresh(reconciles),
                 Some(Job::Write(mutation, answer)) => {
                     if let Some(other) = self.write_batch(mutation, answer) {
                         match other {
-                            Job::Refresh => reconciles = self.refresh(),
+                            Job::Refresh => reconciles = self.refresh(reconciles),
                             Job::Close(done) => {
                                 let _ = done.send(());
                                 return;
@@ -190,13 +189,7 @@ impl WriterThread {
     }
 
     fn seal(&self) {
-        let sealed = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate).and_then(
-            |transaction| {
-                let head = sequencer::seal_pending(&transaction)?;
-                transaction.commit()?;
-                Ok(head)
-            },
-        );
+        let sealed = sequencer::seal_now(&self.connection);
         match sealed {
             Ok(head) => {
                 self.shared.stalled(None);
@@ -215,8 +208,9 @@ impl WriterThread {
         });
     }
 
-    /// Looks at every table anew, and makes sure the triggers fit it; gives the tables to reconcile.
-    fn refresh(&self) -> VecDeque<Reconcile> {
+    /// Looks at every table anew, and makes sure the triggers fit it; gives the tables to reconcile. Those that
+    /// are under way go on, where the table is still the same.
+    pub(super) fn refresh(&self, mut under_way: VecDeque<Reconcile>) -> VecDeque<Reconcile> {
         let mut reconciles = VecDeque::new();
         for entity in self.catalog.iter() {
             let looked = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)
@@ -232,7 +226,13 @@ impl WriterThread {
                 Ok((Ok(schema), compare)) => {
                     let schema = Arc::new(schema);
                     entity.set_state(TableState::Ready(schema.clone()));
-                    if compare {
+                    let same = |reconcile: &Reconcile| {
+                        Arc::ptr_eq(&reconcile.entity, entity) && reconcile.schema == schema
+                    };
+                    if let Some(current) = under_way.iter().position(same).and_then(|at| under_way.remove(at))
+                    {
+                        reconciles.push_back(current);
+                    } else if compare {
                         tracing::info!(
                             entity = &*entity.name,
                             table = entity.table,

@@ -1,0 +1,25 @@
+//! Scenarios: the built server as its users meet it, over real sockets, on real files, with other processes
+//! writing and signals arriving.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod support;
+
+mod bad_input;
+mod browser;
+mod catch_up;
+mod commands;
+mod crashes;
+mod database_faults;
+mod live;
+mod nginx;
+mod operations;
+mod transactions;
+mod writes;

@@ -1,0 +1,160 @@
+//! A client that says plainly what it sends and shows plainly what it gets.
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+use super::{Events, PATIENCE};
+
+#[derive(Clone)]
+pub struct Client {
+    address: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    /// The messages of a stream read.
+    pub fn messages(&self) -> Vec<Value> {
+        assert_eq!(self.status, 200, "{}", self.text());
+        self.json().as_array().unwrap().clone()
+    }
+
+    pub fn next_offset(&self) -> String {
+        self.header("stream-next-offset").to_owned()
+    }
+
+    pub fn up_to_date(&self) -> bool {
+        self.header("stream-up-to-date") == "true"
+    }
+
+    /// Asserts an error with its three fields.
+    #[track_caller]
+    pub fn assert_error(&self, status: u16, code: &str) {
+        assert_eq!(self.status, status, "{}", self.text());
+        let body = self.json();
+        assert_eq!(body["code"], code, "{body}");
+        assert!(body["error"].is_string() && body["message"].is_string(), "{body}");
+        assert!(!body["message"].as_str().unwrap().contains("SQL"), "a database's own words: {body}");
+    }
+}
+
+impl Client {
+    pub fn new(address: &str) -> Client {
+        Client { address: address.to_owned() }
+    }
+
+    /// Sends one request on a connection of its own; the error is the connection's.
+    pub async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Answer, String> {
+        let exchange = async {
+            let stream = TcpStream::connect(&self.address).await.map_err(|error| error.to_string())?;
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| error.to_string())?;
+            tokio::spawn(connection);
+            let mut request = Request::builder().method(method).uri(path).header("host", &self.address);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
+            let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+            let (head, body) = response.into_parts();
+            let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
+            Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+        };
+        tokio::time::timeout(PATIENCE * 2, exchange).await.map_err(|_| "no answer in time".to_owned())?
+    }
+
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Answer {
+        self.try_send(method, path, headers, body.into()).await.unwrap()
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.try_send(Method::GET, path, &[], Bytes::new()).await.unwrap_or_else(|error| Answer {
+            status: 0,
+            headers: HeaderMap::new(),
+            body: error.into(),
+        })
+    }
+
+    pub async fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        self.send(Method::GET, path, headers, "").await
+    }
+
+    async fn with_json(&self, method: Method, path: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
+        let mut headers = headers.to_vec();
+        headers.push(("content-type", "application/json"));
+        self.send(method, path, &headers, body.to_string()).await
+    }
+
+    pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
+        self.with_json(Method::POST, path, headers, body).await
+    }
+
+    pub async fn patch(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
+        self.with_json(Method::PATCH, path, headers, body).await
+    }
+
+    pub async fn delete(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        self.send(Method::DELETE, path, headers, "").await
+    }
+
+    /// Makes a page and asserts that it was made.
+    pub async fn make_page(&self, id: &str, transaction: &str) -> Answer {
+        let answer =
+            self.post("/v1/entities/pages", &[("x-transaction-id", transaction)], &super::page(id, id)).await;
+        assert_eq!(answer.status, 201, "{}", answer.text());
+        answer
+    }
+
+    /// Opens an event stream.
+    pub async fn events(&self, path: &str, headers: &[(&str, &str)]) -> Events {
+        Events::open(&self.address, path, headers).await
+    }
+
+    /// Reads a stream from a place to its tail, chunk by chunk; gives the messages and the place.
+    pub async fn read_all(&self, stream: &str, from: &str) -> (Vec<Value>, String) {
+        let (mut messages, mut offset) = (Vec::new(), from.to_owned());
+        let separator = if stream.contains('?') { '&' } else { '?' };
+        loop {
+            let answer = self.get(&format!("{stream}{separator}offset={offset}")).await;
+            messages.extend(answer.messages());
+            offset = answer.next_offset();
+            if answer.up_to_date() {
+                return (messages, offset);
+            }
+        }
+    }
+}

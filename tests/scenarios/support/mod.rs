@@ -1,0 +1,42 @@
+//! What the scenarios are told with: a server of one's own, a client, an event stream, another process.
+
+mod client;
+mod events;
+mod server;
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub use client::{Answer, Client};
+pub use events::{Event, Events};
+pub use server::Bourn;
+
+/// How long anything may take that is expected to happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs SQL in another process: the `sqlite3` command.
+pub fn sqlite3(database: &std::path::Path, sql: &str) -> String {
+    let output = Command::new("sqlite3")
+        .args(["-batch", "-bail", "-cmd", ".timeout 10000"])
+        .arg(database)
+        .arg(sql)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the sqlite3 command is installed");
+    assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Waits until a condition holds.
+pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut holds: F) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "it never came to pass that {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A page's JSON.
+pub fn page(id: &str, name: &str) -> serde_json::Value {
+    serde_json::json!({ "id": id, "organization_id": "acme", "name": name })
+}

@@ -1,0 +1,155 @@
+//! A server process of the test's own, on a port and in a directory of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use super::{Client, PATIENCE};
+
+pub struct Bourn {
+    child: Option<Child>,
+    address: String,
+    directory: TempDir,
+    database: PathBuf,
+    settings: Vec<(String, String)>,
+}
+
+impl Bourn {
+    /// Starts a server on a new database with these settings (`long_poll_timeout`, `2s`).
+    pub async fn start(settings: &[(&str, &str)]) -> Bourn {
+        let directory = tempfile::tempdir().unwrap();
+        let database = directory.path().join("bourn.db");
+        Self::start_in(directory, database, settings).await
+    }
+
+    /// Starts a server with a configuration file, on a database that `prepare` may fill first.
+    pub async fn start_with(config: &str, settings: &[(&str, &str)], prepare: impl FnOnce(&Path)) -> Bourn {
+        let directory = tempfile::tempdir().unwrap();
+        let database = directory.path().join("bourn.db");
+        prepare(&database);
+        let file = directory.path().join("bourn.toml");
+        std::fs::write(&file, config).unwrap();
+        let mut settings = settings.to_vec();
+        let file = file.to_str().unwrap().to_owned();
+        settings.push(("config", &file));
+        Self::start_in(directory, database, &settings).await
+    }
+
+    /// Starts a server on a database file that is somewhere else.
+    pub async fn start_on(database: &Path, settings: &[(&str, &str)]) -> Bourn {
+        Self::start_in(tempfile::tempdir().unwrap(), database.to_owned(), settings).await
+    }
+
+    async fn start_in(directory: TempDir, database: PathBuf, settings: &[(&str, &str)]) -> Bourn {
+        let settings = settings
+            .iter()
+            .map(|(name, value)| (format!("BOURN_{}", name.to_uppercase()), (*value).to_owned()));
+        let mut bourn = Bourn {
+            child: None,
+            address: "127.0.0.1:0".into(),
+            directory,
+            database,
+            settings: settings.collect(),
+        };
+        bourn.run().await;
+        bourn
+    }
+
+    /// The command that runs the server, for tests of the command itself.
+    pub fn command() -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bourn"));
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).kill_on_drop(true);
+        command
+    }
+
+    async fn run(&mut self) {
+        let mut command = Self::command();
+        command.arg("serve").arg("--listen").arg(&self.address);
+        command.arg("--database").arg(format!("sqlite:{}", self.database.display()));
+        command.envs(self.settings.iter().map(|(name, value)| (name, value)));
+        command.stdout(Stdio::piped()).stderr(log_file(self.directory.path()));
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = tokio::time::timeout(PATIENCE, lines.next_line())
+            .await
+            .expect("the server starts in time")
+            .unwrap();
+        let first = first.unwrap_or_else(|| panic!("the server did not start: {}", self.log()));
+        self.address = first.split_once("http://").expect("the first line tells the address").1.to_owned();
+        // The pipe stays open, so that nothing the server prints can fail.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        self.child = Some(child);
+        let client = self.client();
+        super::eventually("the server is ready", async || client.get("/ready").await.status == 200).await;
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub fn database(&self) -> &Path {
+        &self.database
+    }
+
+    pub fn client(&self) -> Client {
+        Client::new(&self.address)
+    }
+
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("bourn.log")).unwrap_or_default()
+    }
+
+    /// Runs SQL in another process.
+    pub fn sql(&self, sql: &str) -> String {
+        super::sqlite3(&self.database, sql)
+    }
+
+    fn pid(&self) -> Pid {
+        let id = self.child.as_ref().and_then(Child::id).expect("the server runs");
+        Pid::from_raw(i32::try_from(id).unwrap())
+    }
+
+    /// Resident memory, in bytes.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// kill -9.
+    pub async fn kill(&mut self) {
+        kill(self.pid(), Signal::SIGKILL).unwrap();
+        self.child.take().unwrap().wait().await.unwrap();
+    }
+
+    /// SIGTERM; the server may take its time.
+    pub fn terminate(&self) {
+        kill(self.pid(), Signal::SIGTERM).unwrap();
+    }
+
+    /// Waits for the end of a server that was told to stop; gives its success and how long it took.
+    pub async fn ended(&mut self) -> (bool, Duration) {
+        let started = std::time::Instant::now();
+        let status = tokio::time::timeout(PATIENCE, self.child.take().unwrap().wait())
+            .await
+            .expect("it stops in time");
+        (status.unwrap().success(), started.elapsed())
+    }
+
+    /// Starts again after [`Bourn::kill`] or [`Bourn::ended`], on the same address and database.
+    pub async fn restart(&mut self) {
+        assert!(self.child.is_none(), "it still runs");
+        self.run().await;
+    }
+}
+
+fn log_file(directory: &Path) -> Stdio {
+    std::fs::OpenOptions::new().create(true).append(true).open(directory.join("bourn.log")).unwrap().into()
+}
