@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -12,6 +13,34 @@ use super::{Events, PATIENCE};
 #[derive(Clone)]
 pub struct Client {
     address: String,
+}
+
+/// A connection that is kept.
+pub struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    host: String,
+}
+
+impl Connection {
+    /// Sends one request and reads its whole answer.
+    pub async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Answer, String> {
+        let mut request = Request::builder().method(method).uri(path).header("host", &self.host);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
+        self.sender.ready().await.map_err(|error| error.to_string())?;
+        let response = self.sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
+        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -64,6 +93,16 @@ impl Client {
         Client { address: address.to_owned() }
     }
 
+    /// A connection that is kept, for many requests in a row.
+    pub async fn connect(&self) -> Result<Connection, String> {
+        let stream = TcpStream::connect(&self.address).await.map_err(|error| error.to_string())?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| error.to_string())?;
+        tokio::spawn(connection);
+        Ok(Connection { sender, host: self.address.clone() })
+    }
+
     /// Sends one request on a connection of its own; the error is the connection's.
     pub async fn try_send(
         &self,
@@ -72,22 +111,7 @@ impl Client {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Answer, String> {
-        let exchange = async {
-            let stream = TcpStream::connect(&self.address).await.map_err(|error| error.to_string())?;
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|error| error.to_string())?;
-            tokio::spawn(connection);
-            let mut request = Request::builder().method(method).uri(path).header("host", &self.address);
-            for (name, value) in headers {
-                request = request.header(*name, *value);
-            }
-            let request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
-            let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-            let (head, body) = response.into_parts();
-            let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
-            Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
-        };
+        let exchange = async { self.connect().await?.send(method, path, headers, body).await };
         tokio::time::timeout(PATIENCE * 2, exchange).await.map_err(|_| "no answer in time".to_owned())?
     }
 
