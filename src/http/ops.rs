@@ -29,18 +29,15 @@ pub(super) async fn ready(app: &Arc<App>) -> Reply {
     let entities: Vec<_> = app
         .catalog
         .iter()
-        .map(|entity| {
-            let state = match (entity.schema(), capture.reconciling.get(&*entity.name)) {
-                (Err(reason), _) => {
-                    problems.push(format!("{}: {reason}", entity.name));
-                    json!({ "type": &*entity.name, "state": "unavailable", "reason": reason })
-                }
-                (Ok(_), Some(keys)) => {
-                    json!({ "type": &*entity.name, "state": "comparing", "compared": keys })
-                }
-                (Ok(_), None) => json!({ "type": &*entity.name, "state": "ready" }),
-            };
-            state
+        .map(|entity| match (entity.schema(), capture.reconciling.get(&*entity.name)) {
+            (Err(reason), _) => {
+                problems.push(format!("{}: {reason}", entity.name));
+                json!({ "type": &*entity.name, "state": "unavailable", "reason": reason })
+            }
+            (Ok(_), Some(keys)) => {
+                json!({ "type": &*entity.name, "state": "comparing", "compared": keys })
+            }
+            (Ok(_), None) => json!({ "type": &*entity.name, "state": "ready" }),
         })
         .collect();
     let comparing = !capture.reconciling.is_empty();

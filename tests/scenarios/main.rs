@@ -7,6 +7,8 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
+    clippy::semicolon_if_nothing_returned,
     reason = "tests"
 )]
 

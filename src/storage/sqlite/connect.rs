@@ -20,7 +20,7 @@ pub struct OpenError {
 }
 
 impl OpenError {
-    pub(super) fn new(path: &Path, reason: impl ToString) -> OpenError {
+    pub(super) fn new(path: &Path, reason: &dyn std::fmt::Display) -> OpenError {
         OpenError { path: path.display().to_string(), reason: reason.to_string() }
     }
 }

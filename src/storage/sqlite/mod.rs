@@ -96,7 +96,7 @@ impl SqliteStorage {
     pub fn open(limits: &Limits, catalog: Arc<Catalog>, demo: bool) -> Result<SqliteStorage, OpenError> {
         let path = limits.database.path();
         let busy = limits.busy_timeout.get();
-        let failed = |e: rusqlite::Error| OpenError::new(path, e);
+        let failed = |e: rusqlite::Error| OpenError::new(path, &e);
         let mut connection = connect::writer(path, busy).map_err(failed)?;
         if demo {
             connect::make_demo(&mut connection).map_err(failed)?;
@@ -139,7 +139,7 @@ impl SqliteStorage {
 
 fn spawn(name: &str, path: &Path, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
     let thread = std::thread::Builder::new().name(name.into()).spawn(run);
-    thread.map(|_| ()).map_err(|error| OpenError::new(path, error))
+    thread.map(|_| ()).map_err(|error| OpenError::new(path, &error))
 }
 
 #[async_trait]

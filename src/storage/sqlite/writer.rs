@@ -21,7 +21,7 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 /// What the thread is asked to do.
 pub(super) enum Job {
     /// Do a mutation and answer.
-    Write(Box<Mutation>, oneshot::Sender<Result<Written, WriteError>>),
+    Write(Box<Mutation>, Sender),
     /// Another process has committed.
     Seal,
     /// The database's schema has changed.
@@ -30,7 +30,9 @@ pub(super) enum Job {
     Close(oneshot::Sender<()>),
 }
 
-type Answer = (oneshot::Sender<Result<Written, WriteError>>, Result<Written, WriteError>);
+type Sender = oneshot::Sender<Result<Written, WriteError>>;
+type Waiting = VecDeque<(Box<Mutation>, Sender)>;
+type Answer = (Sender, Result<Written, WriteError>);
 
 pub(super) struct WriterThread {
     pub(super) connection: Connection,
@@ -91,11 +93,7 @@ impl WriterThread {
 
     /// Does a mutation and those that wait behind it, up to the batch's size or the first job of another kind,
     /// which it gives back.
-    fn write_batch(
-        &mut self,
-        first: Box<Mutation>,
-        answer: oneshot::Sender<Result<Written, WriteError>>,
-    ) -> Option<Job> {
+    fn write_batch(&mut self, first: Box<Mutation>, answer: Sender) -> Option<Job> {
         let mut waiting = VecDeque::from([(first, answer)]);
         let mut other = None;
         while waiting.len() < self.batch {
@@ -133,11 +131,7 @@ impl WriterThread {
         other
     }
 
-    fn commit_batch(
-        &self,
-        waiting: &mut VecDeque<(Box<Mutation>, oneshot::Sender<Result<Written, WriteError>>)>,
-        answers: &mut Vec<Answer>,
-    ) -> Result<Seq, StorageError> {
+    fn commit_batch(&self, waiting: &mut Waiting, answers: &mut Vec<Answer>) -> Result<Seq, StorageError> {
         let storage = |e: rusqlite::Error| error::storage(&e);
         let transaction =
             Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate).map_err(storage)?;
