@@ -34,23 +34,47 @@ pub fn init_logs(filter: &str, format: LogFormat) -> Result<(), String> {
     started.map_err(|error| error.to_string())
 }
 
+/// The ways to read a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadMode {
+    /// What is there now.
+    CatchUp,
+    /// One answer with what comes next.
+    LongPoll,
+    /// Server-sent events.
+    Sse,
+}
+
 /// Figures of one read mode.
 #[derive(Clone)]
-struct Mode {
+pub struct ModeFigures {
     readers: Gauge,
     messages: Counter,
     deliveries: Counter,
     bytes: Counter,
 }
 
-impl Mode {
-    fn new(mode: &'static str) -> Mode {
-        Mode {
+impl ModeFigures {
+    fn new(mode: ReadMode) -> ModeFigures {
+        let mode = match mode {
+            ReadMode::CatchUp => "catch-up",
+            ReadMode::LongPoll => "long-poll",
+            ReadMode::Sse => "sse",
+        };
+        ModeFigures {
             readers: metrics::gauge!("bourn_live_readers", "mode" => mode),
             messages: metrics::counter!("bourn_messages_delivered_total", "mode" => mode),
             deliveries: metrics::counter!("bourn_deliveries_total", "mode" => mode),
             bytes: metrics::counter!("bourn_bytes_delivered_total", "mode" => mode),
         }
+    }
+
+    /// Something was delivered to one reader.
+    pub fn count(&self, messages: usize, bytes: usize) {
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        self.deliveries.increment(1);
+        self.messages.increment(count(messages));
+        self.bytes.increment(count(bytes));
     }
 }
 
@@ -58,7 +82,9 @@ impl Mode {
 #[derive(Clone)]
 pub struct Metrics {
     handle: PrometheusHandle,
-    modes: [(&'static str, Mode); 3],
+    catch_up: ModeFigures,
+    long_poll: ModeFigures,
+    sse: ModeFigures,
     latency: HashMap<&'static str, Histogram>,
     connections: Gauge,
     accepted: Counter,
@@ -103,20 +129,32 @@ impl Metrics {
         let latency = endpoints
             .map(|name| (name, metrics::histogram!("bourn_request_seconds", "endpoint" => name)))
             .into();
-        let modes = ["catch-up", "long-poll", "sse"].map(|mode| (mode, Mode::new(mode)));
         let connections = metrics::gauge!("bourn_connections");
         let accepted = metrics::counter!("bourn_connections_total", "outcome" => "accepted");
-        Ok(Metrics { handle, modes, latency, connections, accepted })
+        Ok(Metrics {
+            handle,
+            catch_up: ModeFigures::new(ReadMode::CatchUp),
+            long_poll: ModeFigures::new(ReadMode::LongPoll),
+            sse: ModeFigures::new(ReadMode::Sse),
+            latency,
+            connections,
+            accepted,
+        })
     }
 
-    fn mode(&self, name: &str) -> &Mode {
-        let found = self.modes.iter().find(|(mode, _)| *mode == name);
-        found.map_or(&self.modes[0].1, |(_, mode)| mode)
+    /// The figures of a read mode.
+    #[must_use]
+    pub fn mode(&self, mode: ReadMode) -> &ModeFigures {
+        match mode {
+            ReadMode::CatchUp => &self.catch_up,
+            ReadMode::LongPoll => &self.long_poll,
+            ReadMode::Sse => &self.sse,
+        }
     }
 
     /// A live reader has come; it has gone when the value is dropped.
     #[must_use]
-    pub fn reader(&self, mode: &str) -> Held {
+    pub fn reader(&self, mode: ReadMode) -> Held {
         let gauge = self.mode(mode).readers.clone();
         gauge.increment(1.0);
         Held(gauge)
@@ -128,15 +166,6 @@ impl Metrics {
         self.accepted.increment(1);
         self.connections.increment(1.0);
         Held(self.connections.clone())
-    }
-
-    /// Something was delivered to one reader.
-    pub fn read(&self, mode: &str, messages: usize, bytes: usize) {
-        let mode = self.mode(mode);
-        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
-        mode.deliveries.increment(1);
-        mode.messages.increment(count(messages));
-        mode.bytes.increment(count(bytes));
     }
 
     /// A mutation was answered.
@@ -204,7 +233,7 @@ fn describe() {
     metrics::describe_histogram!(
         "bourn_request_seconds",
         Unit::Seconds,
-        "Time to the head of the answer, by endpoint"
+        "Time to the head of the answer, by endpoint; final answers at hand are not in it"
     );
     metrics::describe_histogram!("bourn_commit_seconds", Unit::Seconds, "Time of one shared commit");
     metrics::describe_histogram!("bourn_write_batch_size", "Mutations that shared a commit");

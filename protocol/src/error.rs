@@ -212,6 +212,19 @@ mod tests {
     }
 
     #[test]
+    fn every_code_is_documented() {
+        let prose = include_str!("../PROTOCOL.md");
+        for code in ErrorCode::ALL {
+            let row = prose.lines().find(|line| line.starts_with(&format!("| {} |", code.status())));
+            assert!(
+                row.is_some_and(|row| row.contains(&format!("`{}`", code.as_str()))),
+                "{}",
+                code.as_str()
+            );
+        }
+    }
+
+    #[test]
     fn codes_are_listed_in_the_order_of_their_statuses() {
         assert!(ErrorCode::ALL.is_sorted_by_key(|code| code.status()));
     }

@@ -100,7 +100,7 @@ settings! {
     chunk_bytes("BOURN_CHUNK_BYTES"): Size = "1MiB";
     /// Most bytes of one transaction before it is split. Every server of one database must have the same.
     transaction_bytes("BOURN_TRANSACTION_BYTES"): Size = "8MiB";
-    /// Memory for chunks of catch-up reads.
+    /// Memory for history that is read often: half for chunks, half for whole answers.
     chunk_cache("BOURN_CHUNK_CACHE"): Size = "64MiB";
     /// Memory for the live tail, all streams together.
     tail_memory("BOURN_TAIL_MEMORY"): Size = "32MiB";

@@ -7,6 +7,7 @@ mod body;
 mod cors;
 mod entities;
 mod errors;
+mod hot;
 mod intake;
 mod ops;
 mod respond;
@@ -15,7 +16,10 @@ mod sse;
 mod streams;
 mod transactions;
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use http::{Method, Request, Response};
@@ -27,13 +31,33 @@ use crate::entity::Catalog;
 use crate::read::Reader;
 use crate::storage::Storage;
 use crate::tail::Tail;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, ReadMode};
 pub use body::ReplyBody;
 pub use errors::ApiError;
+pub use hot::HotAnswers;
 pub use respond::plain_error;
 
 /// An answer.
 pub type Reply = Response<ReplyBody>;
+
+/// An answer that is there, or on its way.
+pub enum Answering {
+    /// It is there; taken when polled.
+    Now(Option<Reply>),
+    /// It is being made.
+    Later(Pin<Box<dyn Future<Output = Reply> + Send>>),
+}
+
+impl Future for Answering {
+    type Output = Result<Reply, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Answering::Now(reply) => reply.take().map_or(Poll::Pending, |reply| Poll::Ready(Ok(reply))),
+            Answering::Later(reply) => reply.as_mut().poll(cx).map(Ok),
+        }
+    }
+}
 
 /// What the endpoints work with.
 pub struct App {
@@ -45,6 +69,8 @@ pub struct App {
     pub tail: Arc<Tail>,
     /// The streamed tables.
     pub catalog: Arc<Catalog>,
+    /// Answers that are final.
+    pub hot: HotAnswers,
     /// Limits and durations.
     pub limits: Arc<Limits>,
     /// The server's figures.
@@ -54,11 +80,21 @@ pub struct App {
 }
 
 impl App {
-    /// Answers one request.
-    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Reply {
+    /// Answers one request: at once where the answer is final and at hand.
+    pub fn call(self: &Arc<Self>, request: Request<Incoming>) -> Answering {
+        // Access control will stand here, before anything is routed.
+        if let Some((reply, messages, bytes)) = self.hot.get(&request) {
+            self.metrics.mode(ReadMode::CatchUp).count(messages, bytes);
+            return Answering::Now(Some(reply));
+        }
+        // Boxed: hyper keeps room for the largest future as long as the connection lives, and an event stream's
+        // would be idle.
+        Answering::Later(Box::pin(self.clone().handle(request)))
+    }
+
+    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Reply {
         let started = Instant::now();
         let head = request.method() == Method::HEAD;
-        // Access control will stand here, before anything is routed.
         let (endpoint, result) = router::dispatch(&self, request).await;
         let mut reply = match result {
             Ok(reply) => reply,

@@ -17,6 +17,7 @@ use super::streams::unix_secs;
 use super::{App, Reply, ReplyBody};
 use crate::config::Limits;
 use crate::read::{Batch, Session};
+use crate::telemetry::ReadMode;
 
 /// Bytes that an event adds to its batch, about.
 const FRAME_OVERHEAD: usize = 192;
@@ -34,11 +35,16 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
     let end = Instant::now() + lifetime(&app.limits);
     let heartbeat = app.limits.sse_heartbeat.get();
     Box::pin(async_stream::stream! {
-        let _reading = app.metrics.reader("sse");
+        let _reading = app.metrics.reader(ReadMode::Sse);
+        let delivered = app.metrics.mode(ReadMode::Sse);
         yield hello(&app.limits);
         let mut greeted = false;
-        let timer = tokio::time::sleep_until(end);
-        tokio::pin!(timer);
+        // Both are made once and kept: what is done for every delivery is multiplied by every reader. The timer is
+        // not set back by a delivery; when it fires it looks whether the connection was idle.
+        let mut sent_at = Instant::now();
+        let timer = tokio::time::sleep_until(end.min(sent_at + heartbeat));
+        let stopping = app.stopping.cancelled();
+        tokio::pin!(timer, stopping);
         loop {
             let batch = match session.read().await {
                 Ok(batch) => batch,
@@ -59,26 +65,32 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
                     Batch::Live(live) => live.frame(|| render(&batch.body(), control)),
                     other => render(&other.body(), control),
                 };
-                app.metrics.read("sse", batch.messages(), frame.len());
+                delivered.count(batch.messages(), frame.len());
                 yield frame;
-                // A reader that is never done catching up ends like any other.
-                if Instant::now() < end && !app.stopping.is_cancelled() {
+                sent_at = Instant::now();
+                // A reader that is never done catching up ends like any other; a live one waits below soon enough.
+                let live = matches!(batch, Batch::Live(_));
+                if sent_at < end && (live || !app.stopping.is_cancelled()) {
                     continue;
                 }
             } else if !greeted {
                 greeted = true;
                 yield control_frame(control);
             }
-            timer.as_mut().reset(end.min(Instant::now() + heartbeat));
             tokio::select! {
                 () = session.changed() => {}
                 () = &mut timer => {
-                    if Instant::now() >= end {
+                    let now = Instant::now();
+                    if now >= end {
                         return;
                     }
-                    yield Bytes::from_static(HEARTBEAT);
+                    if now >= sent_at + heartbeat {
+                        yield Bytes::from_static(HEARTBEAT);
+                        sent_at = now;
+                    }
+                    timer.as_mut().reset(end.min(sent_at + heartbeat));
                 }
-                () = app.stopping.cancelled() => {
+                () = &mut stopping => {
                     yield farewell(&app.limits, control);
                     return;
                 }

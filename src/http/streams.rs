@@ -15,6 +15,7 @@ use super::respond::{Build, JSON};
 use super::{ApiError, App, Reply, ReplyBody, entities, intake, sse};
 use crate::entity::EntityType;
 use crate::read::{Batch, Session};
+use crate::telemetry::ReadMode;
 
 const CURSOR: HeaderName = HeaderName::from_static(headers::STREAM_CURSOR);
 
@@ -116,16 +117,23 @@ async fn catch_up<B>(
     if !chunk.sealed {
         build = build.up_to_date();
     }
-    app.metrics.read("catch-up", chunk.messages, chunk.body.len());
-    Ok(match seen {
-        true => build.body(ReplyBody::empty()),
-        false => build.json(chunk.body.clone()),
-    })
+    if !seen {
+        app.metrics.mode(ReadMode::CatchUp).count(chunk.messages, chunk.body.len());
+    }
+    if seen {
+        return Ok(build.body(ReplyBody::empty()));
+    }
+    let mut reply = build.json(chunk.body.clone());
+    if chunk.sealed {
+        super::respond::add_common_headers(reply.headers_mut());
+        app.hot.put(request, reply.headers().clone(), chunk.body.clone(), chunk.messages);
+    }
+    Ok(reply)
 }
 
 async fn long_poll(app: &Arc<App>, stream: Selector, read: StreamRead) -> Result<Reply, ApiError> {
     let mut session = app.reader.open(stream, read.from, true).await?;
-    let _reading = app.metrics.reader("long-poll");
+    let _reading = app.metrics.reader(ReadMode::LongPoll);
     let deadline = Instant::now() + app.limits.long_poll_timeout.get();
     let batch = next_batch(app, &mut session, deadline).await?;
     let cursor = Cursor::next(unix_secs(), read.cursor);
@@ -135,7 +143,7 @@ async fn long_poll(app: &Arc<App>, stream: Selector, read: StreamRead) -> Result
     };
     Ok(match batch {
         Some(batch) => {
-            app.metrics.read("long-poll", batch.messages(), batch.body().len());
+            app.metrics.mode(ReadMode::LongPoll).count(batch.messages(), batch.body().len());
             let freshness = Freshness::Tail.cache_control(app.limits.sealed_max_age.get());
             let tag = bourn_protocol::cache::entity_tag(
                 app.reader.epoch(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bourn_protocol::chunk::{ChunkBuilder, ChunkLimits};
 use bourn_protocol::{Epoch, Selector, Seq};
 use bytes::Bytes;
+use metrics::Counter;
 use moka::future::Cache;
 
 use crate::storage::{Storage, StorageError};
@@ -40,6 +41,8 @@ pub(super) struct ChunkCache {
     epoch: Epoch,
     limits: ChunkLimits,
     cache: Cache<Key, Arc<CachedChunk>>,
+    hits: Counter,
+    misses: Counter,
 }
 
 impl ChunkCache {
@@ -56,7 +59,8 @@ impl ChunkCache {
                 u32::try_from(chunk.body.len() + names + 512).unwrap_or(u32::MAX)
             })
             .build();
-        ChunkCache { storage, epoch, limits, cache }
+        let counted = |outcome| metrics::counter!("bourn_chunk_cache_total", "outcome" => outcome);
+        ChunkCache { storage, epoch, limits, cache, hits: counted("hit"), misses: counted("miss") }
     }
 
     /// The chunk that follows `start`; `head` is the head of the log as this server knows it.
@@ -68,14 +72,13 @@ impl ChunkCache {
     ) -> Result<Arc<CachedChunk>, StorageError> {
         let final_key = Key { stream: stream.clone(), start, head: None };
         if let Some(chunk) = self.cache.get(&final_key).await {
-            metrics::counter!("bourn_chunk_cache_total", "outcome" => "hit").increment(1);
+            self.hits.increment(1);
             return Ok(chunk);
         }
         let key = Key { head: Some(head), ..final_key.clone() };
         let entry = self.cache.entry(key.clone()).or_try_insert_with(self.load(stream, start)).await;
         let entry = entry.map_err(|error: Arc<StorageError>| StorageError::clone(&error))?;
-        let outcome = if entry.is_fresh() { "miss" } else { "hit" };
-        metrics::counter!("bourn_chunk_cache_total", "outcome" => outcome).increment(1);
+        if entry.is_fresh() { &self.misses } else { &self.hits }.increment(1);
         let chunk = entry.into_value();
         if chunk.sealed {
             self.cache.insert(final_key, chunk.clone()).await;

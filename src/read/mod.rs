@@ -69,8 +69,12 @@ impl Reader {
     #[must_use]
     pub fn new(storage: Arc<dyn Storage>, tail: Arc<Tail>, identity: LogBounds, limits: &Limits) -> Reader {
         let head = storage.head();
-        let chunks =
-            ChunkCache::new(storage.clone(), identity.epoch, chunk_limits(limits), limits.chunk_cache.get());
+        let chunks = ChunkCache::new(
+            storage.clone(),
+            identity.epoch,
+            chunk_limits(limits),
+            limits.chunk_cache.get() / 2,
+        );
         Reader { storage, chunks, tail, identity, head }
     }
 
@@ -239,7 +243,8 @@ impl Session {
             }
         }
         let known = *self.reader.head.borrow();
-        let chunk = self.reader.chunks.get(&self.stream, self.position, known).await?;
+        // Boxed: an event stream is in memory for a minute and reads the log once or twice.
+        let chunk = Box::pin(self.reader.chunks.get(&self.stream, self.position, known)).await?;
         self.position = chunk.next;
         self.covered = if chunk.sealed { chunk.next } else { self.covered.max(known).max(chunk.next) };
         Ok(Batch::Chunk(chunk))

@@ -1,6 +1,5 @@
 //! One connection: HTTP/1.1 over a socket whose reader must keep up.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,12 +42,7 @@ pub(super) async fn serve(stream: TcpStream, app: Arc<App>, place: OwnedSemaphor
     }
     let io = TokioIo::new(KeepUp::new(stream, app.limits.write_timeout.get()));
     let handler = app.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        // Boxed: hyper keeps room for the largest future as long as the connection lives, and an event
-        // stream's would be idle.
-        let answer = Box::pin(handler.clone().handle(request));
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
+    let service = service_fn(move |request: Request<Incoming>| handler.call(request));
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::entity::Catalog;
-use crate::http::App;
+use crate::http::{App, HotAnswers};
 use crate::read::{Reader, chunk_limits};
 use crate::storage::sqlite::{OpenError, SqliteStorage};
 use crate::storage::{Log, Storage, StorageError};
@@ -22,7 +22,7 @@ use crate::tail::Tail;
 use crate::telemetry::Metrics;
 
 /// How often histograms are folded.
-const UPKEEP: Duration = Duration::from_secs(5);
+const UPKEEP: Duration = Duration::from_secs(1);
 /// How long to wait after the system had no room for a connection.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -75,8 +75,17 @@ impl Server {
         let listener =
             TcpListener::bind(address).await.map_err(|error| StartError::Bind { address, error })?;
         let stopping = CancellationToken::new();
-        let app =
-            App { storage: storage.clone(), reader, tail: tail.clone(), catalog, limits, metrics, stopping };
+        let hot = HotAnswers::new(limits.chunk_cache.get() / 2);
+        let app = App {
+            storage: storage.clone(),
+            reader,
+            tail: tail.clone(),
+            catalog,
+            hot,
+            limits,
+            metrics,
+            stopping,
+        };
         Ok(Server { listener, app: Arc::new(app), tail, storage })
     }
 

@@ -1,0 +1,117 @@
+//! The processes that are measured: started on a free loopback port, asked for their CPU time and memory, and
+//! ended with the measurement.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::measure;
+use crate::wire::{self, Connection, SMALL};
+
+/// How long a server may take until it says where it listens.
+const START: Duration = Duration::from_secs(20);
+/// How often a server is asked whether it is ready.
+const READY: Duration = Duration::from_millis(10);
+
+/// Where the programs are and where databases may be made.
+pub(crate) struct Bench {
+    bourn: PathBuf,
+    dir: PathBuf,
+}
+
+impl Bench {
+    pub(crate) fn new(bourn: Option<PathBuf>, dir: Option<PathBuf>) -> Bench {
+        let beside = || {
+            let program = std::env::current_exe().ok()?.with_file_name("bourn");
+            program.is_file().then_some(program)
+        };
+        let bourn = bourn.or_else(beside).unwrap_or_else(|| "target/release/bourn".into());
+        Bench { bourn, dir: dir.unwrap_or_else(std::env::temp_dir) }
+    }
+
+    /// A directory of its own for one measurement; it goes when it is dropped.
+    pub(crate) fn scratch(&self) -> Result<TempDir> {
+        tempfile::Builder::new()
+            .prefix("bourn-bench-")
+            .tempdir_in(&self.dir)
+            .with_context(|| format!("cannot make a directory in {}", self.dir.display()))
+    }
+
+    /// Bourn on a database in this directory. What the environment sets applies, so that settings can be tried;
+    /// `settings` come on top.
+    pub(crate) async fn bourn(&self, scratch: &Path, settings: &[(&str, &str)]) -> Result<Server> {
+        let mut command = Command::new(&self.bourn);
+        let database = format!("sqlite:{}", database(scratch).display());
+        command.args(["serve", "--listen", "127.0.0.1:0", "--database", &database]);
+        command.env("BOURN_LOG", "warn").envs(settings.iter().copied());
+        let server = Server::start(command)
+            .await
+            .with_context(|| format!("cannot start {}; name it with --bourn", self.bourn.display()))?;
+        tokio::time::timeout(START, server.ready()).await.context("Bourn does not get ready")??;
+        Ok(server)
+    }
+
+    /// This program again, as a baseline.
+    pub(crate) async fn baseline(&self, arguments: &[&str]) -> Result<Server> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(arguments);
+        Server::start(command).await.context("cannot start the baseline")
+    }
+}
+
+/// The database file in a measurement's directory.
+pub(crate) fn database(scratch: &Path) -> PathBuf {
+    scratch.join("bourn.db")
+}
+
+/// A server that runs for as long as this lives.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pid: u32,
+    child: Child,
+    /// Kept open: a server that writes another line must not meet a closed pipe.
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Server {
+    async fn start(mut command: Command) -> Result<Server> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+        let mut stdout = BufReader::new(child.stdout.take().context("the child has no standard output")?);
+        let mut first = String::new();
+        tokio::time::timeout(START, stdout.read_line(&mut first)).await.context("it does not start")??;
+        let Some((_, address)) = first.trim_end().rsplit_once("http://") else {
+            bail!("it said {first:?} where its address was expected");
+        };
+        let pid = child.id().context("the child has ended")?;
+        Ok(Server { address: address.parse()?, pid, child, _stdout: stdout })
+    }
+
+    /// Waits until Bourn says that it can do all of its work.
+    async fn ready(&self) -> Result<()> {
+        let mut connection = Connection::open(self.address, SMALL).await?;
+        let request = wire::get(self.address, "/ready", None);
+        while connection.exchange(&request).await?.status != 200 {
+            tokio::time::sleep(READY).await;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn cpu_seconds(&self) -> Result<f64> {
+        measure::cpu_seconds(self.pid).context("the server has died")
+    }
+
+    pub(crate) fn resident_bytes(&self) -> Result<u64> {
+        measure::resident_bytes(self.pid).context("the server has died")
+    }
+
+    /// Ends it and waits for that, so that the next may open the same database.
+    pub(crate) async fn end(mut self) -> Result<()> {
+        Ok(self.child.kill().await?)
+    }
+}
