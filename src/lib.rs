@@ -10,6 +10,7 @@ pub mod entity;
 pub mod http;
 pub mod read;
 pub mod server;
+pub mod stopping;
 pub mod storage;
 pub mod tail;
 pub mod telemetry;

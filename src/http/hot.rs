@@ -5,18 +5,23 @@ use std::sync::Arc;
 
 use bourn_protocol::cache::matches_tag;
 use bytes::Bytes;
-use http::header::{ETAG, IF_NONE_MATCH};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use metrics::Counter;
 use moka::sync::Cache;
 
+use super::respond::CORP;
 use super::{Reply, ReplyBody};
+use crate::telemetry::ModeFigures;
 
 /// What an entry costs beside its body.
 const OVERHEAD: usize = 2_048;
 
 struct FinalAnswer {
     headers: HeaderMap,
+    /// Those that go with 304.
+    unmodified: HeaderMap,
+    tag: HeaderValue,
     body: Bytes,
     messages: usize,
 }
@@ -41,34 +46,39 @@ impl HotAnswers {
         HotAnswers { answers, hits: metrics::counter!("bourn_chunk_cache_total", "outcome" => "answer") }
     }
 
-    /// The answer to a request, if it is final and here; with the messages and bytes it delivers.
-    pub(super) fn get<B>(&self, request: &Request<B>) -> Option<(Reply, usize, usize)> {
+    /// The answer to a request, if it is final and here; counted as delivered.
+    pub(super) fn get<B>(&self, request: &Request<B>, delivered: &ModeFigures) -> Option<Reply> {
         if request.method() != Method::GET {
             return None;
         }
         let answer = self.answers.get(request.uri().path_and_query()?.as_str())?;
         self.hits.increment(1);
-        let seen = match (request.headers().get(IF_NONE_MATCH), answer.headers.get(ETAG)) {
-            (Some(sent), Some(tag)) => {
-                sent == tag
-                    || matches_tag(sent.to_str().unwrap_or_default(), tag.to_str().unwrap_or_default())
-            }
-            _ => false,
-        };
-        let mut reply = Response::new(if seen { ReplyBody::empty() } else { answer.body.clone().into() });
-        *reply.headers_mut() = answer.headers.clone();
-        if !seen {
-            return Some((reply, answer.messages, answer.body.len()));
+        let seen = request.headers().get(IF_NONE_MATCH).is_some_and(|sent| {
+            sent == answer.tag
+                || matches_tag(sent.to_str().unwrap_or_default(), answer.tag.to_str().unwrap_or_default())
+        });
+        if seen {
+            let mut reply = Response::new(ReplyBody::empty());
+            *reply.status_mut() = StatusCode::NOT_MODIFIED;
+            *reply.headers_mut() = answer.unmodified.clone();
+            return Some(reply);
         }
-        *reply.status_mut() = StatusCode::NOT_MODIFIED;
-        reply.headers_mut().remove(http::header::CONTENT_TYPE);
-        Some((reply, 0, 0))
+        delivered.count(answer.messages, answer.body.len());
+        let mut reply = Response::new(answer.body.clone().into());
+        *reply.headers_mut() = answer.headers.clone();
+        Some(reply)
     }
 
     /// Keeps a final answer: all its headers, as they were sent.
     pub(super) fn put<B>(&self, request: &Request<B>, headers: HeaderMap, body: Bytes, messages: usize) {
-        if let Some(url) = request.uri().path_and_query() {
-            self.answers.insert(url.as_str().to_owned(), Arc::new(FinalAnswer { headers, body, messages }));
-        }
+        let (Some(url), Some(tag)) = (request.uri().path_and_query(), headers.get(ETAG).cloned()) else {
+            return;
+        };
+        // What describes the body goes with the body.
+        let of_body = [CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS, CORP];
+        let kept = headers.iter().filter(|(name, _)| !of_body.contains(name));
+        let unmodified = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let answer = FinalAnswer { headers, unmodified, tag, body, messages };
+        self.answers.insert(url.as_str().to_owned(), Arc::new(answer));
     }
 }

@@ -24,11 +24,11 @@ use std::time::Instant;
 
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
-use tokio_util::sync::CancellationToken;
 
 use crate::config::Limits;
 use crate::entity::Catalog;
 use crate::read::Reader;
+use crate::stopping::Stopping;
 use crate::storage::Storage;
 use crate::tail::Tail;
 use crate::telemetry::{Metrics, ReadMode};
@@ -76,15 +76,14 @@ pub struct App {
     /// The server's figures.
     pub metrics: Metrics,
     /// Fires when the server is to stop: live readers end.
-    pub stopping: CancellationToken,
+    pub stopping: Stopping,
 }
 
 impl App {
     /// Answers one request: at once where the answer is final and at hand.
     pub fn call(self: &Arc<Self>, request: Request<Incoming>) -> Answering {
         // Access control will stand here, before anything is routed.
-        if let Some((reply, messages, bytes)) = self.hot.get(&request) {
-            self.metrics.mode(ReadMode::CatchUp).count(messages, bytes);
+        if let Some(reply) = self.hot.get(&request, self.metrics.mode(ReadMode::CatchUp)) {
             return Answering::Now(Some(reply));
         }
         // Boxed: hyper keeps room for the largest future as long as the connection lives, and an event stream's

@@ -19,7 +19,7 @@ pub(super) async fn ready(app: &Arc<App>) -> Reply {
     let capture = app.storage.status();
     let bounds = app.storage.bounds().await;
     let mut problems = Vec::new();
-    if app.stopping.is_cancelled() {
+    if app.stopping.is_given() {
         problems.push("the server is about to stop".to_owned());
     }
     if let Err(error) = &bounds {

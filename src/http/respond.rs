@@ -13,7 +13,7 @@ pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// The value of flags.
 pub(super) const TRUE: HeaderValue = HeaderValue::from_static("true");
 
-const CORP: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+pub(super) const CORP: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// An answer under construction.
 pub(super) struct Build(Response<()>);

@@ -43,8 +43,8 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
         // not set back by a delivery; when it fires it looks whether the connection was idle.
         let mut sent_at = Instant::now();
         let timer = tokio::time::sleep_until(end.min(sent_at + heartbeat));
-        let stopping = app.stopping.cancelled();
-        tokio::pin!(timer, stopping);
+        let mut stopped = app.stopping.wait();
+        tokio::pin!(timer);
         loop {
             let batch = match session.read().await {
                 Ok(batch) => batch,
@@ -70,7 +70,7 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
                 sent_at = Instant::now();
                 // A reader that is never done catching up ends like any other; a live one waits below soon enough.
                 let live = matches!(batch, Batch::Live(_));
-                if sent_at < end && (live || !app.stopping.is_cancelled()) {
+                if sent_at < end && (live || !app.stopping.is_given()) {
                     continue;
                 }
             } else if !greeted {
@@ -90,7 +90,7 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
                     }
                     timer.as_mut().reset(end.min(sent_at + heartbeat));
                 }
-                () = &mut stopping => {
+                () = &mut stopped => {
                     yield farewell(&app.limits, control);
                     return;
                 }

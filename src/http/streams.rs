@@ -176,7 +176,7 @@ async fn next_batch(app: &App, session: &mut Session, deadline: Instant) -> Resu
         tokio::select! {
             () = session.changed() => {}
             () = tokio::time::sleep_until(deadline) => return Ok(None),
-            () = app.stopping.cancelled() => return Ok(None),
+            () = app.stopping.wait() => return Ok(None),
         }
     }
 }

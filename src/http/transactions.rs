@@ -35,7 +35,7 @@ pub(super) async fn state<B>(app: &Arc<App>, text: &str, request: &Request<B>) -
         tokio::select! {
             changed = head.changed() => if changed.is_err() { break state },
             () = tokio::time::sleep_until(deadline) => {}
-            () = app.stopping.cancelled() => break state,
+            () = app.stopping.wait() => break state,
         }
     };
     let (name, offset) = match state {

@@ -27,9 +27,10 @@ pub(super) async fn serve(stream: TcpStream, app: Arc<App>, place: OwnedSemaphor
     let _ = stream.set_nodelay(true);
     let open = app.metrics.connection();
     let mut first = [0];
+    let mut stopped = app.stopping.wait();
     let peeked = tokio::select! {
         peeked = tokio::time::timeout(app.limits.header_timeout.get(), stream.peek(&mut first)) => peeked,
-        () = app.stopping.cancelled() => return,
+        () = &mut stopped => return,
     };
     match peeked {
         Ok(Ok(1)) if first[0] == TLS_HANDSHAKE => {
@@ -53,7 +54,7 @@ pub(super) async fn serve(stream: TcpStream, app: Arc<App>, place: OwnedSemaphor
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
-        () = app.stopping.cancelled() => {
+        () = &mut stopped => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

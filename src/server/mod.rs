@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::entity::Catalog;
 use crate::http::{App, HotAnswers};
 use crate::read::{Reader, chunk_limits};
+use crate::stopping::Stopping;
 use crate::storage::sqlite::{OpenError, SqliteStorage};
 use crate::storage::{Log, Storage, StorageError};
 use crate::tail::Tail;
@@ -74,7 +75,7 @@ impl Server {
         let address = limits.listen;
         let listener =
             TcpListener::bind(address).await.map_err(|error| StartError::Bind { address, error })?;
-        let stopping = CancellationToken::new();
+        let stopping = Stopping::default();
         let hot = HotAnswers::new(limits.chunk_cache.get() / 2);
         let app = App {
             storage: storage.clone(),
@@ -116,7 +117,7 @@ impl Server {
         accept(&listener, &app, &connections, &stop).await;
         // Closed at once, so that a supervisor may start the next server on the same address.
         drop(listener);
-        stopping.cancel();
+        stopping.give();
         connections.close();
         let timeout = app.limits.shutdown_timeout.get();
         if tokio::time::timeout(timeout, connections.wait()).await.is_err() {
