@@ -34,7 +34,7 @@ CREATE TABLE activities (
   previous_values TEXT,
   -- The seq of its database transaction's last activity; empty until the sequencer has seen the commit.
   commit_id       INTEGER,
-  -- Whether it is its transaction's last change in its feed.
+  -- Of what it is its transaction's last change: 1 of its feed, 2 of its entity type.
   last            INTEGER NOT NULL DEFAULT 0,
   created_at      TEXT    NOT NULL
 );

@@ -53,6 +53,32 @@ pub enum MessageKind {
     Activity,
 }
 
+/// Of what a change is the last that its database transaction makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Last {
+    /// Of its entity type.
+    pub of_type: bool,
+    /// Of its entity type and scope.
+    pub of_scope: bool,
+}
+
+impl Last {
+    /// The marks as the log keeps them: 1 for the scope, 2 for the type.
+    #[must_use]
+    pub const fn from_log(bits: i64) -> Last {
+        Last { of_type: bits & 2 != 0, of_scope: bits & 1 != 0 }
+    }
+}
+
+/// How a stream words its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Wording {
+    /// Which message it makes of an activity.
+    pub kind: MessageKind,
+    /// Whether the stream is one scope's, so that `last` speaks of that.
+    pub scoped: bool,
+}
+
 /// One activity as the log holds it, borrowed from wherever it lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ActivityRef<'a> {
@@ -78,22 +104,24 @@ pub struct ActivityRef<'a> {
     pub previous_values: Option<&'a str>,
     /// The number of the database transaction that made the change.
     pub commit_id: i64,
-    /// Whether it is the transaction's last change in its entity type and scope.
-    pub last: bool,
+    /// Of what it is the transaction's last change.
+    pub last: Last,
     /// When it was committed, ISO 8601 in UTC.
     pub created_at: &'a str,
 }
 
 impl ActivityRef<'_> {
-    /// Appends the message of the wanted kind, as one JSON object.
-    pub fn encode(&self, kind: MessageKind, epoch: Epoch, out: &mut Vec<u8>) {
-        match kind {
-            MessageKind::Change => self.encode_change(out),
+    /// Appends the message in the wanted wording, as one JSON object.
+    pub fn encode(&self, wording: Wording, epoch: Epoch, out: &mut Vec<u8>) {
+        match wording.kind {
+            MessageKind::Change => {
+                self.encode_change(if wording.scoped { self.last.of_scope } else { self.last.of_type }, out);
+            }
             MessageKind::Activity => self.encode_activity(epoch, out),
         }
     }
 
-    fn encode_change(&self, out: &mut Vec<u8>) {
+    fn encode_change(&self, last: bool, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"type\":");
         push_string(out, self.entity_type);
         out.extend_from_slice(b",\"key\":");
@@ -127,7 +155,7 @@ impl ActivityRef<'_> {
             out.extend_from_slice(b",\"changed_keys\":");
             out.extend_from_slice(keys.as_bytes());
         }
-        if self.last {
+        if last {
             out.extend_from_slice(b",\"last\":true");
         }
         out.extend_from_slice(b"}}");
@@ -186,14 +214,14 @@ mod tests {
             value: Some(r#"{"id":"p1","name":"Bourn"}"#),
             previous_values: None,
             commit_id: 1234,
-            last: true,
+            last: Last { of_type: true, of_scope: true },
             created_at: "2026-01-15T10:30:00.123Z",
         }
     }
 
     fn encoded(activity: &ActivityRef<'_>, kind: MessageKind) -> String {
         let mut out = Vec::new();
-        activity.encode(kind, "k3f9".parse().unwrap(), &mut out);
+        activity.encode(Wording { kind, scoped: false }, "k3f9".parse().unwrap(), &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -218,7 +246,7 @@ mod tests {
             client_id: None,
             changed_keys: None,
             previous_values: Some(r#"{"id":"p1"}"#),
-            last: false,
+            last: Last::default(),
             ..update()
         };
         assert_eq!(

@@ -7,7 +7,7 @@
 //! different offsets fall onto the same cuts after one read. A transaction larger than the window is
 //! delivered whole up to the hard cap; past that it is cut inside, and no message before the cut is its last.
 
-use crate::activity::{ActivityRef, MessageKind};
+use crate::activity::{ActivityRef, Wording};
 use crate::offset::{Epoch, Seq};
 
 /// The limits of one chunk.
@@ -52,7 +52,7 @@ struct Mark {
 
 /// Takes a stream's messages in order and cuts the chunk.
 pub struct ChunkBuilder {
-    kind: MessageKind,
+    wording: Wording,
     epoch: Epoch,
     start: Seq,
     limits: ChunkLimits,
@@ -66,9 +66,9 @@ pub struct ChunkBuilder {
 impl ChunkBuilder {
     /// Begins the chunk that follows `start`.
     #[must_use]
-    pub fn new(kind: MessageKind, epoch: Epoch, start: Seq, limits: ChunkLimits) -> ChunkBuilder {
+    pub fn new(wording: Wording, epoch: Epoch, start: Seq, limits: ChunkLimits) -> ChunkBuilder {
         ChunkBuilder {
-            kind,
+            wording,
             epoch,
             start,
             limits,
@@ -94,7 +94,7 @@ impl ChunkBuilder {
         if !self.marks.is_empty() {
             self.body.push(b',');
         }
-        activity.encode(self.kind, self.epoch, &mut self.body);
+        activity.encode(self.wording, self.epoch, &mut self.body);
         if let Some(cut) = self.decide(activity.commit_id) {
             self.body.truncate(before);
             self.cut = Some(cut);
@@ -150,7 +150,7 @@ impl ChunkBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::activity::Action;
+    use crate::activity::{Action, Last, MessageKind};
     use proptest::prelude::*;
 
     const LIMITS: ChunkLimits = ChunkLimits { messages: 10, bytes: 4_000, transaction_bytes: 9_000 };
@@ -168,7 +168,7 @@ mod tests {
             value: Some(value),
             previous_values: None,
             commit_id,
-            last: false,
+            last: Last::default(),
             created_at: "2026-01-15T10:30:00.123Z",
         }
     }
@@ -176,7 +176,12 @@ mod tests {
     /// The chunk after `start` of a log given as the commit of each seq, from 1.
     fn chunk(log: &[i64], start: u64, value: &str, limits: ChunkLimits) -> Chunk {
         let start = Seq::new(start).unwrap();
-        let mut builder = ChunkBuilder::new(MessageKind::Change, "k3f9".parse().unwrap(), start, limits);
+        let mut builder = ChunkBuilder::new(
+            Wording { kind: MessageKind::Change, scoped: false },
+            "k3f9".parse().unwrap(),
+            start,
+            limits,
+        );
         for (seq, &commit) in (1..).zip(log) {
             if seq > start.get() && builder.push(&activity(seq, commit, value)) == Feed::Done {
                 break;

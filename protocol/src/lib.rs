@@ -19,7 +19,7 @@ pub mod query;
 pub mod selector;
 pub mod sse;
 
-pub use activity::{Action, ActivityRef, MessageKind};
+pub use activity::{Action, ActivityRef, Last, MessageKind, Wording};
 pub use error::{ErrorBody, ErrorCode};
 pub use ids::{ClientId, EntityKey, Scope, TransactionId};
 pub use offset::{Epoch, Offset, ReadFrom, Seq};

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::activity::MessageKind;
+use crate::activity::{MessageKind, Wording};
 use crate::ids::Scope;
 
 /// One derived stream.
@@ -23,6 +23,12 @@ impl Selector {
     pub fn matches(&self, entity_type: &str, organization_id: Option<&str>) -> bool {
         self.entity_type.as_deref().is_none_or(|wanted| wanted == entity_type)
             && self.scope.as_ref().is_none_or(|wanted| Some(wanted.as_str()) == organization_id)
+    }
+
+    /// How the stream words its messages.
+    #[must_use]
+    pub fn wording(&self) -> Wording {
+        Wording { kind: self.kind, scoped: self.scope.is_some() }
     }
 
     /// A short text that tells this stream from every other one, for entity tags.

@@ -49,6 +49,17 @@ pub fn push_retry(out: &mut Vec<u8>, millis: u64) {
     out.extend_from_slice(b"\n\n");
 }
 
+/// What stands before a payload of one line, and what after it, in a `data` event.
+pub const DATA_BEGIN: &[u8] = b"event: data\ndata:";
+/// See [`DATA_BEGIN`].
+pub const DATA_END: &[u8] = b"\n\n";
+
+/// Whether a payload may stand between [`DATA_BEGIN`] and [`DATA_END`] as it is.
+#[must_use]
+pub fn is_one_line(payload: &[u8]) -> bool {
+    memchr::memchr3(b'\n', b'\r', 0, payload).is_none()
+}
+
 /// A comment line that keeps an idle connection alive.
 pub const HEARTBEAT: &[u8] = b":\n\n";
 
@@ -88,6 +99,14 @@ mod tests {
              id: k3f9_0000000000001234\nevent: control\n\
              data:{\"streamNextOffset\":\"k3f9_0000000000001234\",\"streamCursor\":\"1234\",\"upToDate\":true}\n\n"
         );
+    }
+
+    #[test]
+    fn a_payload_of_one_line_may_be_framed_without_copying_it() {
+        let mut whole = Vec::new();
+        push_data(&mut whole, b"[1]");
+        assert!(is_one_line(b"[1]") && !is_one_line(b"[\n1]"));
+        assert_eq!(whole, [DATA_BEGIN, b"[1]", DATA_END].concat());
     }
 
     /// The data of the one event that a browser would read (HTML standard, 9.2.6).

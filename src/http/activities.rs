@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bourn_protocol::query::{InvalidQuery, Query, StreamRead};
 use bourn_protocol::{
-    ClientId, EntityKey, ErrorCode, MessageKind, Offset, Scope, Selector, TransactionId, limits,
+    ClientId, EntityKey, ErrorCode, MessageKind, Offset, Scope, Selector, TransactionId, Wording, limits,
 };
 use http::{Request, StatusCode};
 
@@ -78,7 +78,11 @@ async fn history(app: &Arc<App>, query: &Query) -> Result<Reply, ApiError> {
         if i > 0 {
             body.push(b',');
         }
-        activity.as_ref().encode(MessageKind::Activity, app.reader.epoch(), &mut body);
+        activity.as_ref().encode(
+            Wording { kind: MessageKind::Activity, scoped: false },
+            app.reader.epoch(),
+            &mut body,
+        );
     }
     body.push(b']');
     Ok(Build::new(StatusCode::OK).no_store().json(body))

@@ -207,12 +207,17 @@ fn placeholder(
     use crate::entity::ColumnKind;
     match (kind, id) {
         (ColumnKind::Integer, None) => Ok(Value::from(0)),
-        (ColumnKind::Integer, Some(id)) => id.as_str().parse::<i64>().map(Value::from).map_err(|_| {
-            ApiError::new(
-                ErrorCode::InvalidId,
-                &format!("`{}` must be a whole number of 64 bits", entity.key),
-            )
-        }),
+        // In its one spelling: `05` would name the row of 5, and its own URL would not.
+        (ColumnKind::Integer, Some(id)) => match id.as_str().parse::<i64>() {
+            Ok(number) if number.to_string() == id.as_str() => Ok(Value::from(number)),
+            _ => {
+                let message = format!(
+                    "`{}` must be a whole number of 64 bits, without sign or zeros before it",
+                    entity.key
+                );
+                Err(ApiError::new(ErrorCode::InvalidId, &message))
+            }
+        },
         (ColumnKind::Real | ColumnKind::Numeric, _) => Ok(Value::from(0)),
         (ColumnKind::Blob | ColumnKind::Boolean | ColumnKind::Timestamp, _) => {
             let message = format!(

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bourn_protocol::cursor::Cursor;
-use bourn_protocol::sse::{Control, HEARTBEAT, push_control, push_data, push_retry};
+use bourn_protocol::sse::{
+    Control, DATA_BEGIN, DATA_END, HEARTBEAT, is_one_line, push_control, push_data, push_retry,
+};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use http::{HeaderValue, StatusCode};
@@ -61,12 +63,16 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
             };
             if batch.messages() > 0 {
                 greeted = true;
-                let frame = match &batch {
-                    Batch::Live(live) => live.frame(|| render(&batch.body(), control)),
-                    other => render(&other.body(), control),
+                let frames = match &batch {
+                    // A reader with a cursor of its own is told one of its own.
+                    Batch::Live(live) if cursor.is_none() => [Some(live.frame(|| whole(&live.body, control))), None, None],
+                    _ => pieces(&batch.body(), control),
                 };
-                delivered.count(batch.messages(), frame.len());
-                yield frame;
+                let bytes = frames.iter().flatten().map(Bytes::len).sum();
+                delivered.count(batch.messages(), bytes);
+                for frame in frames.into_iter().flatten() {
+                    yield frame;
+                }
                 sent_at = Instant::now();
                 // A reader that is never done catching up ends like any other; a live one waits below soon enough.
                 let live = matches!(batch, Batch::Live(_));
@@ -131,9 +137,21 @@ fn control_frame(control: Control) -> Bytes {
     out.into()
 }
 
-fn render(body: &[u8], control: Control) -> Bytes {
+/// A batch as one piece, to be shared by its readers.
+fn whole(body: &[u8], control: Control) -> Bytes {
     let mut out = Vec::with_capacity(body.len() + FRAME_OVERHEAD);
     push_data(&mut out, body);
     push_control(&mut out, control);
     out.into()
+}
+
+/// A batch in pieces, so that a chunk's bytes are the cache's own and not a copy for each reader.
+fn pieces(body: &Bytes, control: Control) -> [Option<Bytes>; 3] {
+    if !is_one_line(body) {
+        return [Some(whole(body, control)), None, None];
+    }
+    let mut end = Vec::with_capacity(FRAME_OVERHEAD);
+    end.extend_from_slice(DATA_END);
+    push_control(&mut end, control);
+    [Some(Bytes::from_static(DATA_BEGIN)), Some(body.clone()), Some(end.into())]
 }

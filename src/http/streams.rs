@@ -144,7 +144,8 @@ async fn long_poll(app: &Arc<App>, stream: Selector, read: StreamRead) -> Result
     Ok(match batch {
         Some(batch) => {
             app.metrics.mode(ReadMode::LongPoll).count(batch.messages(), batch.body().len());
-            let freshness = Freshness::Tail.cache_control(app.limits.sealed_max_age.get());
+            let freshness = if read.from == ReadFrom::Now { Freshness::Never } else { Freshness::Tail };
+            let freshness = freshness.cache_control(app.limits.sealed_max_age.get());
             let tag = bourn_protocol::cache::entity_tag(
                 app.reader.epoch(),
                 &session.stream().fingerprint(),
@@ -160,7 +161,8 @@ async fn long_poll(app: &Arc<App>, stream: Selector, read: StreamRead) -> Result
         }
         None => {
             let age = app.limits.long_poll_empty_max_age.get().as_secs();
-            let freshness = if age == 0 { "no-store".to_owned() } else { format!("public, max-age={age}") };
+            let lasting = age > 0 && read.from != ReadFrom::Now;
+            let freshness = if !lasting { "no-store".to_owned() } else { format!("public, max-age={age}") };
             build(StatusCode::NO_CONTENT, &freshness).up_to_date().body(ReplyBody::empty())
         }
     })

@@ -88,7 +88,7 @@ impl ChunkCache {
     }
 
     async fn load(&self, stream: &Selector, start: Seq) -> Result<Arc<CachedChunk>, StorageError> {
-        let builder = ChunkBuilder::new(stream.kind, self.epoch, start, self.limits);
+        let builder = ChunkBuilder::new(stream.wording(), self.epoch, start, self.limits);
         let chunk = self.storage.fill(stream, builder).await?.finish();
         let etag = bourn_protocol::cache::entity_tag(
             self.epoch,

@@ -242,7 +242,9 @@ impl Session {
                 Place::Behind => {}
             }
         }
-        let known = *self.reader.head.borrow();
+        // The tail may have come further than this server knew when it looked at the log's head.
+        let rung = self.follower.as_ref().map_or(Seq::ZERO, |follower| *follower.bell.borrow());
+        let known = (*self.reader.head.borrow()).max(rung);
         // Boxed: an event stream is in memory for a minute and reads the log once or twice.
         let chunk = Box::pin(self.reader.chunks.get(&self.stream, self.position, known)).await?;
         self.position = chunk.next;

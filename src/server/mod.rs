@@ -123,7 +123,9 @@ impl Server {
         if tokio::time::timeout(timeout, connections.wait()).await.is_err() {
             tracing::warn!(left = connections.len(), "connections are cut off: they did not end in time");
         }
-        storage.close().await;
+        if tokio::time::timeout(timeout, storage.close()).await.is_err() {
+            tracing::warn!("writes are left undone: the database does not take them");
+        }
         ended.cancel();
         background.close();
         background.wait().await;

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bourn_protocol::chunk::ChunkBuilder;
-use bourn_protocol::{Action, ActivityRef, ClientId, EntityKey, Epoch, Scope, Selector, Seq, TransactionId};
+use bourn_protocol::{
+    Action, ActivityRef, ClientId, EntityKey, Epoch, Last, Scope, Selector, Seq, TransactionId,
+};
 use bytes::Bytes;
 use tokio::sync::watch;
 
@@ -45,7 +47,7 @@ pub struct Activity {
     pub value: Option<String>,
     pub previous_values: Option<String>,
     pub commit_id: i64,
-    pub last: bool,
+    pub last: Last,
     pub created_at: String,
 }
 
@@ -75,6 +77,15 @@ impl Activity {
     pub fn txid(&self) -> String {
         self.transaction_id.clone().unwrap_or_else(|| self.commit_id.to_string())
     }
+}
+
+/// What the log has gained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gained {
+    /// In the order of the log.
+    pub activities: Vec<Activity>,
+    /// A limit was reached: there may be more, and the last transaction may go on.
+    pub cut: bool,
 }
 
 /// A question to the history: every given field must match.
@@ -141,8 +152,8 @@ pub trait Log: Send + Sync {
     /// Gives the chunk what follows its position, until it is done or the log ends.
     async fn fill(&self, stream: &Selector, chunk: ChunkBuilder) -> Result<ChunkBuilder, StorageError>;
 
-    /// The activities after a place, in order, whole transactions where `limit` allows; at most `limit`.
-    async fn follow(&self, after: Seq, limit: usize) -> Result<Vec<Activity>, StorageError>;
+    /// The activities after a place, in order: at most `rows`, and no more once their rows have `bytes`.
+    async fn follow(&self, after: Seq, rows: usize, bytes: usize) -> Result<Gained, StorageError>;
 
     /// The activities that match, newest first.
     async fn activities(&self, query: &ActivityQuery) -> Result<Vec<Activity>, StorageError>;

@@ -4,24 +4,26 @@
 //! [`LiveBatch`]. The tail is an optimisation of the log and owes nobody anything: what does not fit is dropped,
 //! and a reader that finds its place dropped reads the log again.
 
+mod batches;
 mod channel;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bourn_protocol::chunk::ChunkLimits;
-use bourn_protocol::{Epoch, MessageKind, Scope, Selector, Seq};
-use bytes::Bytes;
+use bourn_protocol::{Epoch, Selector, Seq};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::storage::{Activity, Storage, StorageError};
+use crate::storage::{Gained, Storage, StorageError};
 pub use channel::{Channel, LiveBatch, Place};
 
 /// Most activities taken from the log at once. What comes faster is left to the readers.
 const FOLLOW_ROWS: usize = 4_096;
+/// Channels that are kept without looking whether anybody follows them.
+const PRUNE_LEAST: usize = 64;
 /// How long to wait before the log is tried again after it failed.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -47,6 +49,8 @@ struct Registry {
     /// Every channel has what its stream gained up to here.
     head: Seq,
     channels: HashMap<Selector, Weak<Channel>>,
+    /// How many channels there may be before those that nobody follows are looked for.
+    prune_at: usize,
 }
 
 impl Tail {
@@ -60,7 +64,7 @@ impl Tail {
         sweep: Duration,
     ) -> Tail {
         let head = *storage.head().borrow();
-        let registry = Mutex::new(Registry { head, channels: HashMap::new() });
+        let registry = Mutex::new(Registry { head, channels: HashMap::new(), prune_at: PRUNE_LEAST });
         let memory = Arc::new(Memory { used: AtomicUsize::new(0), most: memory });
         Tail { storage, epoch, chunk, sweep, memory, registry }
     }
@@ -68,9 +72,12 @@ impl Tail {
     /// The channel of a stream, made if nobody follows the stream yet.
     #[must_use]
     pub fn channel(&self, stream: &Selector) -> Arc<Channel> {
-        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut registry = self.lock();
         if let Some(channel) = registry.channels.get(stream).and_then(Weak::upgrade) {
             return channel;
+        }
+        if registry.channels.len() >= registry.prune_at {
+            registry.prune();
         }
         let channel = Arc::new(Channel::new(registry.head, self.memory.clone()));
         registry.channels.insert(stream.clone(), Arc::downgrade(&channel));
@@ -80,7 +87,7 @@ impl Tail {
     /// How far the tail has come.
     #[must_use]
     pub fn head(&self) -> Seq {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner).head
+        self.lock().head
     }
 
     /// Bytes that the tail holds.
@@ -124,137 +131,54 @@ impl Tail {
 
     /// Takes what the log has gained, up to `target` or a little further; says whether there was anything.
     async fn advance(&self, target: Seq) -> Result<bool, StorageError> {
-        let head = {
-            let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let (head, followed) = {
+            let mut registry = self.lock();
             if registry.head >= target {
                 return Ok(false);
             }
-            registry.channels.retain(|_, channel| channel.strong_count() > 0);
+            registry.prune();
             if registry.channels.is_empty() {
                 // Nobody follows: whoever comes begins here.
                 registry.head = target;
                 return Ok(false);
             }
-            registry.head
+            (registry.head, registry.channels.keys().cloned().collect::<HashSet<_>>())
         };
-        let mut rows = self.storage.follow(head, FOLLOW_ROWS).await?;
-        if rows.len() == FOLLOW_ROWS {
+        let Gained { mut activities, cut } =
+            self.storage.follow(head, FOLLOW_ROWS, self.chunk.transaction_bytes).await?;
+        if cut {
             // The last transaction may go on: it is left for the next round.
-            let unfinished = rows.last().map(|row| row.commit_id);
-            let whole =
-                rows.iter().rposition(|row| Some(row.commit_id) != unfinished).map_or(0, |last| last + 1);
-            rows.truncate(whole);
+            let unfinished = activities.last().map(|activity| activity.commit_id);
+            let whole = activities.iter().rposition(|activity| Some(activity.commit_id) != unfinished);
+            activities.truncate(whole.map_or(0, |last| last + 1));
         }
-        let end = rows.last().map_or(target, |row| row.seq);
-        let batches = self.encode(&rows);
-        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        let skipped = rows.is_empty();
+        // One transaction that is more than the tail takes at once: everybody reads it from the log.
+        let too_much = activities.is_empty();
+        let end = activities.last().map_or(target, |activity| activity.seq);
+        let batches = batches::of_streams(&activities, &followed, self.epoch, self.chunk);
+        let mut registry = self.lock();
         for (stream, channel) in &registry.channels {
             let Some(channel) = channel.upgrade() else { continue };
-            match batches.get(stream) {
-                _ if skipped => channel.skip_to(end),
-                Some(batches) => channel.publish(batches),
-                None => {}
+            // A channel that was made meanwhile has no share of what was read before it was known.
+            if too_much || !followed.contains(stream) {
+                channel.skip_to(end);
+            } else if let Some(batches) = batches.get(stream) {
+                channel.publish(batches);
             }
         }
         registry.head = end;
         Ok(true)
     }
 
-    /// The share of each stream that any of these activities belongs to.
-    fn encode(&self, rows: &[Activity]) -> HashMap<Selector, Vec<Arc<LiveBatch>>> {
-        let mut building: HashMap<Selector, BatchBuilder> = HashMap::new();
-        let followed: Vec<Selector> = {
-            let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-            registry.channels.keys().cloned().collect()
-        };
-        let followed: std::collections::HashSet<Selector> = followed.into_iter().collect();
-        for row in rows {
-            let scope = row.organization_id.as_deref().and_then(|scope| Scope::new(scope).ok());
-            let name: Arc<str> = row.entity_type.as_str().into();
-            for kind in [MessageKind::Change, MessageKind::Activity] {
-                let mut message: Option<Bytes> = None;
-                for entity_type in [Some(name.clone()), None] {
-                    for scope in [None, scope.clone()] {
-                        let stream = Selector { kind, entity_type: entity_type.clone(), scope };
-                        if !followed.contains(&stream) {
-                            continue;
-                        }
-                        let message = message.get_or_insert_with(|| {
-                            let mut bytes =
-                                Vec::with_capacity(256 + row.value.as_ref().map_or(0, String::len));
-                            row.as_ref().encode(kind, self.epoch, &mut bytes);
-                            bytes.into()
-                        });
-                        let builder = building.entry(stream).or_insert_with(|| BatchBuilder::new(self.chunk));
-                        builder.push(row, message);
-                    }
-                    if scope.is_none() && entity_type.is_none() {
-                        break;
-                    }
-                }
-            }
-        }
-        building.into_iter().map(|(stream, builder)| (stream, builder.finish())).collect()
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Gathers a stream's messages into batches: whole transactions, as large as a chunk at most.
-struct BatchBuilder {
-    limits: ChunkLimits,
-    done: Vec<Arc<LiveBatch>>,
-    body: Vec<u8>,
-    first: Seq,
-    next: Seq,
-    messages: usize,
-    commit_id: i64,
-}
-
-impl BatchBuilder {
-    fn new(limits: ChunkLimits) -> BatchBuilder {
-        BatchBuilder {
-            limits,
-            done: Vec::new(),
-            body: Vec::new(),
-            first: Seq::ZERO,
-            next: Seq::ZERO,
-            messages: 0,
-            commit_id: 0,
-        }
-    }
-
-    fn push(&mut self, row: &Activity, message: &Bytes) {
-        if row.seq == self.next {
-            // The same stream twice: a row without a scope.
-            return;
-        }
-        let full =
-            self.messages >= self.limits.messages || self.body.len() + message.len() > self.limits.bytes;
-        if self.messages > 0 && full && row.commit_id != self.commit_id {
-            self.flush();
-        }
-        if self.messages == 0 {
-            self.first = row.seq;
-        }
-        self.body.push(if self.messages == 0 { b'[' } else { b',' });
-        self.body.extend_from_slice(message);
-        self.messages += 1;
-        self.next = row.seq;
-        self.commit_id = row.commit_id;
-    }
-
-    fn flush(&mut self) {
-        if self.messages == 0 {
-            return;
-        }
-        self.body.push(b']');
-        let body = std::mem::take(&mut self.body).into();
-        self.done.push(Arc::new(LiveBatch::new(self.first, self.next, self.messages, body)));
-        self.messages = 0;
-    }
-
-    fn finish(mut self) -> Vec<Arc<LiveBatch>> {
-        self.flush();
-        self.done
+impl Registry {
+    /// Forgets the channels that nobody follows any more.
+    fn prune(&mut self) {
+        self.channels.retain(|_, channel| channel.strong_count() > 0);
+        self.prune_at = PRUNE_LEAST.max(2 * self.channels.len());
     }
 }

@@ -33,7 +33,7 @@ pub trait Backend: Sized {
     async fn log(&self, length: usize) -> Vec<Activity> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let log = self.storage().follow(Seq::ZERO, 1_000_000).await.unwrap();
+            let log = self.storage().follow(Seq::ZERO, 1_000_000, usize::MAX).await.unwrap().activities;
             if log.len() >= length {
                 assert_eq!(log.len(), length, "{log:#?}");
                 let seqs: Vec<u64> = log.iter().map(|activity| activity.seq.get()).collect();
@@ -112,7 +112,26 @@ pub struct Sqlite {
     directory: tempfile::TempDir,
 }
 
+/// Waits until a condition holds.
+pub async fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "it never came to pass that {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 impl Sqlite {
+    /// The one value of a query on the foreign connection, as text.
+    pub fn query(&self, sql: &str) -> String {
+        let value = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+        match self.foreign.lock().unwrap().query_row(sql, [], value).unwrap() {
+            rusqlite::types::Value::Text(text) => text,
+            rusqlite::types::Value::Integer(number) => number.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     async fn start(directory: tempfile::TempDir) -> Sqlite {
         let path = directory.path().join("test.db");
         let foreign = rusqlite::Connection::open(&path).unwrap();

@@ -168,7 +168,7 @@ async fn run<B: Backend>(steps: Vec<Step>) {
     }
     db.sql("INSERT INTO notes (id) VALUES ('end')");
     let log = loop {
-        let log = db.storage().follow(Seq::ZERO, 1_000_000).await.unwrap();
+        let log = db.storage().follow(Seq::ZERO, 1_000_000, usize::MAX).await.unwrap().activities;
         if log.last().is_some_and(|activity| activity.entity_id == "end") {
             break log;
         }

@@ -1,10 +1,12 @@
 //! Our own writes: once, whole, and answered with what was written.
 
 use bourn::storage::{Operation, TransactionState, WriteError};
-use bourn_protocol::TransactionId;
+use bourn_protocol::{Last, TransactionId};
 use serde_json::{Value, json};
 
 use crate::backend::{Backend, key};
+
+const BOTH: Last = Last { of_type: true, of_scope: true };
 
 pub async fn a_mutation_is_in_the_log_with_its_ids<B: Backend>() {
     let db = B::open(&[]).await;
@@ -21,7 +23,7 @@ pub async fn a_mutation_is_in_the_log_with_its_ids<B: Backend>() {
         ["create p1 acme t1", "update p1 acme t2", "delete p1 acme t3", "create n1 - t4", "delete n1 - t5"]
     );
     let log = db.log(5).await;
-    assert!(log.iter().all(|activity| activity.client_id.as_deref() == Some("c1") && activity.last));
+    assert!(log.iter().all(|activity| activity.client_id.as_deref() == Some("c1") && activity.last == BOTH));
     assert_eq!(log[0].value.as_deref().map(str::as_bytes), made.row.as_deref());
     assert_eq!(log[1].changed_keys.as_deref(), Some(r#"["name"]"#));
     assert_eq!(log[1].previous_values, log[0].value);
@@ -115,7 +117,7 @@ pub async fn mutations_that_share_a_commit_are_transactions_of_their_own<B: Back
     let log = db.log(50).await;
     let commits: std::collections::BTreeSet<i64> = log.iter().map(|activity| activity.commit_id).collect();
     assert_eq!(commits.len(), 50);
-    assert!(log.iter().all(|activity| activity.last));
+    assert!(log.iter().all(|activity| activity.last == BOTH));
 }
 
 pub async fn a_cascade_undoes_what_was_built_on_top<B: Backend>() {
@@ -148,7 +150,8 @@ pub async fn a_cascade_undoes_what_was_built_on_top<B: Backend>() {
         rows.into_iter().map(|(id, row)| (id, row["name"].clone(), row["organization_id"].clone())).collect()
     };
     assert_eq!(strip(db.rows("pages").await), strip(before));
-    let log = db.storage().follow(bourn_protocol::Seq::new(8).unwrap(), 100).await.unwrap();
+    let log =
+        db.storage().follow(bourn_protocol::Seq::new(8).unwrap(), 100, usize::MAX).await.unwrap().activities;
     assert!(log.iter().all(|activity| activity.transaction_id.as_deref() == Some("u1")), "{log:#?}");
     assert_eq!(
         log.iter().map(|activity| activity.commit_id).collect::<std::collections::BTreeSet<_>>().len(),

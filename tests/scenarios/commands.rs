@@ -107,6 +107,15 @@ async fn an_existing_database_is_checked_prepared_and_served_from_its_first_row(
         "0",
         "it was only printed"
     );
+    // What is printed does the same as --apply.
+    let by_hand = directory.path().join("by-hand.db");
+    std::fs::copy(&database, &by_hand).unwrap();
+    sqlite3(&by_hand, &printed);
+    let config = std::fs::read_to_string(&file).unwrap();
+    let served =
+        Bourn::start_with(&config, &[], |database| std::fs::copy(&by_hand, database).map(|_| ()).unwrap())
+            .await;
+    assert_eq!(served.client().read_all("/v1/entities/tasks", "-1").await.0.len(), 2);
     assert!(run(&with(&["prepare", "--apply"]), &[]).await.status.success());
 
     let config = std::fs::read_to_string(&file).unwrap();

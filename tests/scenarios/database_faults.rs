@@ -198,3 +198,34 @@ async fn an_added_column_needs_no_restart() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_file_that_is_held_for_long_keeps_neither_writes_nor_the_stop_waiting() {
+    let mut bourn = Bourn::start(&[("busy_timeout", "200ms"), ("shutdown_timeout", "2s")]).await;
+    let client = bourn.client();
+    let mut holder = tokio::process::Command::new("sqlite3")
+        .arg(bourn.database())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = holder.stdin.take().unwrap();
+    // A committed change that waits to be sealed, and then a long transaction.
+    let script = b".timeout 5000\nINSERT INTO pages (id) VALUES ('waits');\nBEGIN IMMEDIATE; INSERT INTO pages (id) VALUES ('held');\n";
+    stdin.write_all(script).await.unwrap();
+    eventually("the file is held", async || client.post(PAGES, &[], &page("try", "x")).await.status == 503)
+        .await;
+    for i in 0..5 {
+        let started = std::time::Instant::now();
+        client.post(PAGES, &[], &page(&format!("p{i}"), "x")).await.assert_error(503, "DATABASE_BUSY");
+        assert!(started.elapsed() < std::time::Duration::from_secs(2), "waited {:?}", started.elapsed());
+    }
+    bourn.terminate();
+    let (_, took) = bourn.ended().await;
+    assert!(took < std::time::Duration::from_secs(5), "took {took:?}");
+    drop(stdin);
+    holder.wait().await.unwrap();
+    bourn.restart().await;
+    assert!(client.read_all(PAGES, "-1").await.0.iter().any(|message| message["key"] == "waits"));
+}

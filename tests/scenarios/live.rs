@@ -216,3 +216,46 @@ async fn readers_in_every_mode_and_of_every_memory_see_every_change_once_in_orde
         assert_eq!(reader.await.unwrap(), expected);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_long_poll_reader_misses_nothing_between_its_polls() {
+    // Each poll is the only reader of its stream, so that the stream is followed anew every time.
+    let bourn = Bourn::start(&[("tail_sweep", "0ms")]).await;
+    const CHANGES: usize = 1_500;
+    let writers: Vec<_> = (0..3)
+        .map(|writer| {
+            let client = bourn.client();
+            tokio::spawn(async move {
+                for i in 0..CHANGES / 3 {
+                    client.make_page(&format!("p{writer}-{i}"), &format!("t{writer}-{i}")).await;
+                }
+            })
+        })
+        .collect();
+    let client = bourn.client();
+    let (mut seen, mut offset) = (Vec::new(), "-1".to_owned());
+    while seen.len() < CHANGES {
+        let answer = client.get(&format!("/v1/activities?offset={offset}&live=long-poll")).await;
+        seen.extend(answer.messages().iter().map(|activity| activity["seq"].as_u64().unwrap()));
+        offset = answer.next_offset();
+    }
+    assert_eq!(seen, (1..=CHANGES as u64).collect::<Vec<_>>());
+    for writer in writers {
+        writer.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_cursor_is_each_readers_own() {
+    let bourn = Bourn::start(&[]).await;
+    let client = bourn.client();
+    let mut ahead = client.events(&format!("{PAGES}?offset=now&live=sse&cursor=99999999"), &[]).await;
+    let mut plain = client.events(&format!("{PAGES}?offset=now&live=sse"), &[]).await;
+    ahead.control().await;
+    plain.control().await;
+    client.make_page("p1", "t1").await;
+    let cursor =
+        |control: serde_json::Value| control["streamCursor"].as_str().unwrap().parse::<u64>().unwrap();
+    assert!(cursor(ahead.control().await.1) > 99_999_999);
+    assert!(cursor(plain.control().await.1) < 99_999_999);
+}

@@ -75,13 +75,19 @@ fn missing<'a>(schema: &TableSchema, column: &'a str) -> Option<&'a str> {
 pub fn prepare_sql(config: &Config) -> Result<String, OpenError> {
     let path = config.limits.database.path();
     let failed = |e: rusqlite::Error| OpenError::new(path, &e);
-    let connection = match path.exists() {
+    let mut connection = match path.exists() {
         true => open_existing(path)?,
         false => Connection::open_in_memory().map_err(failed)?,
     };
-    let mut sql = String::new();
+    let mut sql = String::from("BEGIN IMMEDIATE;\n");
     if !connect::has_log(&connection).map_err(failed)? {
-        sql.push_str(&connect::migration_sql().replace("{epoch}", bourn_protocol::Epoch::draw().as_str()));
+        let demo = config.demo && connect::is_new(&connection).map_err(failed)?;
+        sql.push_str(&connect::preparation(demo));
+        if demo {
+            // What the triggers are made for, without touching the file.
+            connection = Connection::open_in_memory().map_err(failed)?;
+            connection.execute_batch(connect::DEMO).map_err(failed)?;
+        }
     }
     for entity in Catalog::new(&config.entities).iter() {
         match introspect::table(&connection, entity).map_err(failed)? {
@@ -96,6 +102,7 @@ pub fn prepare_sql(config: &Config) -> Result<String, OpenError> {
             }
         }
     }
+    sql.push_str("\nCOMMIT;");
     Ok(sql)
 }
 

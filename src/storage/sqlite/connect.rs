@@ -7,7 +7,7 @@ use bourn_protocol::Epoch;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 
 const MIGRATIONS: [(i64, &str); 1] = [(1, include_str!("../../../migrations/sqlite/0001_log.sql"))];
-const DEMO: &str = include_str!("../../../migrations/sqlite/demo.sql");
+pub(super) const DEMO: &str = include_str!("../../../migrations/sqlite/demo.sql");
 /// Prepared statements kept per connection.
 const STATEMENT_CACHE: usize = 128;
 
@@ -36,7 +36,6 @@ pub(super) fn writer(path: &Path, busy: Duration) -> rusqlite::Result<Connection
     // to other bytes.
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "foreign_keys", true)?;
-    connection.pragma_update(None, "recursive_triggers", true)?;
     connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE);
     Ok(connection)
 }
@@ -68,29 +67,38 @@ pub(super) fn has_log(connection: &Connection) -> rusqlite::Result<bool> {
     })
 }
 
+const MIGRATIONS_TABLE: &str =
+    "CREATE TABLE IF NOT EXISTS bourn_migrations (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL);\n";
+
+/// The statements of the migrations after a version, for a log of this epoch.
+fn statements(done: i64, epoch: Epoch) -> String {
+    let pending = MIGRATIONS.into_iter().filter(|(version, _)| *version > done);
+    pending
+        .map(|(version, sql)| {
+            let noted = format!(
+                "INSERT INTO bourn_migrations VALUES ({version}, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'));"
+            );
+            format!("{}\n{noted}\n", sql.replace("{epoch}", epoch.as_str()))
+        })
+        .collect()
+}
+
 /// Makes the log's own tables, as far as they are missing.
 pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     // Another server on the same file may be at it, too: the write lock decides.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    transaction.execute_batch(
-        "CREATE TABLE IF NOT EXISTS bourn_migrations (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL)",
-    )?;
+    transaction.execute_batch(MIGRATIONS_TABLE)?;
     let done: i64 =
         transaction
             .query_row("SELECT coalesce(max(version), 0) FROM bourn_migrations", [], |row| row.get(0))?;
-    for (version, sql) in MIGRATIONS.into_iter().filter(|(version, _)| *version > done) {
-        transaction.execute_batch(&sql.replace("{epoch}", Epoch::draw().as_str()))?;
-        transaction.execute(
-            "INSERT INTO bourn_migrations VALUES (?1, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))",
-            [version],
-        )?;
-    }
+    transaction.execute_batch(&statements(done, Epoch::draw()))?;
     transaction.commit()
 }
 
-/// The SQL of the log's own tables, for an operator who runs it himself.
-pub(super) fn migration_sql() -> String {
-    MIGRATIONS.iter().map(|(_, sql)| *sql).collect()
+/// The SQL of the log's own tables, for an operator who runs it himself; with the demo's tables, if they are to be
+/// made.
+pub(super) fn preparation(demo: bool) -> String {
+    format!("{}{MIGRATIONS_TABLE}{}", if demo { DEMO } else { "" }, statements(0, Epoch::draw()))
 }
 
 /// Makes the demo's tables.
@@ -100,6 +108,11 @@ pub(super) fn make_demo(connection: &mut Connection) -> rusqlite::Result<()> {
         transaction.execute_batch(DEMO)?;
     }
     transaction.commit()
+}
+
+/// A number that changes with the database's schema.
+pub(super) fn schema_version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.prepare_cached("PRAGMA schema_version")?.query_row([], |row| row.get(0))
 }
 
 /// The log's mark and horizon.

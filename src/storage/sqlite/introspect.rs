@@ -8,6 +8,11 @@ use crate::entity::{Column, ColumnKind, ConflictPolicy, EntityType, TableSchema,
 /// SQLite's own bound on the expressions that our triggers are made of.
 const COLUMNS_MAX: usize = 500;
 
+/// The kinds of column whose values are told apart by their text. A column without a type compares nothing with
+/// text.
+const NAMEABLE: [ColumnKind; 4] =
+    [ColumnKind::Integer, ColumnKind::Text, ColumnKind::Numeric, ColumnKind::Real];
+
 /// The table's columns, or in words why it cannot be streamed.
 pub(super) fn table(
     connection: &Connection,
@@ -56,6 +61,13 @@ pub(super) fn table(
     } else if !key_is_unique {
         Some(format!(
             "column `{}` of table `{name}` is not unique; give it a primary key or a unique index",
+            entity.key
+        ))
+    } else if let Some(kind) =
+        schema.column(&entity.key).map(|key| key.kind).filter(|kind| !NAMEABLE.contains(kind))
+    {
+        Some(format!(
+            "column `{}` of table `{name}` cannot be a key: its type is {kind:?}; declare it as text or integer",
             entity.key
         ))
     } else if let Some(scope) = entity.scope.as_deref().filter(|scope| !schema.has(scope)) {

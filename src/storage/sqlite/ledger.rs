@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::storage::{Mutation, Operation};
 
 /// Rows of the ledger removed at a time.
-const EXPIRE_MAX: i64 = 500;
+const EXPIRE_MAX: i64 = 20_000;
 
 /// What tells one mutation from another under the same id.
 pub(super) type Fingerprint = [u8; 16];

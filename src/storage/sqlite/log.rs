@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use bourn_protocol::chunk::{ChunkBuilder, Feed};
-use bourn_protocol::{Action, ActivityRef, Selector, Seq, TransactionId};
+use bourn_protocol::limits::ANSWER_MAX_BYTES;
+use bourn_protocol::{Action, ActivityRef, Last, Selector, Seq, TransactionId};
 use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, Row, ToSql};
 
 use super::{ledger, sequencer};
-use crate::storage::{Activity, ActivityQuery, TransactionState};
+use crate::storage::{Activity, ActivityQuery, Gained, TransactionState};
 
 /// The columns of an activity, in the order [`read_activity`] and [`with_ref`] take them.
 pub(super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
@@ -65,7 +66,7 @@ fn with_ref<T>(row: &Row<'_>, take: impl FnOnce(&ActivityRef<'_>) -> T) -> rusql
         value: value.as_deref(),
         previous_values: previous_values.as_deref(),
         commit_id: row.get(10)?,
-        last: row.get(11)?,
+        last: Last::from_log(row.get(11)?),
         created_at: &created_at,
     }))
 }
@@ -177,13 +178,32 @@ fn fill_merged(
     Ok((count, false))
 }
 
-/// The activities after a place, in order.
-pub(super) fn follow(connection: &Connection, after: Seq, limit: usize) -> rusqlite::Result<Vec<Activity>> {
-    let sql = format!(
-        "SELECT {COLUMNS} FROM activities WHERE seq > ?1 AND commit_id IS NOT NULL ORDER BY seq LIMIT ?2"
-    );
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    connection.prepare_cached(&sql)?.query_map([after.as_i64(), limit], read_activity)?.collect()
+/// The activities after a place, in order, within limits.
+pub(super) fn follow(
+    connection: &Connection,
+    after: Seq,
+    most_rows: usize,
+    most_bytes: usize,
+) -> rusqlite::Result<Gained> {
+    let sql =
+        format!("SELECT {COLUMNS} FROM activities WHERE seq > ?1 AND commit_id IS NOT NULL ORDER BY seq");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query([after.as_i64()])?;
+    let (mut activities, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        let activity = read_activity(row)?;
+        bytes += size(&activity);
+        activities.push(activity);
+        if activities.len() >= most_rows || bytes >= most_bytes {
+            return Ok(Gained { activities, cut: true });
+        }
+    }
+    Ok(Gained { activities, cut: false })
+}
+
+fn size(activity: &Activity) -> usize {
+    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    length(&activity.value) + length(&activity.previous_values)
 }
 
 /// The activities that match, newest first.
@@ -210,12 +230,25 @@ pub(super) fn query(connection: &Connection, query: &ActivityQuery) -> rusqlite:
         conditions.push(format!("seq < ?{}", values.len()));
     }
     let read = |condition: &str, values: &[Arc<dyn ToSql>]| -> rusqlite::Result<Vec<Activity>> {
+        // An activity does not show the row itself.
+        let columns = COLUMNS.replace(" value,", " NULL,");
         let sql = format!(
-            "SELECT {COLUMNS} FROM activities WHERE {condition} ORDER BY seq DESC LIMIT {}",
+            "SELECT {columns} FROM activities WHERE {condition} ORDER BY seq DESC LIMIT {}",
             query.limit
         );
         let values: Vec<&dyn ToSql> = values.iter().map(|value| &**value).collect();
-        connection.prepare_cached(&sql)?.query_map(values.as_slice(), read_activity)?.collect()
+        let mut statement = connection.prepare_cached(&sql)?;
+        let mut rows = statement.query(values.as_slice())?;
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.next()? {
+            let activity = read_activity(row)?;
+            bytes += size(&activity);
+            found.push(activity);
+            if bytes > ANSWER_MAX_BYTES {
+                break;
+            }
+        }
+        Ok(found)
     };
     let conditions = conditions.join(" AND ");
     let Some(scope) = query.organization_id.clone().filter(|_| !narrowed) else {

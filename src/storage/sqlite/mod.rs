@@ -23,6 +23,7 @@ mod writer;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -32,7 +33,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Activity, ActivityQuery, Capture, CaptureStatus, ListPage, ListQuery, Log, LogBounds, Mutation,
+    Activity, ActivityQuery, Capture, CaptureStatus, Gained, ListPage, ListQuery, Log, LogBounds, Mutation,
     StorageError, Tables, TransactionState, WriteError, Writer, Written,
 };
 use crate::config::Limits;
@@ -42,15 +43,21 @@ pub use connect::OpenError;
 use pool::ReadPool;
 use writer::{Job, WriterThread};
 
-/// Everything [`SqliteStorage`] shares with its threads: how capture is doing.
+/// Everything [`SqliteStorage`] shares with its threads: how capture is doing, and what is asked for already.
 #[derive(Debug, Default)]
 struct Shared {
     status: Mutex<Status>,
+    /// The writer has been asked to seal, and has not begun: it is asked once, not at every look.
+    seal_asked: AtomicBool,
+    /// The tables are to be looked at again: the last time something stood in the way.
+    refresh_owed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Status {
-    stalled: Option<String>,
+    /// What stands in the way of each thread.
+    writer: Option<String>,
+    watcher: Option<String>,
     lag: u64,
     /// Keys compared so far, by the entity type that is being reconciled.
     reconciling: BTreeMap<String, u64>,
@@ -61,8 +68,16 @@ impl Shared {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn stalled(&self, reason: Option<String>) {
-        self.with(|status| status.stalled = reason);
+    fn writer_stands(&self, reason: Option<String>) {
+        self.with(|status| status.writer = reason);
+    }
+
+    fn watcher_stands(&self, reason: Option<String>) {
+        self.with(|status| status.watcher = reason);
+    }
+
+    fn lag(&self, lag: u64) {
+        self.with(|status| status.lag = lag);
     }
 
     fn reconciling(&self, entity: &str, looked_at: Option<u64>) {
@@ -112,6 +127,7 @@ impl SqliteStorage {
             jobs: jobs.clone(),
             head: head.clone(),
             shared: shared.clone(),
+            schema_version: connect::schema_version(&connection).map_err(failed)?,
             interval: limits.poll_interval.get(),
             stop,
         };
@@ -123,6 +139,7 @@ impl SqliteStorage {
             head: head.clone(),
             batch: limits.write_batch,
             ledger_retention: limits.ledger_retention.get(),
+            busy,
         };
         // Done here, so that whoever gets the storage finds its tables known.
         let reconciles = writing.refresh(VecDeque::new());
@@ -156,16 +173,25 @@ impl Log for SqliteStorage {
 
     async fn stream_tail(&self, stream: &Selector) -> Result<Seq, StorageError> {
         let stream = stream.clone();
-        self.pool.read(move |connection| log::stream_tail(connection, &stream)).await
+        let read = self.pool.read(move |connection| {
+            let snapshot = connection.transaction()?;
+            log::stream_tail(&snapshot, &stream)
+        });
+        read.await
     }
 
     async fn fill(&self, stream: &Selector, chunk: ChunkBuilder) -> Result<ChunkBuilder, StorageError> {
         let stream = stream.clone();
-        self.pool.read(move |connection| log::fill(connection, &stream, chunk)).await
+        // One snapshot for all of it: the stream's feeds and their activities belong together.
+        let read = self.pool.read(move |connection| {
+            let snapshot = connection.transaction()?;
+            log::fill(&snapshot, &stream, chunk)
+        });
+        read.await
     }
 
-    async fn follow(&self, after: Seq, limit: usize) -> Result<Vec<Activity>, StorageError> {
-        self.pool.read(move |connection| log::follow(connection, after, limit)).await
+    async fn follow(&self, after: Seq, rows: usize, bytes: usize) -> Result<Gained, StorageError> {
+        self.pool.read(move |connection| log::follow(connection, after, rows, bytes)).await
     }
 
     async fn activities(&self, query: &ActivityQuery) -> Result<Vec<Activity>, StorageError> {
@@ -218,7 +244,7 @@ impl Capture for SqliteStorage {
 
     fn status(&self) -> CaptureStatus {
         self.shared.with(|status| CaptureStatus {
-            stalled: status.stalled.clone(),
+            stalled: status.writer.clone().or_else(|| status.watcher.clone()),
             lag: status.lag,
             reconciling: status.reconciling.clone(),
         })

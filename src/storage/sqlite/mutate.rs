@@ -7,7 +7,7 @@ use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 use serde_json::{Map, Value};
 
-use super::sql::{field, ident, key_text, row_json, transaction_of, visible};
+use super::sql::{field, ident, key_text, lossy, row_json, transaction_of, visible};
 use super::{error, ledger, rollback, sequencer};
 use crate::entity::{Catalog, Column, ColumnKind, ConflictPolicy, EntityType, TableSchema, managed};
 use crate::storage::{Mutation, Operation, StorageError, Undone, WriteError, Written};
@@ -241,7 +241,7 @@ impl Context<'_> {
             "SELECT {current} FROM {} t WHERE {} AND {}",
             ident(&entity.table),
             by_key(entity, "?1"),
-            visible(schema, "t")
+            visible(entity, schema, "t")
         );
         let actual: Option<Option<String>> = self
             .connection
@@ -270,7 +270,12 @@ impl Context<'_> {
             .map_err(|e| error::write(&e))
     }
 
-    fn row(&self, entity: &EntityType, schema: &TableSchema, key: &str) -> Result<Option<Bytes>, WriteError> {
+    pub(super) fn row(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+    ) -> Result<Option<Bytes>, WriteError> {
         let sql = format!(
             "SELECT {} FROM {} t WHERE {}",
             row_json(schema, "t"),
@@ -279,8 +284,8 @@ impl Context<'_> {
         );
         self.connection
             .prepare_cached(&sql)
-            .and_then(|mut statement| statement.query_row([key], |row| row.get::<_, String>(0)).optional())
-            .map(|row| row.map(Bytes::from))
+            .and_then(|mut statement| statement.query_row([key], |row| lossy(row, 0)).optional())
+            .map(|row| row.flatten().map(Bytes::from))
             .map_err(|e| error::write(&e))
     }
 
@@ -314,6 +319,11 @@ impl Context<'_> {
             Some(value) => Some(value),
             None => self.row(entity, schema, &key)?,
         };
+        if row.is_none() {
+            return Err(WriteError::Constraint(
+                "a trigger of the database refuses the row without saying so",
+            ));
+        }
         Ok(Done { entity_type: entity.name.to_string(), key, row, ..Done::default() })
     }
 
@@ -381,8 +391,8 @@ pub(super) fn by_key(entity: &EntityType, place: &str) -> String {
     let alias = if place == "?1" { "t" } else { table.as_str() };
     let column = field(alias, &entity.key);
     match place {
-        "?1" => format!("{column} = ?1 AND {} = ?1", key_text(entity, alias)),
-        _ => format!("{column} = ?"),
+        "?1" => format!("{column} = ?1 AND {} = ?1 COLLATE BINARY", key_text(entity, alias)),
+        _ => format!("{column} = ? COLLATE BINARY"),
     }
 }
 

@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 
+use bourn_protocol::Seq;
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::Value;
 
-use super::sql::{field, ident, key_text, literal, row_json, scope_text, visible};
+use super::mutate::by_key;
+use super::sql::{field, ident, key_text, literal, lossy, row_json, scope_text, visible};
 use crate::entity::{EntityType, TableSchema};
 
 /// Keys compared in one step.
@@ -29,12 +31,13 @@ pub(super) struct Reconcile {
 enum Phase {
     /// The rows of the table, by key: are they in the log as they are?
     Rows(Option<Sql>),
-    /// The keys of the log: are they in the table?
-    Keys(String),
+    /// The activities of the log, by place: is what they leave alive in the table?
+    Keys(Seq),
 }
 
 /// The last state of a key as the log has it.
 struct Logged {
+    seq: i64,
     alive: bool,
     value: Option<String>,
     scope: Option<String>,
@@ -52,13 +55,13 @@ impl Reconcile {
                 let after = after.clone();
                 self.phase = match self.step_rows(connection, after)? {
                     Some(last) => Phase::Rows(Some(last)),
-                    None => Phase::Keys(String::new()),
+                    None => Phase::Keys(Seq::ZERO),
                 };
                 Ok(false)
             }
             Phase::Keys(after) => {
-                let after = after.clone();
-                Ok(match self.step_keys(connection, &after)? {
+                let after = *after;
+                Ok(match self.step_keys(connection, after)? {
                     Some(last) => {
                         self.phase = Phase::Keys(last);
                         false
@@ -72,17 +75,22 @@ impl Reconcile {
     fn step_rows(&mut self, connection: &Connection, after: Option<Sql>) -> rusqlite::Result<Option<Sql>> {
         let (entity, schema) = (&self.entity, &self.schema);
         let key = field("t", &entity.key);
+        // Two statements: one with `?1 IS NULL OR …` would start from the first key every time.
+        let from = if after.is_some() { format!("{key} > ?1") } else { "?1 IS NULL".into() };
         let sql = format!(
-            "SELECT {key}, {}, {}, {} FROM {} t WHERE ({}) AND {key} IS NOT NULL AND (?1 IS NULL OR {key} > ?1) ORDER BY {key} LIMIT {STEP_KEYS}",
+            "SELECT {key}, {}, {}, {} FROM {} t WHERE {from} AND {} ORDER BY {key} LIMIT {STEP_KEYS}",
             key_text(entity, "t"),
             scope_text(entity, "t"),
             row_json(schema, "t"),
             ident(&entity.table),
-            visible(schema, "t")
+            visible(entity, schema, "t")
         );
         let rows: Vec<(Sql, String, Option<String>, String)> = connection
             .prepare_cached(&sql)?
-            .query_map([after], |row| Ok((row.get(0)?, lossy(row, 1)?, row.get(2)?, lossy(row, 3)?)))?
+            .query_map([after], |row| {
+                let text = |i| Ok::<_, rusqlite::Error>(lossy(row, i)?.unwrap_or_default());
+                Ok((row.get(0)?, text(1)?, lossy(row, 2)?, text(3)?))
+            })?
             .collect::<Result<_, _>>()?;
         for (_, key, scope, value) in &rows {
             let logged = self.logged(connection, key)?;
@@ -111,26 +119,28 @@ impl Reconcile {
         Ok(rows.into_iter().next_back().map(|(key, ..)| key).filter(|_| full))
     }
 
-    fn step_keys(&mut self, connection: &Connection, after: &str) -> rusqlite::Result<Option<String>> {
+    fn step_keys(&mut self, connection: &Connection, after: Seq) -> rusqlite::Result<Option<Seq>> {
         let (entity, schema) = (&self.entity, &self.schema);
-        let keys: Vec<String> = connection
+        let activities: Vec<(i64, String)> = connection
             .prepare_cached(&format!(
-                "SELECT DISTINCT entity_id FROM activities WHERE entity_id > ?1 AND +entity_type = ?2 ORDER BY entity_id LIMIT {STEP_KEYS}"
+                "SELECT seq, entity_id FROM activities WHERE entity_type = ?1 AND seq > ?2 ORDER BY seq LIMIT {STEP_KEYS}"
             ))?
-            .query_map([after, &entity.name], |row| row.get(0))?
+            .query_map(params![&*entity.name, after.as_i64()], |row| Ok((row.get(0)?, lossy(row, 1)?.unwrap_or_default())))?
             .collect::<Result<_, _>>()?;
         let there = format!(
-            "SELECT 1 FROM {} t WHERE {} = ?1 AND {} = ?1 AND ({})",
+            "SELECT 1 FROM {} t WHERE {} AND {}",
             ident(&entity.table),
-            field("t", &entity.key),
-            key_text(entity, "t"),
-            visible(schema, "t")
+            by_key(entity, "?1"),
+            visible(entity, schema, "t")
         );
-        for key in &keys {
-            if connection.prepare_cached(&there)?.exists([key])? {
+        for (seq, key) in &activities {
+            // Only what the key's last activity leaves alive can be missing.
+            let Some(logged) =
+                self.logged(connection, key)?.filter(|logged| logged.alive && logged.seq == *seq)
+            else {
                 continue;
-            }
-            if let Some(logged) = self.logged(connection, key)?.filter(|logged| logged.alive) {
+            };
+            if !connection.prepare_cached(&there)?.exists([key])? {
                 self.append(
                     connection,
                     "delete",
@@ -141,19 +151,24 @@ impl Reconcile {
                 )?;
             }
         }
-        self.looked_at += u64::try_from(keys.len()).unwrap_or(0);
-        let full = keys.len() == STEP_KEYS;
-        Ok(keys.into_iter().next_back().filter(|_| full))
+        self.looked_at += u64::try_from(activities.len()).unwrap_or(0);
+        let full = activities.len() == STEP_KEYS;
+        Ok(activities.last().and_then(|(seq, _)| Seq::from_i64(*seq)).filter(|_| full))
     }
 
     fn logged(&self, connection: &Connection, key: &str) -> rusqlite::Result<Option<Logged>> {
         connection
             .prepare_cached(
-                "SELECT action <> 'delete', value, organization_id FROM activities \
+                "SELECT seq, action <> 'delete', value, organization_id FROM activities \
                  WHERE entity_id = ?1 AND entity_type = ?2 ORDER BY seq DESC LIMIT 1",
             )?
             .query_row([key, &self.entity.name], |row| {
-                Ok(Logged { alive: row.get(0)?, value: row.get(1)?, scope: row.get(2)? })
+                Ok(Logged {
+                    seq: row.get(0)?,
+                    alive: row.get(1)?,
+                    value: lossy(row, 2)?,
+                    scope: lossy(row, 3)?,
+                })
             })
             .optional()
     }
@@ -183,10 +198,6 @@ impl Reconcile {
             .execute(params![action, key, scope, value, previous.filter(|_| self.entity.previous_values)])?;
         Ok(())
     }
-}
-
-fn lossy(row: &rusqlite::Row<'_>, i: usize) -> rusqlite::Result<String> {
-    Ok(String::from_utf8_lossy(row.get_ref(i)?.as_bytes().unwrap_or_default()).into_owned())
 }
 
 /// Whether two rows are the same but for columns that one lacks and that are null in the other: a column that

@@ -191,7 +191,13 @@ impl Context<'_> {
             .and_then(|json| serde_json::from_str(json).ok())
             .ok_or_else(|| not_reversible("its previous values cannot be read"))?;
         if self.exists(entity, key)? {
-            let sets = previous_columns(entity, &schema, &previous, self.transaction.as_str());
+            // Only what differs is set: a value that JSON shows the same may be kept in another form.
+            let row = self.row(entity, &schema, key)?.unwrap_or_default();
+            let now: Map<String, Value> = serde_json::from_slice(&row).unwrap_or_default();
+            let mut sets = previous_columns(entity, &schema, &previous, self.transaction.as_str());
+            sets.retain(|(column, _)| {
+                now.get(&column.name) != previous.get(&column.name) || column.name == managed::TRANSACTIONS
+            });
             return self.set(entity, &schema, key, &sets, "update");
         }
         self.insert_again(entity, &schema, &previous)

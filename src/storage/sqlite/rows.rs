@@ -1,6 +1,7 @@
 //! Reading the application's tables: lists and single rows, straight from the table.
 
 use bourn_protocol::EntityKey;
+use bourn_protocol::limits::ANSWER_MAX_BYTES;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params_from_iter};
 
@@ -19,13 +20,13 @@ pub(super) fn list(
 ) -> rusqlite::Result<ListPage> {
     let snapshot = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
     let tail = log::stream_tail(&snapshot, &entity.stream(query.scope.clone()))?;
-    let mut conditions = vec![visible(schema, "t")];
+    let mut conditions = vec![visible(entity, schema, "t")];
     let mut values = Vec::new();
     if let (Some(scope), Some(column)) = (&query.scope, &entity.scope) {
         values.push(scope.to_string());
         // The bare comparison finds an index; the text decides.
         conditions.push(format!(
-            "{} = ?{n} AND {} = ?{n}",
+            "{} = ?{n} AND {} = ?{n} COLLATE BINARY",
             field("t", column),
             scope_text(entity, "t"),
             n = values.len()
@@ -56,8 +57,9 @@ pub(super) fn list(
             }
             count += 1;
             body.extend_from_slice(row.get_ref(1)?.as_bytes().unwrap_or(b"null"));
-            if count == query.limit {
+            if count == query.limit || body.len() > ANSWER_MAX_BYTES {
                 last = row.get(0)?;
+                break;
             }
         }
     }
@@ -81,7 +83,7 @@ pub(super) fn row(
         row_json(schema, "t"),
         ident(&entity.table),
         by_key(entity, "?1"),
-        visible(schema, "t")
+        visible(entity, schema, "t")
     );
     let row = connection
         .prepare_cached(&sql)?

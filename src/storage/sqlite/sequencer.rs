@@ -51,8 +51,10 @@ pub(super) fn seal_now(connection: &Connection) -> rusqlite::Result<Seq> {
 pub(super) fn seal(connection: &Connection, from: Seq, to: Seq) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "UPDATE activities SET commit_id = ?2, last = seq IN \
-             (SELECT max(seq) FROM activities WHERE seq > ?1 AND seq <= ?2 GROUP BY feed_id) WHERE seq > ?1 AND seq <= ?2",
+            "UPDATE activities SET commit_id = ?2, last = \
+             (seq IN (SELECT max(seq) FROM activities WHERE seq > ?1 AND seq <= ?2 GROUP BY feed_id)) + \
+             2 * (seq IN (SELECT max(seq) FROM activities WHERE seq > ?1 AND seq <= ?2 GROUP BY entity_type)) \
+             WHERE seq > ?1 AND seq <= ?2",
         )?
         .execute([from.as_i64(), to.as_i64()])?;
     Ok(())
@@ -61,7 +63,7 @@ pub(super) fn seal(connection: &Connection, from: Seq, to: Seq) -> rusqlite::Res
 /// Takes each of what lies after `from`, up to `to`, as a transaction of its own.
 pub(super) fn seal_each(connection: &Connection, from: Seq, to: Seq) -> rusqlite::Result<()> {
     connection
-        .prepare_cached("UPDATE activities SET commit_id = seq, last = 1 WHERE seq > ?1 AND seq <= ?2")?
+        .prepare_cached("UPDATE activities SET commit_id = seq, last = 3 WHERE seq > ?1 AND seq <= ?2")?
         .execute([from.as_i64(), to.as_i64()])?;
     Ok(())
 }

@@ -2,6 +2,9 @@
 //! in the triggers (which run inside any process that writes the file, in whatever SQLite that brings) and in
 //! our own reads, so list, row and stream agree to the byte.
 
+use rusqlite::Row;
+use rusqlite::types::ValueRef;
+
 use crate::entity::{Column, ColumnKind, EntityType, TableSchema, managed};
 
 /// A name, quoted.
@@ -76,11 +79,12 @@ pub(super) fn scope_text(entity: &EntityType, alias: &str) -> String {
     }
 }
 
-/// Whether the row is to be seen: not deleted softly.
-pub(super) fn visible(schema: &TableSchema, alias: &str) -> String {
+/// Whether the row is to be seen: it has a key (a primary key of SQLite's may be NULL) and is not deleted softly.
+pub(super) fn visible(entity: &EntityType, schema: &TableSchema, alias: &str) -> String {
+    let has_key = format!("{} IS NOT NULL", field(alias, &entity.key));
     match schema.has(managed::DELETED_AT) {
-        true => format!("{} IS NULL", field(alias, managed::DELETED_AT)),
-        false => "1".into(),
+        true => format!("({has_key} AND {} IS NULL)", field(alias, managed::DELETED_AT)),
+        false => format!("({has_key})"),
     }
 }
 
@@ -89,8 +93,19 @@ pub(super) fn transaction_of(schema: &TableSchema, alias: &str, action: &str) ->
     match schema.has(managed::TRANSACTIONS) {
         true => {
             let x = field(alias, managed::TRANSACTIONS);
-            format!("CASE WHEN json_valid({x}) THEN json_extract({x}, '$.{action}') END")
+            format!("CASE WHEN json_valid({x}) THEN CAST(json_extract({x}, '$.{action}') AS TEXT) END")
         }
         false => "NULL".into(),
     }
+}
+
+/// A column's text; what is not UTF-8 in it (another process may have written anything) is shown as far as it can
+/// be.
+pub(super) fn lossy(row: &Row<'_>, i: usize) -> rusqlite::Result<Option<String>> {
+    Ok(match row.get_ref(i)? {
+        ValueRef::Null => None,
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        ValueRef::Integer(number) => Some(number.to_string()),
+        ValueRef::Real(number) => Some(number.to_string()),
+    })
 }

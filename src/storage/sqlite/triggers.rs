@@ -12,6 +12,9 @@ use rusqlite::Connection;
 use super::sql::{field, ident, key_text, literal, row_json, scope_text, transaction_of, visible};
 use crate::entity::{EntityType, TableSchema, managed};
 
+/// The triggers of an entity type, as their names end.
+const EVENTS: [&str; 5] = ["insert", "hide", "update", "turn", "delete"];
+
 const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
 
 /// One trigger: its name and the statement that makes it.
@@ -36,7 +39,8 @@ struct Entry<'a> {
 /// The triggers of an entity type whose table has these columns.
 pub(super) fn all(entity: &EntityType, schema: &TableSchema) -> Vec<Trigger> {
     let maker = Maker { entity, schema };
-    vec![maker.insert(), maker.update(), maker.turn(), maker.delete()]
+    let hide = schema.has(managed::DELETED_AT).then(|| maker.hide());
+    [maker.insert(), maker.update(), maker.turn(), maker.delete()].into_iter().chain(hide).collect()
 }
 
 /// Drops and makes triggers so that exactly the wanted ones are there; says whether the table is to be compared
@@ -46,24 +50,33 @@ pub(super) fn install(
     entity: &EntityType,
     wanted: &[Trigger],
 ) -> rusqlite::Result<bool> {
-    let prefix = name(entity, "");
-    let installed: Vec<(String, String)> = connection
-        .prepare_cached(
-            "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND substr(name, 1, length(?1)) = ?1",
-        )?
-        .query_map([&prefix], |row| Ok((row.get(0)?, row.get(1)?)))?
+    let installed: Vec<(String, String, i64)> = connection
+        .prepare_cached("SELECT name, sql, rowid FROM sqlite_master WHERE type = 'trigger' AND name IN (?1, ?2, ?3, ?4, ?5)")?
+        .query_map(EVENTS.map(|event| name(entity, event)), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<Result<_, _>>()?;
+    // SQLite fires the newest trigger first. Ours must be that: one of the application's that changes the row once
+    // more would be logged before the change it follows.
+    let newer: bool = connection
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE \
+             AND rowid > ?2 AND name NOT LIKE 'bourn\\_%' ESCAPE '\\')",
+        )?
+        .query_row(
+            rusqlite::params![entity.table, installed.iter().map(|(.., rowid)| *rowid).min().unwrap_or(i64::MAX)],
+            |row| row.get(0),
+        )?;
     // A trigger on a renamed table keeps its name and is rewritten by SQLite, so it differs and goes.
-    let same = installed.len() == wanted.len()
-        && wanted
-            .iter()
-            .all(|trigger| installed.iter().any(|(name, sql)| *name == trigger.name && *sql == trigger.sql));
+    let same = !newer
+        && installed.len() == wanted.len()
+        && wanted.iter().all(|trigger| {
+            installed.iter().any(|(name, sql, _)| *name == trigger.name && *sql == trigger.sql)
+        });
     if same {
         let mut known = connection
             .prepare_cached("SELECT 1 FROM bourn_entities WHERE entity_type = ?1 AND reconciled")?;
         return Ok(!known.exists([&*entity.name])?);
     }
-    for (name, _) in installed {
+    for (name, ..) in installed {
         connection.execute_batch(&format!("DROP TRIGGER {}", ident(&name)))?;
     }
     for trigger in wanted {
@@ -98,7 +111,7 @@ impl Maker<'_> {
     fn trigger(&self, event: &str, when: &str, body: &[String]) -> Trigger {
         let name = name(self.entity, event);
         let verb = match event {
-            "insert" => "INSERT",
+            "insert" | "hide" => "INSERT",
             "delete" => "DELETE",
             _ => "UPDATE",
         };
@@ -113,46 +126,11 @@ impl Maker<'_> {
 
     fn insert(&self) -> Trigger {
         let alive = self.logged("NEW", "a.action <> 'delete'");
-        let logged =
-            |path: &str| format!("(SELECT json_extract(a.value, '$.transactions.{path}') FROM {alive})");
-        let (insert, update) = (self.transaction("NEW", "insert"), self.transaction("NEW", "update"));
-        let transaction = match self.schema.has(managed::TRANSACTIONS) {
-            true => format!(
-                "CASE WHEN {update} IS NOT {} THEN {update} WHEN {insert} IS NOT {} THEN {insert} END",
-                logged("update"),
-                logged("insert")
-            ),
-            false => self.context("transaction_id"),
-        };
-        let client = match self.schema.has(managed::LAST_CLIENT_ID) {
-            true => field("NEW", managed::LAST_CLIENT_ID),
-            false => self.context("client_id"),
-        };
+        let (transaction, client) = self.inserted_by(&["update", "insert"]);
         // A row of this key that the log has alive was replaced without a trigger telling: if it was in
         // another scope, it has left that one.
-        let left = Entry {
-            action: "'delete'".into(),
-            row: "OLD",
-            transaction: transaction.clone(),
-            client: client.clone(),
-            changed_keys: "NULL".into(),
-            previous: None,
-            from: String::new(),
-        };
-        let left = self.entity.scope.as_ref().map(|_| {
-            let scope = self.scope("NEW");
-            let gone =
-                self.logged("NEW", &format!("a.action <> 'delete' AND a.organization_id IS NOT {scope}"));
-            self.entry_of(
-                &left,
-                "a.entity_id",
-                "a.organization_id",
-                "a.feed_id",
-                "NULL",
-                &self.entity.previous_values.then(|| "a.value".to_owned()),
-                &format!("FROM {gone}"),
-            )
-        });
+        let moved = format!("a.organization_id IS NOT {}", self.scope("NEW"));
+        let left = self.entity.scope.as_ref().map(|_| self.left_behind(&transaction, &client, &moved));
         let entered = self.entry(&Entry {
             action: format!("CASE WHEN EXISTS (SELECT 1 FROM {alive}) THEN 'update' ELSE 'create' END"),
             row: "NEW",
@@ -163,12 +141,65 @@ impl Maker<'_> {
             from: String::new(),
         });
         let body: Vec<String> = [self.feed("NEW")].into_iter().chain(left).chain([entered]).collect();
-        self.trigger("insert", &visible(self.schema, "NEW"), &body)
+        self.trigger("insert", &visible(self.entity, self.schema, "NEW"), &body)
+    }
+
+    /// A row is replaced by one that is deleted softly.
+    fn hide(&self) -> Trigger {
+        let (transaction, client) = self.inserted_by(&["delete", "update", "insert"]);
+        let has_key = format!("{} IS NOT NULL", field("NEW", &self.entity.key));
+        let when = format!("{has_key} AND NOT {}", visible(self.entity, self.schema, "NEW"));
+        self.trigger("hide", &when, &[self.left_behind(&transaction, &client, "1")])
+    }
+
+    /// Ends what the log has alive under the new row's key, if `condition` holds for it.
+    fn left_behind(&self, transaction: &str, client: &str, condition: &str) -> String {
+        let entry = Entry {
+            action: "'delete'".into(),
+            row: "NEW",
+            transaction: transaction.into(),
+            client: client.into(),
+            changed_keys: "NULL".into(),
+            previous: self.entity.previous_values.then(|| "a.value".to_owned()),
+            from: format!("FROM {}", self.logged("NEW", &format!("a.action <> 'delete' AND {condition}"))),
+        };
+        self.entry_of(&entry, "a.entity_id", "a.organization_id", "a.feed_id", "NULL")
+    }
+
+    /// Whose an inserted row is: the first of its ids that the last version of the key in the log had not. A row
+    /// that was put back as it had been carries nobody's.
+    fn inserted_by(&self, actions: &[&str]) -> (String, String) {
+        if !self.schema.has(managed::TRANSACTIONS) {
+            return (self.context("transaction_id"), self.context("client_id"));
+        }
+        let cases: Vec<String> = actions
+            .iter()
+            .map(|action| {
+                let new = self.transaction("NEW", action);
+                let known = format!(
+                    "(SELECT CAST(json_extract(value, '$.transactions.{action}') AS TEXT) FROM activities \
+                     WHERE entity_id = {} AND entity_type = {} AND value IS NOT NULL ORDER BY seq DESC LIMIT 1)",
+                    key_text(self.entity, "NEW"),
+                    literal(&self.entity.name)
+                );
+                format!("WHEN {new} IS NOT NULL AND {new} IS NOT {known} THEN {new}")
+            })
+            .collect();
+        let transaction = format!("CASE {} END", cases.join(" "));
+        let client = match self.schema.has(managed::LAST_CLIENT_ID) {
+            true => {
+                let first = format!("NOT EXISTS (SELECT 1 FROM {})", self.logged("NEW", "1"));
+                let client = field("NEW", managed::LAST_CLIENT_ID);
+                format!("CASE WHEN {first} OR ({transaction}) IS NOT NULL THEN {client} END")
+            }
+            false => "NULL".into(),
+        };
+        (transaction, client)
     }
 
     /// The row stays what and where it is, and something in it changed.
     fn update(&self) -> Trigger {
-        let (old, new) = (visible(self.schema, "OLD"), visible(self.schema, "NEW"));
+        let (old, new) = (visible(self.entity, self.schema, "OLD"), visible(self.entity, self.schema, "NEW"));
         let when = format!(
             "{old} AND {new} AND NOT ({}) AND ({}) AND NOT ({})",
             self.moved(),
@@ -190,7 +221,7 @@ impl Maker<'_> {
     /// The row is deleted softly, or restored, or takes another key or scope: it leaves one place, and enters
     /// another.
     fn turn(&self) -> Trigger {
-        let (old, new) = (visible(self.schema, "OLD"), visible(self.schema, "NEW"));
+        let (old, new) = (visible(self.entity, self.schema, "OLD"), visible(self.entity, self.schema, "NEW"));
         let when = format!("({old}) <> ({new}) OR ({old} AND {new} AND ({}))", self.moved());
         let ids = ["delete", "update"];
         let left = self.entry(&Entry {
@@ -215,7 +246,14 @@ impl Maker<'_> {
     }
 
     fn delete(&self) -> Trigger {
-        let stamped = self.transaction("OLD", "delete");
+        // The announcement of this delete, and not of an earlier one that was taken back since.
+        let stamp = self.transaction("OLD", "delete");
+        let used = format!(
+            "EXISTS (SELECT 1 FROM activities WHERE transaction_id = {stamp} AND entity_id = {} AND entity_type = {})",
+            key_text(self.entity, "OLD"),
+            literal(&self.entity.name)
+        );
+        let stamped = format!("CASE WHEN {stamp} IS NOT NULL AND NOT {used} THEN {stamp} END");
         let client = match self.schema.has(managed::LAST_CLIENT_ID) {
             true => {
                 format!("CASE WHEN {stamped} IS NOT NULL THEN {} END", field("OLD", managed::LAST_CLIENT_ID))
@@ -235,7 +273,7 @@ impl Maker<'_> {
             previous: self.previous(),
             from: String::new(),
         });
-        self.trigger("delete", &visible(self.schema, "OLD"), &[self.feed("OLD"), deleted])
+        self.trigger("delete", &visible(self.entity, self.schema, "OLD"), &[self.feed("OLD"), deleted])
     }
 
     fn previous(&self) -> Option<String> {
@@ -374,32 +412,11 @@ impl Maker<'_> {
             literal(&self.entity.name)
         );
         let value = if entry.action == "'delete'" { "NULL".into() } else { row_json(self.schema, entry.row) };
-        self.entry_of(
-            entry,
-            &key_text(self.entity, entry.row),
-            &scope,
-            &feed,
-            &value,
-            &entry.previous,
-            &entry.from,
-        )
+        self.entry_of(entry, &key_text(self.entity, entry.row), &scope, &feed, &value)
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "one for each column of the log that differs between entries"
-    )]
-    fn entry_of(
-        &self,
-        entry: &Entry<'_>,
-        key: &str,
-        scope: &str,
-        feed: &str,
-        value: &str,
-        previous: &Option<String>,
-        from: &str,
-    ) -> String {
-        let Entry { action, transaction, client, changed_keys, .. } = entry;
+    fn entry_of(&self, entry: &Entry<'_>, key: &str, scope: &str, feed: &str, value: &str) -> String {
+        let Entry { action, transaction, client, changed_keys, previous, from, .. } = entry;
         let previous = previous.as_deref().unwrap_or("NULL");
         format!(
             "INSERT INTO activities (action, entity_type, entity_id, feed_id, organization_id, transaction_id, client_id, \

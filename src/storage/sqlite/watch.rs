@@ -2,6 +2,7 @@
 //! committed, and whether the schema has changed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -11,13 +12,15 @@ use tokio::sync::{mpsc, watch};
 use bourn_protocol::Seq;
 
 use super::writer::Job;
-use super::{Shared, error, sequencer};
+use super::{Shared, connect, error, sequencer};
 
 pub(super) struct Watcher {
     pub(super) connection: Connection,
     pub(super) jobs: mpsc::Sender<Job>,
     pub(super) head: watch::Sender<Seq>,
     pub(super) shared: Arc<Shared>,
+    /// The schema as it was before the writer first looked at the tables.
+    pub(super) schema_version: i64,
     pub(super) interval: Duration,
     /// Closed when the storage is.
     pub(super) stop: Receiver<()>,
@@ -26,47 +29,47 @@ pub(super) struct Watcher {
 impl Watcher {
     /// Looks at the file until the storage is closed.
     pub(super) fn run(mut self) {
-        // Both are impossible values, so that the first look sees a change.
-        let (mut data_version, mut schema_version) = (-1, -1);
+        // An impossible value, so that the first look sees a change.
+        let mut data_version = -1;
         let mut unsealed = false;
         while self.stop.recv_timeout(self.interval) == Err(RecvTimeoutError::Timeout) {
-            match self.look(&mut data_version, &mut schema_version, unsealed) {
-                Ok(found) => unsealed = found,
+            match self.look(&mut data_version, unsealed) {
+                Ok(found) => {
+                    unsealed = found;
+                    self.shared.watcher_stands(None);
+                }
                 Err(failure) => {
                     let failure = error::storage(&failure);
-                    self.shared.stalled(Some(failure.to_string()));
+                    self.shared.watcher_stands(Some(failure.to_string()));
                 }
             }
         }
     }
 
     /// One look; says whether something waits to be sealed.
-    fn look(
-        &mut self,
-        data_version: &mut i64,
-        schema_version: &mut i64,
-        unsealed: bool,
-    ) -> rusqlite::Result<bool> {
+    fn look(&mut self, data_version: &mut i64, unsealed: bool) -> rusqlite::Result<bool> {
+        let owed = self.shared.refresh_owed.load(Ordering::Relaxed);
         let data: i64 =
             self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
-        if data == *data_version && !unsealed {
+        if data == *data_version && !unsealed && !owed {
             return Ok(false);
         }
-        let schema: i64 =
-            self.connection.prepare_cached("PRAGMA schema_version")?.query_row([], |row| row.get(0))?;
-        if schema != *schema_version {
-            // The first look finds what the writer has just looked at itself.
-            let first = *schema_version == -1;
-            if !first && self.jobs.try_send(Job::Refresh).is_err() {
+        let schema = connect::schema_version(&self.connection)?;
+        if schema != self.schema_version || owed {
+            if self.jobs.try_send(Job::Refresh).is_err() {
                 return Ok(unsealed);
             }
-            *schema_version = schema;
+            self.shared.refresh_owed.store(false, Ordering::Relaxed);
+            self.schema_version = schema;
         }
         let lag = sequencer::unsealed(&self.connection)?;
         self.shared.lag(lag);
         if lag > 0 {
             // A full queue is as good: every batch seals what it finds.
-            let _ = self.jobs.try_send(Job::Seal);
+            let asked = self.shared.seal_asked.swap(true, Ordering::Relaxed);
+            if !asked && self.jobs.try_send(Job::Seal).is_err() {
+                self.shared.seal_asked.store(false, Ordering::Relaxed);
+            }
         } else {
             // Another server on the same file may have sealed.
             let sealed = sequencer::sealed_head(&self.connection)?;
@@ -78,11 +81,5 @@ impl Watcher {
         }
         *data_version = data;
         Ok(lag > 0)
-    }
-}
-
-impl Shared {
-    pub(super) fn lag(&self, lag: u64) {
-        self.with(|status| status.lag = lag);
     }
 }

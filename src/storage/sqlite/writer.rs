@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bourn_protocol::Seq;
@@ -15,6 +16,9 @@ use super::{Shared, error, introspect, mutate, sequencer, triggers};
 use crate::entity::{Catalog, TableState};
 use crate::storage::{Mutation, StorageError, WriteError, Written};
 
+/// How long sealing and reconciling wait for another process that holds the database. Both are tried again, and
+/// mutations must not wait behind them.
+const BACKGROUND_PATIENCE: Duration = Duration::from_millis(100);
 /// How often expired rows of the ledger are looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 
@@ -32,7 +36,15 @@ pub(super) enum Job {
 
 type Sender = oneshot::Sender<Result<Written, WriteError>>;
 type Waiting = VecDeque<(Box<Mutation>, Sender)>;
-type Answer = (Sender, Result<Written, WriteError>);
+type Answer = (Box<Mutation>, Sender, Result<Written, WriteError>);
+
+/// Why nothing of a batch was written.
+enum Failed {
+    /// The database could not do it.
+    Storage(StorageError),
+    /// The last mutation tried made SQLite roll everything back (a trigger may say so); the others are innocent.
+    Undone,
+}
 
 pub(super) struct WriterThread {
     pub(super) connection: Connection,
@@ -43,6 +55,8 @@ pub(super) struct WriterThread {
     /// Most mutations of one commit.
     pub(super) batch: usize,
     pub(super) ledger_retention: Duration,
+    /// How long a mutation waits for another process that holds the database.
+    pub(super) busy: Duration,
 }
 
 impl WriterThread {
@@ -100,7 +114,7 @@ impl WriterThread {
             match self.jobs.try_recv() {
                 Ok(Job::Write(mutation, answer)) => waiting.push_back((mutation, answer)),
                 // The batch seals what it finds before it writes.
-                Ok(Job::Seal) => {}
+                Ok(Job::Seal) => self.shared.seal_asked.store(false, Ordering::Relaxed),
                 Ok(job) => {
                     other = Some(job);
                     break;
@@ -110,29 +124,44 @@ impl WriterThread {
         }
         metrics::histogram!("bourn_write_batch_size")
             .record(f64::from(u32::try_from(waiting.len()).unwrap_or(u32::MAX)));
+        self.commit(waiting);
+        other
+    }
+
+    /// Commits these mutations together and answers each.
+    fn commit(&self, mut waiting: Waiting) {
         let mut answers = Vec::with_capacity(waiting.len());
         let started = Instant::now();
         match self.commit_batch(&mut waiting, &mut answers) {
             Ok(head) => {
                 metrics::histogram!("bourn_commit_seconds").record(started.elapsed().as_secs_f64());
+                self.shared.writer_stands(None);
                 self.publish(head);
-                for (answer, result) in answers {
+                for (_, answer, result) in answers {
                     let _ = answer.send(result);
                 }
             }
-            Err(failure) => {
+            Err(Failed::Storage(failure)) => {
                 // Nothing of the batch was written, whatever its single mutations had come to.
-                let answers = answers.into_iter().map(|(answer, _)| answer);
-                for answer in answers.chain(waiting.into_iter().map(|(_, answer)| answer)) {
+                let tried = answers.into_iter().map(|(_, answer, _)| answer);
+                for answer in tried.chain(waiting.into_iter().map(|(_, answer)| answer)) {
                     let _ = answer.send(Err(WriteError::Storage(failure.clone())));
                 }
             }
+            Err(Failed::Undone) => {
+                if let Some((_, answer, result)) = answers.pop() {
+                    let _ = answer.send(result);
+                }
+                let innocent = answers.into_iter().map(|(mutation, answer, _)| (mutation, answer));
+                for alone in innocent.chain(waiting) {
+                    self.commit(VecDeque::from([alone]));
+                }
+            }
         }
-        other
     }
 
-    fn commit_batch(&self, waiting: &mut Waiting, answers: &mut Vec<Answer>) -> Result<Seq, StorageError> {
-        let storage = |e: rusqlite::Error| error::storage(&e);
+    fn commit_batch(&self, waiting: &mut Waiting, answers: &mut Vec<Answer>) -> Result<Seq, Failed> {
+        let storage = |e: rusqlite::Error| Failed::Storage(error::storage(&e));
         let transaction =
             Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate).map_err(storage)?;
         let start = sequencer::seal_pending(&transaction).map_err(storage)?;
@@ -148,12 +177,14 @@ impl WriterThread {
                 .map_err(storage)?;
             let result = mutate::apply(&transaction, &self.catalog, &mutation, head, expires_at);
             if transaction.is_autocommit() {
-                // SQLite has rolled the whole transaction back by itself: a full disk, or worse.
-                answers.push((answer, Err(WriteError::Storage(StorageError::Unavailable))));
-                return Err(match result {
-                    Err(WriteError::Storage(failure)) => failure,
-                    _ => StorageError::Unavailable,
-                });
+                // SQLite has rolled the whole transaction back by itself: a full disk or worse, or a trigger.
+                let failed = match &result {
+                    Err(WriteError::Storage(failure)) => Failed::Storage(failure.clone()),
+                    Err(_) => Failed::Undone,
+                    Ok(_) => Failed::Storage(StorageError::Unavailable),
+                };
+                answers.push((mutation, answer, result.map(|(written, _)| written)));
+                return Err(failed);
             }
             let undo = if result.is_err() { "ROLLBACK TO mutation" } else { "" };
             if !undo.is_empty() {
@@ -170,7 +201,7 @@ impl WriterThread {
                 head = after;
                 written
             });
-            answers.push((answer, result));
+            answers.push((mutation, answer, result));
         }
         if head > start {
             sequencer::seal_each(&transaction, start, head).map_err(storage)?;
@@ -183,15 +214,23 @@ impl WriterThread {
     }
 
     fn seal(&self) {
-        let sealed = sequencer::seal_now(&self.connection);
-        match sealed {
+        self.shared.seal_asked.store(false, Ordering::Relaxed);
+        match self.in_background(|| sequencer::seal_now(&self.connection)) {
             Ok(head) => {
-                self.shared.stalled(None);
+                self.shared.writer_stands(None);
                 self.publish(head);
             }
             // The next look at the file asks again.
-            Err(failure) => self.shared.stalled(Some(error::storage(&failure).to_string())),
+            Err(failure) => self.shared.writer_stands(Some(error::storage(&failure).to_string())),
         }
+    }
+
+    /// Does what can be done again later, without waiting long for another process.
+    fn in_background<T>(&self, work: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        self.connection.busy_timeout(BACKGROUND_PATIENCE.min(self.busy))?;
+        let result = work();
+        self.connection.busy_timeout(self.busy)?;
+        result
     }
 
     fn publish(&self, head: Seq) {
@@ -243,10 +282,14 @@ impl WriterThread {
                 }
                 Err(failure) => {
                     let reason = error::storage(&failure).to_string();
-                    self.shared.stalled(Some(reason.clone()));
+                    tracing::warn!(entity = &*entity.name, reason, "cannot look at the table now");
+                    self.shared.writer_stands(Some(reason.clone()));
+                    self.shared.refresh_owed.store(true, Ordering::Relaxed);
                     if entity.schema().is_err() {
                         entity.set_state(TableState::Unavailable(reason));
                     }
+                    let this = |reconcile: &Reconcile| Arc::ptr_eq(&reconcile.entity, entity);
+                    reconciles.extend(under_way.iter().position(this).and_then(|at| under_way.remove(at)));
                 }
             }
         }
@@ -255,21 +298,21 @@ impl WriterThread {
 
     fn reconcile_step(&self, reconciles: &mut VecDeque<Reconcile>) {
         let Some(current) = reconciles.front_mut() else { return };
-        let stepped = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate).and_then(
-            |transaction| {
-                sequencer::seal_pending(&transaction)?;
-                let finished = current.step(&transaction)?;
-                if finished {
-                    triggers::set_reconciled(&transaction, &current.entity, true)?;
-                }
-                let head = sequencer::seal_pending(&transaction)?;
-                transaction.commit()?;
-                Ok((finished, head))
-            },
-        );
+        let stepped = self.in_background(|| {
+            let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+            sequencer::seal_pending(&transaction)?;
+            let finished = current.step(&transaction)?;
+            if finished {
+                triggers::set_reconciled(&transaction, &current.entity, true)?;
+            }
+            let head = sequencer::seal_pending(&transaction)?;
+            transaction.commit()?;
+            Ok((finished, head))
+        });
         match stepped {
             Ok((finished, head)) => {
                 self.publish(head);
+                self.shared.writer_stands(None);
                 self.shared.reconciling(&current.entity.name, (!finished).then_some(current.looked_at));
                 if finished {
                     tracing::info!(
@@ -287,10 +330,11 @@ impl WriterThread {
                     reason,
                     "cannot compare the table with the log now"
                 );
-                self.shared.stalled(Some(reason));
-                // Busy has waited already; anything else will say so again.
+                self.shared.writer_stands(Some(reason));
+                // Busy has waited already; anything else is left for the next look at the tables.
                 if !matches!(failure.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy)) {
                     reconciles.pop_front();
+                    self.shared.refresh_owed.store(true, Ordering::Relaxed);
                 }
             }
         }
