@@ -58,7 +58,7 @@ impl Size {
 }
 
 const SIZE_UNITS: [(&str, u64); 5] =
-    [("B", 1), ("", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+    [("", 1), ("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
 
 impl FromStr for Size {
     type Err = String;
@@ -84,11 +84,10 @@ fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 
 /// The largest unit that divides the number evenly.
 fn display_scaled(f: &mut fmt::Formatter<'_>, number: u64, units: &[(&str, u64)]) -> fmt::Result {
-    let (unit, scale) = units
-        .iter()
-        .rev()
-        .find(|(_, scale)| number.is_multiple_of(*scale) && number >= *scale)
-        .unwrap_or(&units[0]);
+    let divides = |(_, scale): &&(&str, u64)| number.is_multiple_of(*scale) && number >= *scale;
+    let smallest = |(_, scale): &&(&str, u64)| *scale == 1;
+    let (unit, scale) =
+        units.iter().rfind(divides).or_else(|| units.iter().rfind(smallest)).unwrap_or(&("", 1));
     write!(f, "{}{unit}", number / scale)
 }
 

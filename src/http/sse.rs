@@ -63,19 +63,23 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
             };
             if batch.messages() > 0 {
                 greeted = true;
-                let frames = match &batch {
+                // Kept small on purpose: what lives across a `yield` is multiplied by every reader.
+                let live = matches!(batch, Batch::Live(_));
+                let body = batch.body();
+                delivered.count(batch.messages(), body.len());
+                match batch {
                     // A reader with a cursor of its own is told one of its own.
-                    Batch::Live(live) if cursor.is_none() => [Some(live.frame(|| whole(&live.body, control))), None, None],
-                    _ => pieces(&batch.body(), control),
-                };
-                let bytes = frames.iter().flatten().map(Bytes::len).sum();
-                delivered.count(batch.messages(), bytes);
-                for frame in frames.into_iter().flatten() {
-                    yield frame;
+                    Batch::Live(live) if cursor.is_none() => yield live.frame(|| whole(&body, control)),
+                    _ if is_one_line(&body) => {
+                        // In pieces, so that a chunk's bytes are the cache's own and not a copy for each reader.
+                        yield Bytes::from_static(DATA_BEGIN);
+                        yield body;
+                        yield data_end(control);
+                    }
+                    _ => yield whole(&body, control),
                 }
                 sent_at = Instant::now();
                 // A reader that is never done catching up ends like any other; a live one waits below soon enough.
-                let live = matches!(batch, Batch::Live(_));
                 if sent_at < end && (live || !app.stopping.is_given()) {
                     continue;
                 }
@@ -145,13 +149,10 @@ fn whole(body: &[u8], control: Control) -> Bytes {
     out.into()
 }
 
-/// A batch in pieces, so that a chunk's bytes are the cache's own and not a copy for each reader.
-fn pieces(body: &Bytes, control: Control) -> [Option<Bytes>; 3] {
-    if !is_one_line(body) {
-        return [Some(whole(body, control)), None, None];
-    }
-    let mut end = Vec::with_capacity(FRAME_OVERHEAD);
-    end.extend_from_slice(DATA_END);
-    push_control(&mut end, control);
-    [Some(Bytes::from_static(DATA_BEGIN)), Some(body.clone()), Some(end.into())]
+/// What ends a batch that was sent in pieces.
+fn data_end(control: Control) -> Bytes {
+    let mut out = Vec::with_capacity(FRAME_OVERHEAD);
+    out.extend_from_slice(DATA_END);
+    push_control(&mut out, control);
+    out.into()
 }

@@ -1,20 +1,24 @@
 //! One connection: HTTP/1.1 over a socket whose reader must keep up.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bourn_protocol::ErrorCode;
-use http::Request;
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::io::KeepUp;
-use crate::http::{App, plain_error};
+use super::io::{InFlight, KeepUp, Requests};
+use crate::http::{Answering, App, ReplyBody, plain_error};
 
 /// The first byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -41,18 +45,24 @@ pub(super) async fn serve(stream: TcpStream, app: Arc<App>, place: OwnedSemaphor
         Ok(Ok(1)) => {}
         _ => return,
     }
-    let io = TokioIo::new(KeepUp::new(stream, app.limits.write_timeout.get()));
+    let requests = Arc::new(Requests::default());
+    let (write_timeout, idle_timeout) = (app.limits.write_timeout.get(), app.limits.header_timeout.get());
+    let io = TokioIo::new(KeepUp::new(stream, write_timeout, idle_timeout, requests.clone()));
     let handler = app.clone();
-    let service = service_fn(move |request: Request<Incoming>| handler.call(request));
+    let service = service_fn(move |request: Request<Incoming>| Counted {
+        in_flight: Some(requests.begin()),
+        answering: handler.call(request),
+    });
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(app.limits.header_timeout.get())
+        // The socket has a timer of its own.
+        .header_read_timeout(None)
         .max_buf_size(app.limits.header_limit.bytes())
         .half_close(false);
     let connection = builder.serve_connection(io, service);
     tokio::pin!(connection);
     let ended = tokio::select! {
+        biased;
         ended = &mut connection => ended,
         () = &mut stopped => {
             connection.as_mut().graceful_shutdown();
@@ -80,4 +90,45 @@ async fn tell(mut stream: TcpStream, bytes: &[u8]) {
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
     })
     .await;
+}
+
+/// An answer whose request counts as in flight until its body is done.
+struct Counted {
+    in_flight: Option<InFlight>,
+    answering: Answering,
+}
+
+impl Future for Counted {
+    type Output = Result<Response<CountedBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let reply = ready!(Pin::new(&mut self.answering).poll(cx))?;
+        let in_flight = self.in_flight.take();
+        Poll::Ready(Ok(reply.map(|body| CountedBody { body, _in_flight: in_flight })))
+    }
+}
+
+struct CountedBody {
+    body: ReplyBody,
+    _in_flight: Option<InFlight>,
+}
+
+impl Body for CountedBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }

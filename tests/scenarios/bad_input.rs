@@ -167,6 +167,13 @@ async fn bytes_that_are_no_request_are_refused() {
     let slow = b"POST /v1/entities/pages HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{";
     let slow = raw(bourn.address(), slow).await;
     assert!(slow.starts_with("HTTP/1.1 408") && slow.contains("REQUEST_TIMEOUT"), "{slow}");
+    // A connection that asks for nothing more is closed; one that is being answered is not.
+    let mut events = bourn.client().events(&format!("{PAGES}?offset=now&live=sse"), &[]).await;
+    events.control().await;
+    let idle = raw(bourn.address(), b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    assert!(idle.starts_with("HTTP/1.1 200"), "{idle}");
+    bourn.client().make_page("p1", "t1").await;
+    assert_eq!(events.messages().await.0[0]["key"], "p1");
     assert_eq!(bourn.client().get("/health").await.status, 200);
 }
 
