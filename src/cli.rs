@@ -134,6 +134,7 @@ fn serve(config: Config) -> Result<ExitCode, String> {
         if !address.ip().is_loopback() {
             tracing::warn!(%address, "anyone who reaches this address can read and write: there is no access control yet");
         }
+        tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
         say(&mut std::io::stdout(), &introduction.replace("{address}", &address.to_string()));
         server.run(stop).await;
         Ok::<_, String>(())

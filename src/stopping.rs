@@ -28,6 +28,12 @@ impl Stopping {
         self.given.load(Ordering::Acquire)
     }
 
+    /// Ends when it is given, for a part of a task that waits for it elsewhere: it wakes nobody by itself, and costs
+    /// nothing to keep.
+    pub fn noticed(&self) -> impl Future<Output = ()> + Send + '_ {
+        std::future::poll_fn(|_| if self.is_given() { Poll::Ready(()) } else { Poll::Pending })
+    }
+
     /// Ends when it is given.
     #[must_use]
     pub fn wait(&self) -> Stopped {

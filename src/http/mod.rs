@@ -94,6 +94,9 @@ impl App {
     async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Reply {
         let started = Instant::now();
         let head = request.method() == Method::HEAD;
+        // Asked for only where somebody listens: this is done for every request.
+        let asked = tracing::enabled!(tracing::Level::DEBUG)
+            .then(|| (request.method().clone(), request.uri().clone()));
         let (endpoint, result) = router::dispatch(&self, request).await;
         let mut reply = match result {
             Ok(reply) => reply,
@@ -102,6 +105,10 @@ impl App {
         respond::add_common_headers(reply.headers_mut());
         if head {
             *reply.body_mut() = ReplyBody::empty();
+        }
+        if let Some((method, uri)) = asked {
+            let (status, micros) = (reply.status().as_u16(), started.elapsed().as_micros());
+            tracing::debug!(%method, %uri, status, micros, "answered");
         }
         self.metrics.answered(endpoint, reply.status(), started.elapsed());
         reply

@@ -1,6 +1,7 @@
 //! Server-sent events: a read session followed for as long as the connection lives. A batch is rendered once
 //! for all its live readers; what waits for a connection leaves in one write.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,12 +42,10 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
         let delivered = app.metrics.mode(ReadMode::Sse);
         yield hello(&app.limits);
         let mut greeted = false;
-        // Both are made once and kept: what is done for every delivery is multiplied by every reader. The timer is
-        // not set back by a delivery; when it fires it looks whether the connection was idle.
+        // A delivery does not set the timer back, for what is done at every delivery is done for every reader: when it
+        // fires it looks whether the connection was idle.
         let mut sent_at = Instant::now();
-        let timer = tokio::time::sleep_until(end.min(sent_at + heartbeat));
-        let mut stopped = app.stopping.wait();
-        tokio::pin!(timer);
+        let mut timer = pin!(tokio::time::sleep_until(end.min(sent_at + heartbeat)));
         loop {
             let batch = match session.read().await {
                 Ok(batch) => batch,
@@ -100,7 +99,8 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
                     }
                     timer.as_mut().reset(end.min(sent_at + heartbeat));
                 }
-                () = &mut stopped => {
+                // The connection that this is the body of waits for the order itself, and wakes this with it.
+                () = app.stopping.noticed() => {
                     yield farewell(&app.limits, control);
                     return;
                 }

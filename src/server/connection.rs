@@ -1,7 +1,7 @@
 //! One connection: HTTP/1.1 over a socket whose reader must keep up.
 
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -26,41 +26,17 @@ const TLS_HANDSHAKE: u8 = 0x16;
 const REFUSAL: Duration = Duration::from_secs(1);
 
 /// Serves a connection until it ends, breaks or the server stops.
+///
+/// What lives in this function lives as long as an event stream: what is needed only at first is elsewhere.
 pub(super) async fn serve(stream: TcpStream, app: Arc<App>, place: OwnedSemaphorePermit) {
-    // Events are small and wanted at once.
-    let _ = stream.set_nodelay(true);
-    let open = app.metrics.connection();
-    let mut first = [0];
+    let _held = (app.metrics.connection(), place);
     let mut stopped = app.stopping.wait();
-    let peeked = tokio::select! {
-        peeked = tokio::time::timeout(app.limits.header_timeout.get(), stream.peek(&mut first)) => peeked,
-        () = &mut stopped => return,
+    let admitted = tokio::select! {
+        admitted = Box::pin(admit(stream, app.limits.header_timeout.get())) => admitted,
+        () = &mut stopped => None,
     };
-    match peeked {
-        Ok(Ok(1)) if first[0] == TLS_HANDSHAKE => {
-            let message =
-                "this port speaks plain HTTP, and TLS was sent to it; use http://, or put a proxy in front";
-            return tell(stream, &plain_error(ErrorCode::InvalidRequest, message, None)).await;
-        }
-        Ok(Ok(1)) => {}
-        _ => return,
-    }
-    let requests = Arc::new(Requests::default());
-    let (write_timeout, idle_timeout) = (app.limits.write_timeout.get(), app.limits.header_timeout.get());
-    let io = TokioIo::new(KeepUp::new(stream, write_timeout, idle_timeout, requests.clone()));
-    let handler = app.clone();
-    let service = service_fn(move |request: Request<Incoming>| Counted {
-        in_flight: Some(requests.begin()),
-        answering: handler.call(request),
-    });
-    let mut builder = http1::Builder::new();
-    builder
-        // The socket has a timer of its own.
-        .header_read_timeout(None)
-        .max_buf_size(app.limits.header_limit.bytes())
-        .half_close(false);
-    let connection = builder.serve_connection(io, service);
-    tokio::pin!(connection);
+    let Some(stream) = admitted else { return };
+    let mut connection = pin!(connection(stream, &app));
     let ended = tokio::select! {
         biased;
         ended = &mut connection => ended,
@@ -72,7 +48,48 @@ pub(super) async fn serve(stream: TcpStream, app: Arc<App>, place: OwnedSemaphor
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
     }
-    drop((open, place));
+}
+
+/// Waits for the first byte; none when it does not come, or begins what is not HTTP.
+async fn admit(stream: TcpStream, timeout: Duration) -> Option<TcpStream> {
+    // Events are small and wanted at once.
+    let _ = stream.set_nodelay(true);
+    let mut first = [0];
+    match tokio::time::timeout(timeout, stream.peek(&mut first)).await {
+        Ok(Ok(1)) if first[0] == TLS_HANDSHAKE => {
+            let message =
+                "this port speaks plain HTTP, and TLS was sent to it; use http://, or put a proxy in front";
+            tell(stream, &plain_error(ErrorCode::InvalidRequest, message, None)).await;
+            None
+        }
+        Ok(Ok(1)) => Some(stream),
+        _ => None,
+    }
+}
+
+type Serving<S> = http1::Connection<TokioIo<KeepUp>, S>;
+
+fn connection(
+    stream: TcpStream,
+    app: &Arc<App>,
+) -> Serving<
+    impl Service<Request<Incoming>, Response = Response<CountedBody>, Error = Infallible, Future = Counted>
+    + use<>,
+> {
+    let requests = Arc::new(Requests::default());
+    let (write_timeout, idle_timeout) = (app.limits.write_timeout.get(), app.limits.header_timeout.get());
+    let io = TokioIo::new(KeepUp::new(stream, write_timeout, idle_timeout, requests.clone()));
+    let handler = app.clone();
+    let service = service_fn(move |request: Request<Incoming>| Counted {
+        in_flight: Some(requests.begin()),
+        answering: handler.call(request),
+    });
+    http1::Builder::new()
+        // The socket has a timer of its own.
+        .header_read_timeout(None)
+        .max_buf_size(app.limits.header_limit.bytes())
+        .half_close(false)
+        .serve_connection(io, service)
 }
 
 /// Tells a connection that there is no place for it.

@@ -229,3 +229,29 @@ async fn a_file_that_is_held_for_long_keeps_neither_writes_nor_the_stop_waiting(
     bourn.restart().await;
     assert!(client.read_all(PAGES, "-1").await.0.iter().any(|message| message["key"] == "waits"));
 }
+
+#[tokio::test]
+async fn a_file_that_cannot_be_written_is_told_at_start() {
+    let disk = SmallDisk::mount("8m");
+    let database = disk.0.join("bourn.db");
+    let mut bourn = Bourn::start_on(&database, &[]).await;
+    let client = bourn.client();
+    client.make_page("p1", "t1").await;
+    bourn.terminate();
+    bourn.ended().await;
+    disk.remount("ro");
+    let url = format!("sqlite:{}", database.display());
+    let output = Bourn::command()
+        .args(["serve", "--listen", "127.0.0.1:0", "--database", &url])
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && said.contains("cannot open the database") && said.contains("readonly"),
+        "{said}"
+    );
+    disk.remount("rw");
+    bourn.restart().await;
+    assert_eq!(client.read_all(PAGES, "-1").await.0.len(), 1);
+}
