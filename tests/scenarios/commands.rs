@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::support::{Bourn, eventually, sqlite3};
 
 async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
-    Bourn::command().args(arguments).envs(variables.iter().copied()).output().await.unwrap()
+    Bourn::output(arguments, variables).await
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -30,7 +30,7 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, OpenError> {
         }]);
     }
     let connection = open_existing(path)?;
-    let failed = |e: rusqlite::Error| OpenError::new(path, &e);
+    let failed = |e: rusqlite::Error| OpenError::of(path, &e);
     let mut findings = Vec::new();
     let mut add = |fine: bool, text: String| findings.push(Finding { fine, text });
     match connect::has_log(&connection).map_err(failed)? {
@@ -74,7 +74,7 @@ fn missing<'a>(schema: &TableSchema, column: &'a str) -> Option<&'a str> {
 /// When the file cannot be opened or read.
 pub fn prepare_sql(config: &Config) -> Result<String, OpenError> {
     let path = config.limits.database.path();
-    let failed = |e: rusqlite::Error| OpenError::new(path, &e);
+    let failed = |e: rusqlite::Error| OpenError::of(path, &e);
     let mut connection = match path.exists() {
         true => open_existing(path)?,
         false => Connection::open_in_memory().map_err(failed)?,
@@ -112,7 +112,7 @@ pub fn prepare_sql(config: &Config) -> Result<String, OpenError> {
 /// When the file cannot be opened or written.
 pub fn prepare(config: &Config) -> Result<(), OpenError> {
     let path = config.limits.database.path();
-    let failed = |e: rusqlite::Error| OpenError::new(path, &e);
+    let failed = |e: rusqlite::Error| OpenError::of(path, &e);
     let mut connection = connect::writer(path, config.limits.busy_timeout.get()).map_err(failed)?;
     if config.demo {
         connect::make_demo(&mut connection).map_err(failed)?;
@@ -129,5 +129,5 @@ pub fn prepare(config: &Config) -> Result<(), OpenError> {
 
 fn open_existing(path: &Path) -> Result<Connection, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(path, flags).map_err(|e| OpenError::new(path, &e))
+    Connection::open_with_flags(path, flags).map_err(|e| OpenError::of(path, &e))
 }

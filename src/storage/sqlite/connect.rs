@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bourn_protocol::Epoch;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
 const MIGRATIONS: [(i64, &str); 1] = [(1, include_str!("../../../migrations/sqlite/0001_log.sql"))];
 pub(super) const DEMO: &str = include_str!("../../../migrations/sqlite/demo.sql");
@@ -22,6 +22,18 @@ pub struct OpenError {
 impl OpenError {
     pub(super) fn new(path: &Path, reason: &dyn std::fmt::Display) -> OpenError {
         OpenError { path: path.display().to_string(), reason: reason.to_string() }
+    }
+
+    /// Of a statement that failed; with what would be right, where that can be told.
+    pub(super) fn of(path: &Path, error: &rusqlite::Error) -> OpenError {
+        let advice = match error.sqlite_error_code() {
+            Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) => {
+                "; the file and its directory must be there and must be writable"
+            }
+            Some(ErrorCode::DatabaseBusy) => "; another process holds it",
+            _ => "",
+        };
+        Self::new(path, &format_args!("{error}{advice}"))
     }
 }
 

@@ -111,7 +111,7 @@ impl SqliteStorage {
     pub fn open(limits: &Limits, catalog: Arc<Catalog>, demo: bool) -> Result<SqliteStorage, OpenError> {
         let path = limits.database.path();
         let busy = limits.busy_timeout.get();
-        let failed = |e: rusqlite::Error| OpenError::new(path, &e);
+        let failed = |e: rusqlite::Error| OpenError::of(path, &e);
         let mut connection = connect::writer(path, busy).map_err(failed)?;
         if demo {
             connect::make_demo(&mut connection).map_err(failed)?;

@@ -61,11 +61,16 @@ impl Bourn {
         bourn
     }
 
-    /// The command that runs the server, for tests of the command itself.
-    pub fn command() -> Command {
+    fn command() -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bourn"));
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).kill_on_drop(true);
         command
+    }
+
+    /// Runs the command to its end, which must come in time.
+    pub async fn output(arguments: &[&str], variables: &[(&str, &str)]) -> std::process::Output {
+        let output = Self::command().args(arguments).envs(variables.iter().copied()).output();
+        tokio::time::timeout(PATIENCE, output).await.expect("the command ends in time").unwrap()
     }
 
     async fn run(&mut self) {
