@@ -17,6 +17,7 @@ mod support;
 mod bad_input;
 mod browser;
 mod catch_up;
+mod clients;
 mod commands;
 mod crashes;
 mod database_faults;

@@ -1,0 +1,35 @@
+//! Existing clients of the protocol, unmodified.
+
+use serde_json::{Value, json};
+
+use crate::support::{Bourn, PATIENCE};
+
+#[tokio::test]
+async fn the_durable_streams_client_and_streamdb_follow_a_table() {
+    // Small chunks, so that catching up takes several reads.
+    let bourn = Bourn::start(&[("chunk_messages", "8")]).await;
+    let client = bourn.client();
+    for i in 0..30 {
+        client.make_page(&format!("p{i:02}"), &format!("t{i}")).await;
+    }
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
+    let output = tokio::process::Command::new("node")
+        .args(["follow.js", &format!("http://{}", bourn.address())])
+        .current_dir(directory)
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(PATIENCE * 2, output).await.expect("the clients end in time").unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let seen: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+    assert_eq!((&seen["preloaded"], &seen["left"]), (&json!(30), &json!(30)), "{seen}");
+    assert_eq!(
+        (&seen["created"], &seen["updated"], &seen["deleted"]),
+        (&json!("one"), &json!("two"), &Value::Null)
+    );
+    let mut expected: Vec<String> = (0..30).map(|i| format!("insert p{i:02}")).collect();
+    expected.extend(["insert mine", "update mine", "delete mine"].map(str::to_owned));
+    for mode in ["catch-up", "long-poll", "sse"] {
+        assert_eq!(seen[mode], json!(expected), "{mode}");
+    }
+}
