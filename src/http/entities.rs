@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bourn_protocol::query::Query;
-use bourn_protocol::{EntityKey, ErrorCode, Scope, headers, limits};
+use bourn_protocol::{EntityKey, ErrorCode, Scope, TransactionId, headers, limits};
 use http::header::{HeaderName, LINK, LOCATION};
 use http::{HeaderMap, Request, StatusCode};
 use hyper::body::Incoming;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::respond::{Build, TRUE};
 use super::{ApiError, App, Reply, intake};
-use crate::entity::EntityType;
+use crate::entity::{EntityType, TableSchema};
 use crate::storage::{ListQuery, Mutation, Operation, WriteError, Written};
 
 const TRANSACTION_ID: HeaderName = HeaderName::from_static(headers::TRANSACTION_ID);
@@ -92,14 +92,14 @@ pub(super) async fn create(
     entity: Arc<EntityType>,
     request: Request<Incoming>,
 ) -> Result<Reply, ApiError> {
-    let headers = write_headers(&request)?;
-    if intake::transaction_id(&headers, headers::EXPECTED_TRANSACTION_ID)?.is_some() {
+    let (headers, expected) = write_headers(&request)?;
+    if expected.is_some() {
         let message =
             "x-expected-transaction-id applies to updates and deletes: a new row has no transaction yet";
         return Err(ApiError::new(ErrorCode::InvalidHeader, message));
     }
     let mut columns = intake::json_object(app, request).await?;
-    let schema = entity.schema().map_err(|reason| ApiError::new(ErrorCode::EntityUnavailable, &reason))?;
+    let schema = schema_of(&entity)?;
     let given = columns.remove(&entity.key).filter(|id| !id.is_null());
     let given = given.as_ref().map(|id| id_text(&entity, id)).transpose()?;
     let mut checked = columns.clone();
@@ -122,8 +122,7 @@ pub(super) async fn update(
     key: EntityKey,
     request: Request<Incoming>,
 ) -> Result<Reply, ApiError> {
-    let headers = write_headers(&request)?;
-    let expected = intake::transaction_id(&headers, headers::EXPECTED_TRANSACTION_ID)?;
+    let (headers, expected) = write_headers(&request)?;
     let mut columns = intake::json_object(app, request).await?;
     if let Some(id) = columns.remove(&entity.key)
         && id_text(&entity, &id)? != key
@@ -131,7 +130,7 @@ pub(super) async fn update(
         let message = format!("`{}` names the row and cannot be changed; make a new row instead", entity.key);
         return Err(ApiError::new(ErrorCode::ReadOnlyColumn, &message));
     }
-    let schema = entity.schema().map_err(|reason| ApiError::new(ErrorCode::EntityUnavailable, &reason))?;
+    let schema = schema_of(&entity)?;
     schema.check(&columns, false)?;
     let operation = Operation::Update { entity, key, columns, expected };
     let (written, reply) = write(app, &headers, operation, StatusCode::OK).await?;
@@ -145,16 +144,17 @@ pub(super) async fn delete(
     key: EntityKey,
     request: Request<Incoming>,
 ) -> Result<Reply, ApiError> {
-    let headers = write_headers(&request)?;
-    let expected = intake::transaction_id(&headers, headers::EXPECTED_TRANSACTION_ID)?;
+    let (headers, expected) = write_headers(&request)?;
     let operation = Operation::Delete { entity, key, expected };
     let (written, reply) = write(app, &headers, operation, StatusCode::OK).await?;
     Ok(reply.json(written.row.unwrap_or_default()))
 }
 
-fn write_headers(request: &Request<Incoming>) -> Result<HeaderMap, ApiError> {
+/// The headers of a write, and the transaction it expects the row to have. A write takes no parameters.
+fn write_headers(request: &Request<Incoming>) -> Result<(HeaderMap, Option<TransactionId>), ApiError> {
     intake::query(request)?.only(&[])?;
-    Ok(request.headers().clone())
+    let expected = intake::transaction_id(request.headers(), headers::EXPECTED_TRANSACTION_ID)?;
+    Ok((request.headers().clone(), expected))
 }
 
 /// Does a mutation under the identity that the headers give; the answer begun echoes the id and says whether
@@ -183,6 +183,11 @@ pub(super) async fn write(
         build = build.header(IDEMPOTENT_HIT, TRUE);
     }
     Ok((written, build))
+}
+
+/// The columns of an entity type's table, if it can be served.
+fn schema_of(entity: &EntityType) -> Result<Arc<TableSchema>, ApiError> {
+    entity.schema().map_err(|reason| ApiError::new(ErrorCode::EntityUnavailable, &reason))
 }
 
 /// A row's id from a body: text, or a whole number where the key is one.

@@ -10,23 +10,34 @@ use crate::support::{Bourn, eventually, page};
 
 const PAGES: &str = "/v1/entities/pages";
 
+/// Another process with the file open.
+struct Holder(tokio::process::Child);
+
+impl Holder {
+    fn begin(bourn: &Bourn) -> Holder {
+        let mut command = tokio::process::Command::new("sqlite3");
+        command.args(["-cmd", ".timeout 5000"]).arg(bourn.database());
+        Holder(command.stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true).spawn().unwrap())
+    }
+
+    async fn say(&mut self, sql: &str) {
+        let input = self.0.stdin.as_mut().unwrap();
+        input.write_all(format!("{sql}\n").as_bytes()).await.unwrap();
+    }
+
+    async fn end(mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_file_that_another_process_holds_is_busy_and_then_goes_on() {
     let bourn = Bourn::start(&[("busy_timeout", "200ms")]).await;
     let client = bourn.client();
     client.make_page("p1", "t1").await;
-    let mut holder = tokio::process::Command::new("sqlite3")
-        .arg(bourn.database())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut stdin = holder.stdin.take().unwrap();
-    stdin
-        .write_all(b".timeout 5000\nBEGIN IMMEDIATE; INSERT INTO pages (id) VALUES ('held');\n")
-        .await
-        .unwrap();
+    let mut holder = Holder::begin(&bourn);
+    holder.say("BEGIN IMMEDIATE; INSERT INTO pages (id) VALUES ('held');").await;
     let mut attempt = 0;
     eventually("the file is held", async || {
         attempt += 1;
@@ -42,9 +53,8 @@ async fn a_file_that_another_process_holds_is_busy_and_then_goes_on() {
     // Reads go on meanwhile.
     assert_eq!(client.get("/v1/entities/pages/p1").await.status, 200);
     assert!(!client.read_all(PAGES, "-1").await.0.is_empty());
-    stdin.write_all(b"COMMIT;\n").await.unwrap();
-    drop(stdin);
-    holder.wait().await.unwrap();
+    holder.say("COMMIT;").await;
+    holder.end().await;
     let refused = format!("try{attempt}");
     let retried = client.post(PAGES, &[("x-transaction-id", &*refused)], &page(&refused, "x")).await;
     assert_eq!((retried.status, retried.header("x-idempotent-hit")), (201, ""));
@@ -199,17 +209,9 @@ async fn an_added_column_needs_no_restart() {
 async fn a_file_that_is_held_for_long_keeps_neither_writes_nor_the_stop_waiting() {
     let mut bourn = Bourn::start(&[("busy_timeout", "200ms"), ("shutdown_timeout", "2s")]).await;
     let client = bourn.client();
-    let mut holder = tokio::process::Command::new("sqlite3")
-        .arg(bourn.database())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut stdin = holder.stdin.take().unwrap();
+    let mut holder = Holder::begin(&bourn);
     // A committed change that waits to be sealed, and then a long transaction.
-    let script = b".timeout 5000\nINSERT INTO pages (id) VALUES ('waits');\nBEGIN IMMEDIATE; INSERT INTO pages (id) VALUES ('held');\n";
-    stdin.write_all(script).await.unwrap();
+    holder.say("INSERT INTO pages (id) VALUES ('waits');\nBEGIN IMMEDIATE; INSERT INTO pages (id) VALUES ('held');").await;
     eventually("the file is held", async || client.post(PAGES, &[], &page("try", "x")).await.status == 503)
         .await;
     for i in 0..5 {
@@ -220,8 +222,7 @@ async fn a_file_that_is_held_for_long_keeps_neither_writes_nor_the_stop_waiting(
     bourn.terminate();
     let (_, took) = bourn.ended().await;
     assert!(took < std::time::Duration::from_secs(5), "took {took:?}");
-    drop(stdin);
-    holder.wait().await.unwrap();
+    holder.end().await;
     bourn.restart().await;
     assert!(client.read_all(PAGES, "-1").await.0.iter().any(|message| message["key"] == "waits"));
 }

@@ -6,7 +6,7 @@ use bourn_protocol::chunk::{ChunkBuilder, Feed};
 use bourn_protocol::limits::ANSWER_MAX_BYTES;
 use bourn_protocol::{Action, ActivityRef, Last, Selector, Seq, TransactionId};
 use rusqlite::types::{Type, ValueRef};
-use rusqlite::{Connection, Row, ToSql};
+use rusqlite::{Connection, Row, Rows, ToSql};
 
 use super::{ledger, sequencer};
 use crate::storage::{Activity, ActivityQuery, Gained, TransactionState};
@@ -140,7 +140,11 @@ fn fill_from(
         "SELECT {COLUMNS} FROM activities WHERE {condition} seq > ?1 AND commit_id IS NOT NULL ORDER BY seq LIMIT {FILL_ROWS}"
     );
     let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query(values)?;
+    push_all(statement.query(values)?, chunk)
+}
+
+/// Gives the chunk these rows; gives how many it took and whether it is done.
+fn push_all(mut rows: Rows<'_>, chunk: &mut ChunkBuilder) -> rusqlite::Result<(usize, bool)> {
     let mut count = 0;
     while let Some(row) = rows.next()? {
         count += 1;
@@ -167,15 +171,7 @@ fn fill_merged(
     let limit = i64::try_from(FILL_ROWS).unwrap_or(i64::MAX);
     let values = feeds.iter().flat_map(|&feed| [feed, after.as_i64(), limit]);
     let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query(rusqlite::params_from_iter(values))?;
-    let mut count = 0;
-    while let Some(row) = rows.next()? {
-        count += 1;
-        if with_ref(row, |activity| chunk.push(activity))? == Feed::Done {
-            return Ok((count, true));
-        }
-    }
-    Ok((count, false))
+    push_all(statement.query(rusqlite::params_from_iter(values))?, chunk)
 }
 
 /// The activities after a place, in order, within limits.
