@@ -117,12 +117,10 @@ async fn catch_up<B>(
     if !chunk.sealed {
         build = build.up_to_date();
     }
-    if !seen {
-        app.metrics.mode(ReadMode::CatchUp).count(chunk.messages, chunk.body.len());
-    }
     if seen {
         return Ok(build.body(ReplyBody::empty()));
     }
+    app.metrics.mode(ReadMode::CatchUp).count(chunk.messages, chunk.body.len());
     let mut reply = build.json(chunk.body.clone());
     if chunk.sealed {
         super::respond::add_common_headers(reply.headers_mut());

@@ -154,6 +154,15 @@ impl SqliteStorage {
     }
 }
 
+/// Tells whoever follows the log that it reaches this far; it never goes back.
+fn advance(head: &tokio::sync::watch::Sender<Seq>, to: Seq) {
+    head.send_if_modified(|known| {
+        let newer = to > *known;
+        *known = to.max(*known);
+        newer
+    });
+}
+
 fn spawn(name: &str, path: &Path, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
     let thread = std::thread::Builder::new().name(name.into()).spawn(run);
     thread.map(|_| ()).map_err(|error| OpenError::new(path, &error))

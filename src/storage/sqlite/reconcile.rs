@@ -98,14 +98,7 @@ impl Reconcile {
             match logged.filter(|logged| logged.alive) {
                 None => self.append(connection, "create", key, scope, Some(value), None)?,
                 Some(logged) if logged.scope.as_deref() != scope => {
-                    self.append(
-                        connection,
-                        "delete",
-                        key,
-                        logged.scope.as_deref(),
-                        None,
-                        logged.value.as_deref(),
-                    )?;
+                    self.append_end(connection, key, &logged)?;
                     self.append(connection, "create", key, scope, Some(value), None)?;
                 }
                 Some(logged) if !same(logged.value.as_deref(), value) => {
@@ -141,14 +134,7 @@ impl Reconcile {
                 continue;
             };
             if !connection.prepare_cached(&there)?.exists([key])? {
-                self.append(
-                    connection,
-                    "delete",
-                    key,
-                    logged.scope.as_deref(),
-                    None,
-                    logged.value.as_deref(),
-                )?;
+                self.append_end(connection, key, &logged)?;
             }
         }
         self.looked_at += u64::try_from(activities.len()).unwrap_or(0);
@@ -171,6 +157,11 @@ impl Reconcile {
                 })
             })
             .optional()
+    }
+
+    /// Ends what the log has alive.
+    fn append_end(&self, connection: &Connection, key: &str, logged: &Logged) -> rusqlite::Result<()> {
+        self.append(connection, "delete", key, logged.scope.as_deref(), None, logged.value.as_deref())
     }
 
     fn append(

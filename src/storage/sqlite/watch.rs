@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use bourn_protocol::Seq;
 
 use super::writer::Job;
-use super::{Shared, connect, error, sequencer};
+use super::{Shared, advance, connect, error, sequencer};
 
 pub(super) struct Watcher {
     pub(super) connection: Connection,
@@ -73,11 +73,7 @@ impl Watcher {
         } else {
             // Another server on the same file may have sealed.
             let sealed = sequencer::sealed_head(&self.connection)?;
-            self.head.send_if_modified(|known| {
-                let newer = sealed > *known;
-                *known = sealed.max(*known);
-                newer
-            });
+            advance(&self.head, sealed);
         }
         *data_version = data;
         Ok(lag > 0)

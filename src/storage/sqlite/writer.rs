@@ -12,7 +12,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::reconcile::Reconcile;
-use super::{Shared, error, introspect, mutate, sequencer, triggers};
+use super::{Shared, advance, error, introspect, mutate, sequencer, triggers};
 use crate::entity::{Catalog, TableState};
 use crate::storage::{Mutation, StorageError, WriteError, Written};
 
@@ -63,10 +63,13 @@ impl WriterThread {
     /// Works until it is told to stop or nobody can ask any more.
     pub(super) fn run(mut self, mut reconciles: VecDeque<Reconcile>) {
         let mut expired_at = Instant::now();
+        // What a batch of mutations was followed by.
+        let mut next = None;
         loop {
-            let job = match reconciles.is_empty() {
-                true => self.jobs.blocking_recv(),
-                false => match self.jobs.try_recv() {
+            let job = match next.take() {
+                Some(job) => Some(job),
+                None if reconciles.is_empty() => self.jobs.blocking_recv(),
+                None => match self.jobs.try_recv() {
                     Ok(job) => Some(job),
                     Err(mpsc::error::TryRecvError::Disconnected) => None,
                     Err(mpsc::error::TryRecvError::Empty) => {
@@ -83,18 +86,7 @@ impl WriterThread {
                 }
                 Some(Job::Seal) => self.seal(),
                 Some(Job::Refresh) => reconciles = self.refresh(reconciles),
-                Some(Job::Write(mutation, answer)) => {
-                    if let Some(other) = self.write_batch(mutation, answer) {
-                        match other {
-                            Job::Refresh => reconciles = self.refresh(reconciles),
-                            Job::Close(done) => {
-                                let _ = done.send(());
-                                return;
-                            }
-                            _ => {}
-                        }
-                    }
-                }
+                Some(Job::Write(mutation, answer)) => next = self.write_batch(mutation, answer),
             }
             if expired_at.elapsed() >= EXPIRE_EVERY {
                 expired_at = Instant::now();
@@ -136,7 +128,7 @@ impl WriterThread {
             Ok(head) => {
                 metrics::histogram!("bourn_commit_seconds").record(started.elapsed().as_secs_f64());
                 self.shared.writer_stands(None);
-                self.publish(head);
+                advance(&self.head, head);
                 for (_, answer, result) in answers {
                     let _ = answer.send(result);
                 }
@@ -171,10 +163,7 @@ impl WriterThread {
         // Where mutations of more than one activity begin and end.
         let mut wide = Vec::new();
         while let Some((mutation, answer)) = waiting.pop_front() {
-            transaction
-                .prepare_cached("SAVEPOINT mutation")
-                .and_then(|mut s| s.execute([]))
-                .map_err(storage)?;
+            run(&transaction, "SAVEPOINT mutation").map_err(storage)?;
             let result = mutate::apply(&transaction, &self.catalog, &mutation, head, expires_at);
             if transaction.is_autocommit() {
                 // SQLite has rolled the whole transaction back by itself: a full disk or worse, or a trigger.
@@ -186,14 +175,10 @@ impl WriterThread {
                 answers.push((mutation, answer, result.map(|(written, _)| written)));
                 return Err(failed);
             }
-            let undo = if result.is_err() { "ROLLBACK TO mutation" } else { "" };
-            if !undo.is_empty() {
-                transaction.prepare_cached(undo).and_then(|mut s| s.execute([])).map_err(storage)?;
+            if result.is_err() {
+                run(&transaction, "ROLLBACK TO mutation").map_err(storage)?;
             }
-            transaction
-                .prepare_cached("RELEASE mutation")
-                .and_then(|mut s| s.execute([]))
-                .map_err(storage)?;
+            run(&transaction, "RELEASE mutation").map_err(storage)?;
             let result = result.map(|(written, after)| {
                 if after.get() > head.get() + 1 {
                     wide.push((head, after));
@@ -218,7 +203,7 @@ impl WriterThread {
         match self.in_background(|| sequencer::seal_now(&self.connection)) {
             Ok(head) => {
                 self.shared.writer_stands(None);
-                self.publish(head);
+                advance(&self.head, head);
             }
             // The next look at the file asks again.
             Err(failure) => self.shared.writer_stands(Some(error::storage(&failure).to_string())),
@@ -231,14 +216,6 @@ impl WriterThread {
         let result = work();
         self.connection.busy_timeout(self.busy)?;
         result
-    }
-
-    fn publish(&self, head: Seq) {
-        self.head.send_if_modified(|known| {
-            let newer = head > *known;
-            *known = head.max(*known);
-            newer
-        });
     }
 
     /// Looks at every table anew, and makes sure the triggers fit it; gives the tables to reconcile. Those that
@@ -311,7 +288,7 @@ impl WriterThread {
         });
         match stepped {
             Ok((finished, head)) => {
-                self.publish(head);
+                advance(&self.head, head);
                 self.shared.writer_stands(None);
                 self.shared.reconciling(&current.entity.name, (!finished).then_some(current.looked_at));
                 if finished {
@@ -339,6 +316,10 @@ impl WriterThread {
             }
         }
     }
+}
+
+fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(sql)?.execute([]).map(|_| ())
 }
 
 fn unix_secs() -> i64 {
