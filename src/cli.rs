@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bourn::config::{Config, DatabaseUrl, Limits, SettingsLayer};
+use bourn::config::{Config, Limits, SettingsLayer};
 use bourn::server::Server;
-use bourn::storage::sqlite;
+use bourn::storage::{self, OpenError};
 use bourn::telemetry;
 use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
@@ -69,7 +69,7 @@ fn run(command: Command) -> Result<ExitCode, String> {
     let load = |options: Options| {
         Config::load(options.settings, options.config.as_deref()).map_err(|error| error.to_string())
     };
-    let text = |error: sqlite::OpenError| error.to_string();
+    let text = |error: OpenError| error.to_string();
     let mut out = std::io::stdout();
     match command {
         Command::Serve(options) => serve(load(options)?),
@@ -78,7 +78,7 @@ fn run(command: Command) -> Result<ExitCode, String> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(options) => {
-            let findings = sqlite::check(&load(options)?).map_err(text)?;
+            let findings = runtime()?.block_on(storage::check(&load(options)?)).map_err(text)?;
             for finding in &findings {
                 say(&mut out, &format!("{} {}", if finding.fine { "ok  " } else { "FAIL" }, finding.text));
             }
@@ -89,11 +89,11 @@ fn run(command: Command) -> Result<ExitCode, String> {
             })
         }
         Command::Prepare { options, apply: false } => {
-            say(&mut out, &sqlite::prepare_sql(&load(options)?).map_err(text)?);
+            say(&mut out, &runtime()?.block_on(storage::prepare_sql(&load(options)?)).map_err(text)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Prepare { options, apply: true } => {
-            sqlite::prepare(&load(options)?).map_err(text)?;
+            runtime()?.block_on(storage::prepare(&load(options)?)).map_err(text)?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -120,13 +120,14 @@ fn refuse_unknown_variables() -> Result<(), String> {
     Ok(())
 }
 
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    built.map_err(|error| error.to_string())
+}
+
 fn serve(config: Config) -> Result<ExitCode, String> {
     telemetry::init_logs(&config.limits.log, config.limits.log_format)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| error.to_string())?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let stop = stop_on_signal()?;
         let introduction = introduction(&config);
         let server = Server::start(config).await.map_err(|error| error.to_string())?;
@@ -145,7 +146,6 @@ fn serve(config: Config) -> Result<ExitCode, String> {
 /// Three lines on how to try it.
 fn introduction(config: &Config) -> String {
     let table = config.entities.first().map_or("pages", |entity| entity.table.as_str());
-    let DatabaseUrl::Sqlite(path) = &config.limits.database;
     let sample = match config.demo {
         true => r#"{"organization_id":"acme","name":"Hello"}"#,
         false => r#"{…}"#,
@@ -154,7 +154,7 @@ fn introduction(config: &Config) -> String {
         "bourn serves {} on http://{{address}}\n  \
          follow:  curl -N 'http://{{address}}/v1/entities/{table}?offset=-1&live=sse'\n  \
          write:   curl -X POST http://{{address}}/v1/entities/{table} -H 'Content-Type: application/json' -d '{sample}'",
-        path.display()
+        config.limits.database.shown()
     )
 }
 

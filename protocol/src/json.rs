@@ -2,7 +2,7 @@
 //! never parsed.
 
 /// Appends `text` as a JSON string, quotes included.
-pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
+pub fn push_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     let bytes = text.as_bytes();
     let mut plain = 0;

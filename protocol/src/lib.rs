@@ -11,7 +11,7 @@ pub mod cursor;
 pub mod error;
 pub mod headers;
 pub mod ids;
-mod json;
+pub mod json;
 pub mod limits;
 pub mod offset;
 pub mod openapi;

@@ -2,6 +2,7 @@
 //! and what `bourn config` prints all come from this one table.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::ConfigError;
 use super::values::{DatabaseUrl, LogFormat, Size, Span};
@@ -57,8 +58,14 @@ fn default<T: std::str::FromStr>(text: &str) -> T {
 settings! {
     /// Address and port to serve on.
     listen("BOURN_LISTEN"): SocketAddr = "127.0.0.1:4437";
-    /// The database: `sqlite:PATH`.
+    /// The database: `sqlite:PATH` or `postgres://USER@HOST/DATABASE`.
     database("BOURN_DATABASE"): DatabaseUrl = "sqlite:bourn.db";
+    /// PostgreSQL past a pooler in transaction mode, for replication and LISTEN; empty where there is no pooler.
+    direct_database("BOURN_DIRECT_DATABASE"): String = "";
+    /// The replication slot in PostgreSQL. Every server of one database must have the same.
+    slot("BOURN_SLOT"): String = "bourn";
+    /// The publication in PostgreSQL that names the streamed tables.
+    publication("BOURN_PUBLICATION"): String = "bourn";
     /// What to log: a level, or `target=level` pairs.
     log("BOURN_LOG"): String = "info";
     /// Form of the log lines: `text` or `json`.
@@ -117,6 +124,12 @@ settings! {
     read_connections("BOURN_READ_CONNECTIONS"): usize = "4";
     /// How often a SQLite file is looked at for other processes' commits.
     poll_interval("BOURN_POLL_INTERVAL"): Span = "5ms";
+    /// Connections to PostgreSQL for reads and writes.
+    database_connections("BOURN_DATABASE_CONNECTIONS"): usize = "16";
+    /// How often PostgreSQL is asked how far the log reaches, should a notification have been lost.
+    follow_interval("BOURN_FOLLOW_INTERVAL"): Span = "1s";
+    /// How long the server that captures from PostgreSQL may be silent before another takes over.
+    leader_timeout("BOURN_LEADER_TIMEOUT"): Span = "3s";
     /// How long a transaction id is remembered for retries.
     ledger_retention("BOURN_LEDGER_RETENTION"): Span = "7d";
 }
@@ -129,6 +142,7 @@ impl Limits {
             ("write_queue", self.write_queue),
             ("write_batch", self.write_batch),
             ("read_connections", self.read_connections),
+            ("database_connections", self.database_connections),
             ("body_limit", self.body_limit.bytes()),
             ("chunk_bytes", self.chunk_bytes.bytes()),
         ];
@@ -145,8 +159,29 @@ impl Limits {
         if self.sse_lifetime_jitter.get() > self.sse_lifetime.get() {
             return invalid("`sse_lifetime_jitter` must not exceed `sse_lifetime`".into());
         }
-        if self.poll_interval.get().is_zero() {
-            return invalid("`poll_interval` must be above zero".into());
+        if self.poll_interval.get().is_zero() || self.follow_interval.get().is_zero() {
+            return invalid("`poll_interval` and `follow_interval` must be above zero".into());
+        }
+        if self.leader_timeout.get() < Duration::from_secs(1) {
+            return invalid("`leader_timeout` must be at least 1s".into());
+        }
+        let slot_fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        if self.slot.is_empty() || self.slot.len() > 63 || !self.slot.bytes().all(slot_fits) {
+            return invalid("`slot` must be made of lower-case letters, digits and `_`, 63 at most".into());
+        }
+        if self.publication.is_empty()
+            || self.publication.len() > 63
+            || self.publication.contains([',', '"', '\0'])
+        {
+            return invalid(
+                "`publication` must be a name of 63 bytes at most, without commas and quotes".into(),
+            );
+        }
+        if !self.direct_database.is_empty() {
+            match self.direct_database.parse::<DatabaseUrl>() {
+                Ok(DatabaseUrl::Postgres(_)) => {}
+                _ => return invalid("`direct_database` must be a PostgreSQL URL, or empty".into()),
+            }
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The kinds of value a setting may have: durations, sizes, the database's URL, the form of the logs.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -97,15 +97,28 @@ fn display_scaled(f: &mut fmt::Formatter<'_>, number: u64, units: &[(&str, u64)]
 pub enum DatabaseUrl {
     /// `sqlite:PATH`: a SQLite file, made when it is missing.
     Sqlite(PathBuf),
+    /// `postgres://USER@HOST/DATABASE`: a PostgreSQL database, as libpq's URLs name it.
+    Postgres(String),
 }
 
 impl DatabaseUrl {
-    /// The file, where the database is one.
+    /// The database as it may be shown to anybody: without the password.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub fn shown(&self) -> String {
         match self {
-            DatabaseUrl::Sqlite(path) => path,
+            DatabaseUrl::Sqlite(path) => path.display().to_string(),
+            DatabaseUrl::Postgres(url) => without_password(url),
         }
+    }
+}
+
+/// The URL without what only its owner may know: passwords stand before the host, or among the parameters.
+fn without_password(url: &str) -> String {
+    let url = url.split('?').next().unwrap_or(url);
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    match rest.rsplit_once('@') {
+        Some((user, host)) => format!("{scheme}://{}@{host}", user.split(':').next().unwrap_or(user)),
+        None => url.to_owned(),
     }
 }
 
@@ -116,14 +129,22 @@ impl FromStr for DatabaseUrl {
             Some(("sqlite", path)) if !path.trim_start_matches("//").is_empty() => {
                 Ok(DatabaseUrl::Sqlite(path.strip_prefix("//").unwrap_or(path).into()))
             }
-            _ => Err(format!("`{text}` is not a database this server knows; write `sqlite:PATH`")),
+            Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => {
+                Ok(DatabaseUrl::Postgres(text.into()))
+            }
+            _ => Err(format!(
+                "`{text}` is not a database this server knows; write `sqlite:PATH` or `postgres://USER@HOST/DATABASE`"
+            )),
         }
     }
 }
 
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sqlite:{}", self.path().display())
+        match self {
+            DatabaseUrl::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            DatabaseUrl::Postgres(url) => f.write_str(url),
+        }
     }
 }
 
@@ -172,6 +193,14 @@ from_string!(Span, Size, DatabaseUrl, LogFormat);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let shown = |url: &str| url.parse::<DatabaseUrl>().unwrap().shown();
+        assert_eq!(shown("postgres://app:se@cret@db:5432/app?password=x"), "postgres://app@db:5432/app");
+        assert_eq!(shown("postgres://db/app"), "postgres://db/app");
+        assert_eq!(shown("sqlite:a.db"), "a.db");
+    }
 
     #[test]
     fn durations_and_sizes_read_back_as_they_are_printed() {

@@ -24,6 +24,8 @@ pub enum ColumnKind {
     Blob,
     /// A date or a time, ISO 8601.
     Timestamp,
+    /// A JSON array.
+    Array,
     /// No declared type: text, numbers and booleans.
     Any,
 }
@@ -38,6 +40,7 @@ impl ColumnKind {
             ColumnKind::Json => "JSON without NUL in its strings",
             ColumnKind::Blob => "a string of `\\x` and pairs of hexadecimal digits",
             ColumnKind::Timestamp => "an ISO 8601 string such as 2026-01-15T10:30:00.123Z",
+            ColumnKind::Array => "an array without NUL in its strings",
             ColumnKind::Any => "a string, a number or a boolean",
         }
     }
@@ -51,6 +54,7 @@ impl ColumnKind {
             | (ColumnKind::Any, Value::Number(_) | Value::Bool(_)) => true,
             (ColumnKind::Text | ColumnKind::Any, Value::String(s)) => !s.contains('\0'),
             (ColumnKind::Json, value) => !has_nul(value),
+            (ColumnKind::Array, Value::Array(_)) => !has_nul(value),
             (ColumnKind::Blob, Value::String(s)) => unhex(s).is_some(),
             (ColumnKind::Timestamp, Value::String(s)) => is_timestamp(s),
             _ => false,

@@ -31,6 +31,10 @@ pub mod managed {
     pub const BOOKKEEPING: [&str; 3] = [TRANSACTIONS, LAST_CLIENT_ID, MODIFIED_AT];
 }
 
+/// The kinds of column whose values are told apart by their text.
+const NAMEABLE: [ColumnKind; 4] =
+    [ColumnKind::Integer, ColumnKind::Text, ColumnKind::Numeric, ColumnKind::Real];
+
 /// What the database says of an entity type's table now.
 #[derive(Debug, Clone)]
 pub enum TableState {
@@ -85,6 +89,32 @@ impl EntityType {
     /// Takes what the database says of the table now.
     pub fn set_state(&self, state: TableState) {
         self.state.store(Arc::new(state));
+    }
+
+    /// Why a table with these columns cannot be streamed as this type, if it cannot; `key_is_unique` when the
+    /// database keeps two rows from having one key.
+    #[must_use]
+    pub fn unfit(&self, schema: &TableSchema, key_is_unique: bool) -> Option<String> {
+        let (name, key) = (&self.table, &self.key);
+        let Some(column) = schema.column(key) else {
+            return Some(format!("table `{name}` has no column `{key}` to be its key"));
+        };
+        if !key_is_unique {
+            return Some(format!(
+                "column `{key}` of table `{name}` is not unique; give it a primary key or a unique index"
+            ));
+        }
+        if !NAMEABLE.contains(&column.kind) {
+            let kind = column.kind;
+            return Some(format!(
+                "column `{key}` of table `{name}` cannot be a key: its type is {kind:?}; declare it as text or integer"
+            ));
+        }
+        if let Some(scope) = self.scope.as_deref().filter(|scope| !schema.has(scope)) {
+            return Some(format!("table `{name}` has no column `{scope}` to be its scope"));
+        }
+        let locks = self.conflict == ConflictPolicy::OptimisticLock && !schema.has(managed::TRANSACTIONS);
+        locks.then(|| format!("table `{name}` has no column `transactions`, which an optimistic lock needs"))
     }
 
     /// The stream of this type's changes, in one scope or all.

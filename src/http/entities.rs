@@ -224,7 +224,7 @@ fn placeholder(
             }
         },
         (ColumnKind::Real | ColumnKind::Numeric, _) => Ok(Value::from(0)),
-        (ColumnKind::Blob | ColumnKind::Boolean | ColumnKind::Timestamp, _) => {
+        (ColumnKind::Blob | ColumnKind::Boolean | ColumnKind::Timestamp | ColumnKind::Array, _) => {
             let message = format!(
                 "rows of this table cannot be made here: its key `{}` is neither text nor a number",
                 entity.key

@@ -46,7 +46,7 @@ pub(super) async fn ready(app: &Arc<App>) -> Reply {
     let body = json!({
         "status": if ready { "ready" } else { "not_ready" },
         "problems": problems,
-        "log": { "head": head, "lag": capture.lag },
+        "log": { "head": head, "lag": capture.lag, "lagBytes": capture.lag_bytes },
         "entities": entities,
     });
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

@@ -17,8 +17,7 @@ use crate::entity::Catalog;
 use crate::http::{App, HotAnswers};
 use crate::read::{Reader, chunk_limits};
 use crate::stopping::Stopping;
-use crate::storage::sqlite::{OpenError, SqliteStorage};
-use crate::storage::{Log, Storage, StorageError};
+use crate::storage::{self, OpenError, Storage, StorageError};
 use crate::tail::Tail;
 use crate::telemetry::Metrics;
 
@@ -65,9 +64,8 @@ impl Server {
     pub async fn start(config: Config) -> Result<Server, StartError> {
         let limits = Arc::new(config.limits);
         let catalog = Arc::new(Catalog::new(&config.entities));
-        let storage = Arc::new(SqliteStorage::open(&limits, catalog.clone(), config.demo)?);
+        let storage = storage::open(&limits, catalog.clone(), config.demo).await?;
         let identity = storage.bounds().await?;
-        let storage: Arc<dyn Storage> = storage;
         let metrics = Metrics::install().map_err(StartError::Metrics)?;
         let (memory, sweep) = (limits.tail_memory.bytes(), limits.tail_sweep.get());
         let tail = Arc::new(Tail::new(storage.clone(), identity.epoch, chunk_limits(&limits), memory, sweep));

@@ -1,6 +1,21 @@
 //! What a database may answer instead of doing its work. The database's own words are logged where they
 //! arise and go no further.
 
+/// Why a database could not be opened; the text is for the operator's terminal.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the database {database}: {reason}")]
+pub struct OpenError {
+    database: String,
+    reason: String,
+}
+
+impl OpenError {
+    /// Of this database, as it may be shown, for this reason.
+    pub(super) fn new(database: &dyn std::fmt::Display, reason: &dyn std::fmt::Display) -> OpenError {
+        OpenError { database: database.to_string(), reason: reason.to_string() }
+    }
+}
+
 /// A database could not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StorageError {

@@ -2,9 +2,13 @@
 //! read. The traits are narrow, speak the protocol's types, and know nothing of HTTP. Everything behind them
 //! may be SQL; nothing in front of them is.
 
+mod compare;
 mod error;
 mod mutation;
+mod open;
+pub mod postgres;
 pub mod sqlite;
+mod undo;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,8 +22,9 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::entity::EntityType;
-pub use error::StorageError;
-pub use mutation::{Dependent, Mutation, Operation, Undone, WriteError, Written};
+pub use error::{OpenError, StorageError};
+pub use mutation::{Dependent, Fingerprint, Mutation, Operation, Undone, WriteError, Written};
+pub use open::{Finding, check, open, prepare, prepare_sql};
 
 /// How far the log reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,6 +195,8 @@ pub struct CaptureStatus {
     pub stalled: Option<String>,
     /// Committed changes that are not in the log yet, as far as is known.
     pub lag: u64,
+    /// Bytes of the source's own log that are not in ours yet; where changes cannot be counted.
+    pub lag_bytes: Option<u64>,
     /// Keys compared so far, by the entity type whose table is being compared with the log.
     pub reconciling: BTreeMap<String, u64>,
 }

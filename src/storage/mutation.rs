@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bourn_protocol::{ClientId, EntityKey, TransactionId};
 use bytes::Bytes;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::StorageError;
 use crate::entity::EntityType;
@@ -18,6 +19,43 @@ pub struct Mutation {
     pub client_id: Option<ClientId>,
     /// What to do.
     pub operation: Operation,
+}
+
+/// What tells one mutation from another under the same id.
+pub type Fingerprint = [u8; 16];
+
+impl Mutation {
+    /// What the mutation does, to which row, with which values. The expected transaction is no part of it.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        let (kind, name, key, columns) = match &self.operation {
+            Operation::Create { entity, key, columns } => {
+                ("create", &*entity.name, key.as_ref(), Some(columns))
+            }
+            Operation::Update { entity, key, columns, .. } => {
+                ("update", &*entity.name, Some(key), Some(columns))
+            }
+            Operation::Delete { entity, key, .. } => ("delete", &*entity.name, Some(key), None),
+            Operation::Rollback { target, cascade } => {
+                let kind = if *cascade { "rollback cascade" } else { "rollback" };
+                return digest(&[kind, target.as_str()]);
+            }
+        };
+        let columns = columns.and_then(|columns| serde_json::to_string(columns).ok()).unwrap_or_default();
+        digest(&[kind, name, key.map_or("", |key| key.as_str()), &columns])
+    }
+}
+
+fn digest(parts: &[&str]) -> Fingerprint {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+        hash.update(part);
+    }
+    let full = hash.finalize();
+    let mut short = Fingerprint::default();
+    short.copy_from_slice(&full[..16]);
+    short
 }
 
 /// What a mutation does.

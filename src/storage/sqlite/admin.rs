@@ -4,25 +4,16 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::{OpenError, connect, introspect, triggers};
+use super::{connect, introspect, open_error, triggers};
 use crate::config::Config;
 use crate::entity::{Catalog, TableSchema, managed};
-
-/// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// Serving works without it mending.
-    pub fine: bool,
-    /// What was found, in words.
-    pub text: String,
-}
+use crate::storage::{Finding, OpenError};
 
 /// Looks at the database without changing it.
 ///
 /// # Errors
 /// When the file cannot be opened or read.
-pub fn check(config: &Config) -> Result<Vec<Finding>, OpenError> {
-    let path = config.limits.database.path();
+pub fn check(path: &Path, config: &Config) -> Result<Vec<Finding>, OpenError> {
     if !path.exists() {
         return Ok(vec![Finding {
             fine: true,
@@ -30,7 +21,7 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, OpenError> {
         }]);
     }
     let connection = open_existing(path)?;
-    let failed = |e: rusqlite::Error| OpenError::of(path, &e);
+    let failed = |e: rusqlite::Error| open_error(path, &e);
     let mut findings = Vec::new();
     let mut add = |fine: bool, text: String| findings.push(Finding { fine, text });
     match connect::has_log(&connection).map_err(failed)? {
@@ -72,9 +63,8 @@ fn missing<'a>(schema: &TableSchema, column: &'a str) -> Option<&'a str> {
 ///
 /// # Errors
 /// When the file cannot be opened or read.
-pub fn prepare_sql(config: &Config) -> Result<String, OpenError> {
-    let path = config.limits.database.path();
-    let failed = |e: rusqlite::Error| OpenError::of(path, &e);
+pub fn prepare_sql(path: &Path, config: &Config) -> Result<String, OpenError> {
+    let failed = |e: rusqlite::Error| open_error(path, &e);
     let mut connection = match path.exists() {
         true => open_existing(path)?,
         false => Connection::open_in_memory().map_err(failed)?,
@@ -110,9 +100,8 @@ pub fn prepare_sql(config: &Config) -> Result<String, OpenError> {
 ///
 /// # Errors
 /// When the file cannot be opened or written.
-pub fn prepare(config: &Config) -> Result<(), OpenError> {
-    let path = config.limits.database.path();
-    let failed = |e: rusqlite::Error| OpenError::of(path, &e);
+pub fn prepare(path: &Path, config: &Config) -> Result<(), OpenError> {
+    let failed = |e: rusqlite::Error| open_error(path, &e);
     let mut connection = connect::writer(path, config.limits.busy_timeout.get()).map_err(failed)?;
     if config.demo {
         connect::make_demo(&mut connection).map_err(failed)?;
@@ -129,5 +118,5 @@ pub fn prepare(config: &Config) -> Result<(), OpenError> {
 
 fn open_existing(path: &Path) -> Result<Connection, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(path, flags).map_err(|e| OpenError::of(path, &e))
+    Connection::open_with_flags(path, flags).map_err(|e| open_error(path, &e))
 }

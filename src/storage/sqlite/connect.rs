@@ -6,35 +6,23 @@ use std::time::Duration;
 use bourn_protocol::Epoch;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
+use crate::storage::OpenError;
+
 const MIGRATIONS: [(i64, &str); 1] = [(1, include_str!("../../../migrations/sqlite/0001_log.sql"))];
 pub(super) const DEMO: &str = include_str!("../../../migrations/sqlite/demo.sql");
 /// Prepared statements kept per connection.
 const STATEMENT_CACHE: usize = 128;
 
-/// Why the database could not be opened; the text is for the operator's terminal.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot open the database {path}: {reason}")]
-pub struct OpenError {
-    path: String,
-    reason: String,
-}
-
-impl OpenError {
-    pub(super) fn new(path: &Path, reason: &dyn std::fmt::Display) -> OpenError {
-        OpenError { path: path.display().to_string(), reason: reason.to_string() }
-    }
-
-    /// Of a statement that failed; with what would be right, where that can be told.
-    pub(super) fn of(path: &Path, error: &rusqlite::Error) -> OpenError {
-        let advice = match error.sqlite_error_code() {
-            Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) => {
-                "; the file and its directory must be there and must be writable"
-            }
-            Some(ErrorCode::DatabaseBusy) => "; another process holds it",
-            _ => "",
-        };
-        Self::new(path, &format_args!("{error}{advice}"))
-    }
+/// The error of a statement that failed; with what would be right, where that can be told.
+pub(super) fn open_error(path: &Path, error: &rusqlite::Error) -> OpenError {
+    let advice = match error.sqlite_error_code() {
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) => {
+            "; the file and its directory must be there and must be writable"
+        }
+        Some(ErrorCode::DatabaseBusy) => "; another process holds it",
+        _ => "",
+    };
+    OpenError::new(&path.display(), &format_args!("{error}{advice}"))
 }
 
 /// The connection that writes. There is one in a process.

@@ -3,15 +3,10 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use super::sql::ident;
-use crate::entity::{Column, ColumnKind, ConflictPolicy, EntityType, TableSchema, managed};
+use crate::entity::{Column, ColumnKind, EntityType, TableSchema, managed};
 
 /// SQLite's own bound on the expressions that our triggers are made of.
 const COLUMNS_MAX: usize = 500;
-
-/// The kinds of column whose values are told apart by their text. A column without a type compares nothing with
-/// text.
-const NAMEABLE: [ColumnKind; 4] =
-    [ColumnKind::Integer, ColumnKind::Text, ColumnKind::Numeric, ColumnKind::Real];
 
 /// The table's columns, or in words why it cannot be streamed.
 pub(super) fn table(
@@ -56,29 +51,10 @@ pub(super) fn table(
         .collect::<Result<_, _>>()?;
     key_is_unique = (key_is_unique && key_columns == 1) || has_unique_index(connection, entity)?;
     let schema = TableSchema { columns };
-    let problem = if !schema.has(&entity.key) {
-        Some(format!("table `{name}` has no column `{}` to be its key", entity.key))
-    } else if !key_is_unique {
-        Some(format!(
-            "column `{}` of table `{name}` is not unique; give it a primary key or a unique index",
-            entity.key
-        ))
-    } else if let Some(kind) =
-        schema.column(&entity.key).map(|key| key.kind).filter(|kind| !NAMEABLE.contains(kind))
-    {
-        Some(format!(
-            "column `{}` of table `{name}` cannot be a key: its type is {kind:?}; declare it as text or integer",
-            entity.key
-        ))
-    } else if let Some(scope) = entity.scope.as_deref().filter(|scope| !schema.has(scope)) {
-        Some(format!("table `{name}` has no column `{scope}` to be its scope"))
-    } else if entity.conflict == ConflictPolicy::OptimisticLock && !schema.has(managed::TRANSACTIONS) {
-        Some(format!("table `{name}` has no column `transactions`, which an optimistic lock needs"))
-    } else if schema.columns.len() > COLUMNS_MAX {
-        Some(format!("table `{name}` has more than {COLUMNS_MAX} columns"))
-    } else {
-        None
-    };
+    let problem = entity.unfit(&schema, key_is_unique).or_else(|| {
+        (schema.columns.len() > COLUMNS_MAX)
+            .then(|| format!("table `{name}` has more than {COLUMNS_MAX} columns"))
+    });
     Ok(match problem {
         Some(problem) => Err(problem),
         None => Ok(schema),

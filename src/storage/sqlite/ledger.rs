@@ -3,15 +3,11 @@
 
 use bourn_protocol::{Seq, TransactionId};
 use rusqlite::{Connection, OptionalExtension};
-use sha2::{Digest, Sha256};
 
-use crate::storage::{Mutation, Operation};
+use crate::storage::{Fingerprint, Mutation};
 
 /// Rows of the ledger removed at a time.
 const EXPIRE_MAX: i64 = 20_000;
-
-/// What tells one mutation from another under the same id.
-pub(super) type Fingerprint = [u8; 16];
 
 /// A mutation that was done.
 pub(super) struct Entry {
@@ -19,34 +15,6 @@ pub(super) struct Entry {
     pub(super) entity_id: String,
     pub(super) fingerprint: Vec<u8>,
     pub(super) outcome: Option<String>,
-}
-
-/// The fingerprint of a mutation: what it does, to which row, with which values. The expected transaction is
-/// no part of it.
-pub(super) fn fingerprint(mutation: &Mutation) -> Fingerprint {
-    let (kind, name, key, columns) = match &mutation.operation {
-        Operation::Create { entity, key, columns } => ("create", &*entity.name, key.as_ref(), Some(columns)),
-        Operation::Update { entity, key, columns, .. } => ("update", &*entity.name, Some(key), Some(columns)),
-        Operation::Delete { entity, key, .. } => ("delete", &*entity.name, Some(key), None),
-        Operation::Rollback { target, cascade } => {
-            let kind = if *cascade { "rollback cascade" } else { "rollback" };
-            return digest(&[kind, target.as_str()]);
-        }
-    };
-    let columns = columns.and_then(|columns| serde_json::to_string(columns).ok()).unwrap_or_default();
-    digest(&[kind, name, key.map_or("", |key| key.as_str()), &columns])
-}
-
-fn digest(parts: &[&str]) -> Fingerprint {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
-        hash.update(part);
-    }
-    let full = hash.finalize();
-    let mut short = Fingerprint::default();
-    short.copy_from_slice(&full[..16]);
-    short
 }
 
 /// The mutation that was done under this id.

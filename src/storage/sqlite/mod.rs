@@ -34,12 +34,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Activity, ActivityQuery, Capture, CaptureStatus, Gained, ListPage, ListQuery, Log, LogBounds, Mutation,
-    StorageError, Tables, TransactionState, WriteError, Writer, Written,
+    OpenError, StorageError, Tables, TransactionState, WriteError, Writer, Written,
 };
 use crate::config::Limits;
 use crate::entity::{Catalog, EntityType, TableSchema};
-pub use admin::{Finding, check, prepare, prepare_sql};
-pub use connect::OpenError;
+pub use admin::{check, prepare, prepare_sql};
+use connect::open_error;
 use pool::ReadPool;
 use writer::{Job, WriterThread};
 
@@ -108,10 +108,14 @@ impl SqliteStorage {
     ///
     /// # Errors
     /// When the file cannot be opened, is no database, or cannot be prepared.
-    pub fn open(limits: &Limits, catalog: Arc<Catalog>, demo: bool) -> Result<SqliteStorage, OpenError> {
-        let path = limits.database.path();
+    pub fn open(
+        path: &Path,
+        limits: &Limits,
+        catalog: Arc<Catalog>,
+        demo: bool,
+    ) -> Result<SqliteStorage, OpenError> {
         let busy = limits.busy_timeout.get();
-        let failed = |e: rusqlite::Error| OpenError::of(path, &e);
+        let failed = |e: rusqlite::Error| open_error(path, &e);
         let mut connection = connect::writer(path, busy).map_err(failed)?;
         if demo {
             connect::make_demo(&mut connection).map_err(failed)?;
@@ -165,7 +169,7 @@ fn advance(head: &tokio::sync::watch::Sender<Seq>, to: Seq) {
 
 fn spawn(name: &str, path: &Path, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
     let thread = std::thread::Builder::new().name(name.into()).spawn(run);
-    thread.map(|_| ()).map_err(|error| OpenError::new(path, &error))
+    thread.map(|_| ()).map_err(|error| OpenError::new(&path.display(), &error))
 }
 
 #[async_trait]
@@ -255,6 +259,7 @@ impl Capture for SqliteStorage {
         self.shared.with(|status| CaptureStatus {
             stalled: status.writer.clone().or_else(|| status.watcher.clone()),
             lag: status.lag,
+            lag_bytes: None,
             reconciling: status.reconciling.clone(),
         })
     }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::sql::{field, ident, key_text, lossy, row_json, transaction_of, visible};
 use super::{error, ledger, rollback, sequencer};
 use crate::entity::{Catalog, Column, ColumnKind, ConflictPolicy, EntityType, TableSchema, managed};
-use crate::storage::{Mutation, Operation, StorageError, Undone, WriteError, Written};
+use crate::storage::{Mutation, Operation, StorageError, Undone, WriteError, Written, undo};
 
 /// Characters of a key that the server makes up.
 const MADE_KEY_LENGTH: usize = 21;
@@ -50,7 +50,7 @@ pub(super) fn apply(
         transaction: &mutation.transaction_id,
         client: mutation.client_id.as_ref(),
     };
-    let fingerprint = ledger::fingerprint(mutation);
+    let fingerprint = mutation.fingerprint();
     if let Some(entry) = ledger::find(connection, &mutation.transaction_id).map_err(|e| error::write(&e))? {
         if entry.fingerprint != fingerprint {
             return Err(WriteError::Reused);
@@ -112,7 +112,10 @@ impl Context<'_> {
         }
         let now = self.now()?;
         if schema.has(managed::TRANSACTIONS) {
-            set(managed::TRANSACTIONS, Sql::Text(stamp(Some(self.transaction.as_str()), None)));
+            set(
+                managed::TRANSACTIONS,
+                Sql::Text(undo::stamp(Some(self.transaction.as_str()), None).to_string()),
+            );
         }
         if schema.has(managed::LAST_CLIENT_ID) {
             set(managed::LAST_CLIENT_ID, text_or_null(self.client.map(ClientId::as_str)));
@@ -347,7 +350,7 @@ impl Context<'_> {
                 .map_err(|e| error::write(&e))?;
             row = logged.flatten().map(Bytes::from);
         }
-        let undone = entry.outcome.as_deref().map(rollback::parse_outcome).unwrap_or_default();
+        let undone = entry.outcome.as_deref().map(undo::read_outcome).unwrap_or_default();
         Ok(Written { repeated: true, row, key: Some(entry.entity_id.clone()), undone })
     }
 
@@ -398,12 +401,6 @@ pub(super) fn by_key(entity: &EntityType, place: &str) -> String {
 
 fn text_or_null(text: Option<&str>) -> Sql {
     text.map_or(Sql::Null, |text| Sql::Text(text.to_owned()))
-}
-
-/// The `transactions` of a row.
-pub(super) fn stamp(insert: Option<&str>, update: Option<&str>) -> String {
-    let json = |id: Option<&str>| id.map_or("null".into(), |id| Value::from(id).to_string());
-    format!("{{\"insert\":{},\"update\":{},\"delete\":null}}", json(insert), json(update))
 }
 
 /// A JSON value as the column keeps it. Values were checked against their columns before; what a row of

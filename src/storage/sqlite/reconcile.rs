@@ -8,11 +8,11 @@ use std::sync::Arc;
 use bourn_protocol::Seq;
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params};
-use serde_json::Value;
 
 use super::mutate::by_key;
 use super::sql::{field, ident, key_text, literal, lossy, row_json, scope_text, visible};
 use crate::entity::{EntityType, TableSchema};
+use crate::storage::compare::same;
 
 /// Keys compared in one step.
 const STEP_KEYS: usize = 500;
@@ -188,35 +188,5 @@ impl Reconcile {
             ))?
             .execute(params![action, key, scope, value, previous.filter(|_| self.entity.previous_values)])?;
         Ok(())
-    }
-}
-
-/// Whether two rows are the same but for columns that one lacks and that are null in the other: a column that
-/// was added says nothing yet.
-fn same(logged: Option<&str>, row: &str) -> bool {
-    if logged == Some(row) {
-        return true;
-    }
-    let parse = |json: &str| match serde_json::from_str(json) {
-        Ok(Value::Object(map)) => {
-            Some(map.into_iter().filter(|(_, value)| !value.is_null()).collect::<Vec<_>>())
-        }
-        _ => None,
-    };
-    match (logged.and_then(parse), parse(row)) {
-        (Some(logged), Some(row)) => logged == row,
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_added_column_without_values_is_no_change() {
-        assert!(same(Some(r#"{"id":1,"a":"x"}"#), r#"{"id":1,"a":"x","b":null}"#));
-        assert!(!same(Some(r#"{"id":1,"a":"x"}"#), r#"{"id":1,"a":"x","b":0}"#));
-        assert!(!same(Some(r#"{"id":1,"a":"x"}"#), r#"{"id":1,"a":null}"#));
     }
 }

@@ -1,0 +1,62 @@
+//! Which storage a database's URL means: opening it, and what an operator asks of it before serving.
+
+use std::sync::Arc;
+
+use super::postgres::{self, PostgresStorage};
+use super::sqlite::{self, SqliteStorage};
+use super::{OpenError, Storage};
+use crate::config::{Config, DatabaseUrl, Limits};
+use crate::entity::Catalog;
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Serving works without it mending.
+    pub fine: bool,
+    /// What was found, in words.
+    pub text: String,
+}
+
+/// Opens the database and starts what fills its log; `demo` when the demo's tables may be made.
+///
+/// # Errors
+/// When it cannot be reached, is not fit, or cannot be prepared.
+pub async fn open(limits: &Limits, catalog: Arc<Catalog>, demo: bool) -> Result<Arc<dyn Storage>, OpenError> {
+    Ok(match &limits.database {
+        DatabaseUrl::Sqlite(path) => Arc::new(SqliteStorage::open(path, limits, catalog, demo)?),
+        DatabaseUrl::Postgres(url) => Arc::new(PostgresStorage::open(url, limits, catalog, demo).await?),
+    })
+}
+
+/// Looks at the database without changing it.
+///
+/// # Errors
+/// When it cannot be opened or read.
+pub async fn check(config: &Config) -> Result<Vec<Finding>, OpenError> {
+    match &config.limits.database {
+        DatabaseUrl::Sqlite(path) => sqlite::check(path, config),
+        DatabaseUrl::Postgres(url) => postgres::check(url, config).await,
+    }
+}
+
+/// The SQL that prepares the database.
+///
+/// # Errors
+/// When it cannot be opened or read.
+pub async fn prepare_sql(config: &Config) -> Result<String, OpenError> {
+    match &config.limits.database {
+        DatabaseUrl::Sqlite(path) => sqlite::prepare_sql(path, config),
+        DatabaseUrl::Postgres(url) => postgres::prepare_sql(url, config).await,
+    }
+}
+
+/// Does what [`prepare_sql`] prints.
+///
+/// # Errors
+/// When it cannot be opened or written.
+pub async fn prepare(config: &Config) -> Result<(), OpenError> {
+    match &config.limits.database {
+        DatabaseUrl::Sqlite(path) => sqlite::prepare(path, config),
+        DatabaseUrl::Postgres(url) => postgres::prepare(url, config).await,
+    }
+}

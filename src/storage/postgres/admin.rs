@@ -1,0 +1,284 @@
+//! What an operator asks of a database before serving it: is anything missing, and what SQL mends it.
+
+use bourn_protocol::Epoch;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+use super::catalog::{self, Identity};
+use super::connect::{self, Db};
+use super::sql::ident;
+use super::{error, refresh};
+use crate::config::{Config, DatabaseUrl, Limits};
+use crate::entity::{Catalog, managed};
+use crate::storage::{Finding, OpenError};
+
+/// What failed, in the database's words, with what would be right where that can be told. For the operator's
+/// terminal.
+pub(super) fn advice(failure: &sqlx::Error) -> String {
+    let advice = match error::code(failure).as_deref() {
+        Some("28P01" | "28000") => "; see the user and the password in the database's URL, and pg_hba.conf",
+        Some("3D000") => "; make it, or name another in the database's URL",
+        Some("42501") => {
+            "; the role must own the schema `bourn` (CREATE SCHEMA bourn AUTHORIZATION role) or may make it, and may read the streamed tables"
+        }
+        Some("25006") => "; the database can be read but not written; is it a standby?",
+        Some("53300") => "; the database has no more connections",
+        _ if matches!(failure, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut) => {
+            "; is it running, and is the address right?"
+        }
+        _ => "",
+    };
+    format!("{failure}{advice}")
+}
+
+async fn connect(url: &str, limits: &Limits) -> Result<(PgConnection, String), OpenError> {
+    let shown = DatabaseUrl::Postgres(url.into()).shown();
+    let failed = |e: sqlx::Error| OpenError::new(&shown, &advice(&e));
+    let db = Db::new(url, limits).map_err(failed)?;
+    let mut connection = db.connect_directly().await.map_err(failed)?;
+    match connect::unfit(&mut connection).await.map_err(failed)? {
+        Some(reason) => Err(OpenError::new(&shown, &reason)),
+        None => Ok((connection, shown)),
+    }
+}
+
+/// Looks at the database without changing it.
+///
+/// # Errors
+/// When it cannot be reached or read.
+pub async fn check(url: &str, config: &Config) -> Result<Vec<Finding>, OpenError> {
+    let (mut connection, shown) = connect(url, &config.limits).await?;
+    look(&mut connection, config).await.map_err(|e| OpenError::new(&shown, &advice(&e)))
+}
+
+async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Finding>, sqlx::Error> {
+    let limits = &config.limits;
+    let mut findings = Vec::new();
+    let mut add = |fine: bool, text: String| findings.push(Finding { fine, text });
+    let row = sqlx::query(
+        "SELECT current_setting('server_version'), current_setting('wal_level'), r.rolreplication OR r.rolsuper, current_user::text, \
+         current_setting('max_slot_wal_keep_size'), current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_replication_slots), \
+         (SELECT s.plugin || CASE WHEN s.database = current_database() THEN '' ELSE ' of another database' END \
+          FROM pg_replication_slots s WHERE s.slot_name = $1), \
+         (SELECT s.wal_status FROM pg_replication_slots s WHERE s.slot_name = $1), \
+         (SELECT p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AND p.pubviaroot FROM pg_publication p WHERE p.pubname = $2), \
+         has_database_privilege(current_database(), 'CREATE') OR coalesce(has_schema_privilege(to_regnamespace('bourn')::oid, 'CREATE'), false) \
+         FROM pg_roles r WHERE r.rolname = current_user",
+    )
+    .bind(&limits.slot)
+    .bind(&limits.publication)
+    .fetch_one(&mut *connection)
+    .await?;
+    add(true, format!("PostgreSQL {}", row.try_get::<String, _>(0)?));
+    let level: String = row.try_get(1)?;
+    match level.as_str() {
+        "logical" => add(true, "wal_level is `logical`".into()),
+        level => add(
+            false,
+            format!(
+                "wal_level is `{level}`: ALTER SYSTEM SET wal_level = 'logical', and restart the database"
+            ),
+        ),
+    }
+    let role: String = row.try_get(3)?;
+    match row.try_get(2)? {
+        true => add(true, format!("role `{role}` may replicate")),
+        false => {
+            add(false, format!("role `{role}` may not replicate: ALTER ROLE {} REPLICATION", ident(&role)))
+        }
+    }
+    let slot = &limits.slot;
+    match (row.try_get::<Option<String>, _>(6)?, row.try_get::<Option<String>, _>(7)?) {
+        (None, _) if row.try_get::<i64, _>(5)? <= 0 => {
+            add(false, "there is no room for a replication slot: raise max_replication_slots, and restart the database".into());
+        }
+        (None, _) => add(true, format!("slot `{slot}` is missing; `bourn serve` will make it")),
+        (Some(_), Some(status)) if status == "lost" => {
+            add(
+                true,
+                format!(
+                    "slot `{slot}` was given up by the database; `bourn serve` will make it anew and compare every table"
+                ),
+            );
+        }
+        (Some(plugin), _) if plugin == "pgoutput" => add(true, format!("slot `{slot}` is there")),
+        (Some(plugin), _) => add(false, format!("slot `{slot}` is for {plugin}; name another with `slot`")),
+    }
+    let keep: String = row.try_get(4)?;
+    if keep == "-1" {
+        add(true, "max_slot_wal_keep_size is not set: while no server captures, the database keeps its write-ahead log without end".into());
+    }
+    match connect::migrated(connection).await? {
+        0 if row.try_get(9)? => add(
+            true,
+            "the log's tables are missing; `bourn serve` or `bourn prepare --apply` will make them".into(),
+        ),
+        0 => add(
+            false,
+            format!(
+                "the log's tables are missing and role `{role}` may not make them: CREATE SCHEMA bourn AUTHORIZATION {}",
+                ident(&role)
+            ),
+        ),
+        _ => add(true, "the log's tables are there".into()),
+    }
+    let publication = &limits.publication;
+    match row.try_get::<Option<bool>, _>(8)? {
+        Some(true) => add(true, format!("publication `{publication}` is there")),
+        Some(false) => add(
+            false,
+            format!(
+                "publication `{publication}` leaves things out: ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)",
+                ident(publication)
+            ),
+        ),
+        None => {
+            add(false, format!("publication `{publication}` is missing; `bourn prepare --apply` makes it"))
+        }
+    }
+    for entity in Catalog::new(&config.entities).iter() {
+        let name = &entity.name;
+        let table = match catalog::table(connection, entity).await? {
+            Err(reason) => {
+                add(false, format!("{name}: {reason}"));
+                continue;
+            }
+            Ok(table) => table,
+        };
+        add(true, format!("{name}: table {} with {} columns", table.sql, table.columns.len()));
+        if let Some(reason) = refresh::unfit(connection, entity, publication, &table).await? {
+            add(false, format!("{name}: {reason}"));
+        }
+        if table.identity == Identity::Key {
+            add(
+                true,
+                format!(
+                    "{name}: the replica identity is the key: old values are looked up in the log; ALTER TABLE {} REPLICA IDENTITY FULL saves that",
+                    table.sql
+                ),
+            );
+        }
+        let lacks = [
+            (
+                managed::TRANSACTIONS,
+                "writers in SQL give transaction ids by pg_logical_emit_message, and there is no optimistic lock",
+            ),
+            (
+                managed::LAST_CLIENT_ID,
+                "writers in SQL say by pg_logical_emit_message which client they write for",
+            ),
+            (managed::DELETED_AT, "rows are deleted for good"),
+        ];
+        for (column, consequence) in lacks.into_iter().filter(|(column, _)| table.column(column).is_none()) {
+            add(true, format!("{name}: no column `{column}`: {consequence}"));
+        }
+        let readable: bool = sqlx::query_scalar("SELECT has_table_privilege(to_regclass($1), 'SELECT')")
+            .bind(&table.sql)
+            .fetch_one(&mut *connection)
+            .await?;
+        if !readable {
+            add(
+                false,
+                format!(
+                    "{name}: role `{role}` may not read it: GRANT SELECT ON {} TO {}",
+                    table.sql,
+                    ident(&role)
+                ),
+            );
+        }
+    }
+    Ok(findings)
+}
+
+/// The SQL that prepares the database: the log's tables, replica identities and the publication.
+///
+/// # Errors
+/// When it cannot be reached or read.
+pub async fn prepare_sql(url: &str, config: &Config) -> Result<String, OpenError> {
+    let (mut connection, shown) = connect(url, &config.limits).await?;
+    let failed = |e: sqlx::Error| OpenError::new(&shown, &advice(&e));
+    let make_demo = config.demo && connect::is_new(&mut connection).await.map_err(failed)?;
+    let mut sql = String::from("BEGIN;\n");
+    if make_demo {
+        sql.push_str(connect::DEMO);
+    }
+    let done = connect::migrated(&mut connection).await.map_err(failed)?;
+    sql.push_str(&connect::preparation(done, Epoch::draw()));
+    let catalog = Catalog::new(&config.entities);
+    if make_demo {
+        // What the publication is made for, without keeping it.
+        let mut transaction = sqlx::Connection::begin(&mut connection).await.map_err(failed)?;
+        sqlx::raw_sql(connect::DEMO).execute(&mut *transaction).await.map_err(failed)?;
+        sql.push_str(&publishing(&mut transaction, &config.limits, &catalog).await.map_err(failed)?);
+        transaction.rollback().await.map_err(failed)?;
+    } else {
+        sql.push_str(&publishing(&mut connection, &config.limits, &catalog).await.map_err(failed)?);
+    }
+    sql.push_str("COMMIT;");
+    Ok(sql)
+}
+
+/// The statements that let the changes of all tables be told.
+async fn publishing(
+    connection: &mut PgConnection,
+    limits: &Limits,
+    catalog: &Catalog,
+) -> Result<String, sqlx::Error> {
+    let publication = &limits.publication;
+    let whole: Option<bool> = sqlx::query_scalar(
+        "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot FROM pg_publication WHERE pubname = $1",
+    )
+    .bind(publication)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let mut sql = String::new();
+    match whole {
+        None => sql.push_str(&format!("CREATE PUBLICATION {} WITH (publish_via_partition_root = true);\n", ident(publication))),
+        Some(false) => sql.push_str(&format!(
+            "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);\n",
+            ident(publication)
+        )),
+        Some(true) => {}
+    }
+    for entity in catalog.iter() {
+        match catalog::table(connection, entity).await? {
+            Err(reason) => sql.push_str(&format!("-- {}: {reason}\n", entity.name)),
+            Ok(table) => {
+                for statement in refresh::mending(connection, publication, &table).await? {
+                    sql.push_str(&format!("{statement}\n"));
+                }
+            }
+        }
+    }
+    Ok(sql)
+}
+
+/// Does what [`prepare_sql`] prints.
+///
+/// # Errors
+/// When it cannot be reached or written.
+pub async fn prepare(url: &str, config: &Config) -> Result<(), OpenError> {
+    let (mut connection, shown) = connect(url, &config.limits).await?;
+    let failed = |e: sqlx::Error| OpenError::new(&shown, &advice(&e));
+    let db = Db::new(url, &config.limits).map_err(failed)?;
+    connect::migrate(&db, config.demo).await.map_err(failed)?;
+    let catalog = Catalog::new(&config.entities);
+    publish(&mut connection, &config.limits, &catalog).await.map_err(failed)
+}
+
+async fn publish(
+    connection: &mut PgConnection,
+    limits: &Limits,
+    catalog: &Catalog,
+) -> Result<(), sqlx::Error> {
+    let sql = publishing(connection, limits, catalog).await?;
+    sqlx::raw_sql(AssertSqlSafe(format!("BEGIN; {sql} COMMIT"))).execute(connection).await.map(|_| ())
+}
+
+/// The demo needs no operator: its tables are published as they are made.
+pub(super) async fn prepare_demo(
+    connection: &mut PgConnection,
+    limits: &Limits,
+    catalog: &Catalog,
+) -> Result<(), sqlx::Error> {
+    publish(connection, limits, catalog).await
+}

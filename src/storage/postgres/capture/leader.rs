@@ -1,0 +1,394 @@
+//! The leader: takes the slot, follows the stream, and has what it tells appended, batch by batch. A batch leaves
+//! when it is full or when nothing more is waiting, so a single change leaves at once and a flood in large pieces.
+
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bourn_protocol::Seq;
+use pgwire_replication::{Lsn, ReplicationClient, ReplicationEvent};
+use sqlx::PgConnection;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::super::pgoutput::Relation;
+use super::super::value::Form;
+use super::super::{Inner, refresh};
+use super::append::{Appender, Long};
+use super::change::{Change, Ids, Source};
+use super::entry::CommitMark;
+use super::prior::{self, Prior};
+use super::reconcile::Reconciler;
+use super::settle::{RowName, Settler};
+use super::{Lost, slot};
+
+/// Changes that are appended together, at most.
+const PART_ROWS: usize = 4_096;
+/// Bytes of changes that are appended together, roughly at most.
+const PART_BYTES: usize = 4 << 20;
+/// How far the position may lag behind an idle database before it is moved, in bytes, and how often it may be.
+const IDLE_LAG: u64 = 64 << 10;
+const IDLE_EVERY: Duration = Duration::from_secs(5);
+
+/// What waits to be appended, in the order of the stream.
+pub(super) enum Item {
+    Change(Box<Change>),
+    /// A transaction ends.
+    End,
+}
+
+/// The transaction that the stream is telling of.
+pub(super) struct Open {
+    pub(super) commit: CommitMark,
+    pub(super) ids: Option<Arc<Ids>>,
+    /// The log has it already.
+    pub(super) covered: bool,
+    /// It is appended in parts.
+    pub(super) long: Option<Long>,
+}
+
+pub(super) struct Leader<'a> {
+    pub(super) inner: &'a Inner,
+    stop: &'a CancellationToken,
+    client: ReplicationClient,
+    pub(super) appender: Appender,
+    /// The tables by the numbers the stream gives them; nothing for those that are not streamed.
+    pub(super) sources: HashMap<u32, Option<Arc<Source>>>,
+    /// The tables as the stream told of them.
+    pub(super) relations: HashMap<u32, Relation>,
+    pub(super) forms: HashMap<u32, Form>,
+    pub(super) settler: Settler,
+    pub(super) items: Vec<Item>,
+    pub(super) bytes: usize,
+    pub(super) open: Option<Open>,
+    /// The end of the last transaction that was told of.
+    pub(super) told: Lsn,
+    /// A transaction's full number near which the stream's short ones lie.
+    pub(super) near: i64,
+    /// A table's shape differs from what is known of it.
+    pub(super) recheck: bool,
+    pub(super) reconciler: Reconciler,
+    /// What is known of the tables is as old as this.
+    generation: u64,
+    idle_since: Instant,
+    ticked: Instant,
+}
+
+impl<'a> Leader<'a> {
+    /// Tries to become the leader.
+    pub(super) async fn begin(inner: &'a Inner, stop: &'a CancellationToken) -> Result<Leader<'a>, Lost> {
+        let mut connection = inner.db.connect_directly().await?;
+        slot::prepare(inner, &mut connection).await?;
+        let mut client = ReplicationClient::connect(inner.db.replication(&inner.limits)).await?;
+        match client.wait_started().await {
+            Ok(()) => {}
+            Err(error) if error.to_string().contains("SQLSTATE 55006") => return Err(Lost::Held),
+            Err(error) => return Err(error.into()),
+        }
+        let standing = slot::take_over(inner, &mut connection).await?;
+        let near = sqlx::query_scalar("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8")
+            .fetch_one(&mut connection)
+            .await?;
+        let head = Seq::from_i64(standing.head).unwrap_or_default();
+        let mut leader = Leader {
+            inner,
+            stop,
+            client,
+            appender: Appender::new(inner.db.clone(), standing.fence, head, standing.position),
+            sources: HashMap::new(),
+            relations: HashMap::new(),
+            forms: HashMap::new(),
+            settler: Settler::default(),
+            items: Vec::new(),
+            bytes: 0,
+            open: None,
+            told: standing.position,
+            near,
+            recheck: false,
+            reconciler: Reconciler::default(),
+            generation: 0,
+            idle_since: Instant::now(),
+            ticked: Instant::now(),
+        };
+        leader.look_around().await?;
+        inner.shared.leading(true);
+        inner.shared.capture_stands(None);
+        inner.shared.advance(head);
+        Ok(leader)
+    }
+
+    /// Leads until that is over; says why.
+    pub(super) async fn run(&mut self) -> Lost {
+        loop {
+            if let Err(lost) = self.step().await {
+                return lost;
+            }
+        }
+    }
+
+    /// Lets go of the slot at once, so that another server needs not wait for it.
+    pub(super) async fn release(mut self) {
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.client.shutdown()).await;
+    }
+
+    async fn step(&mut self) -> Result<(), Lost> {
+        if self.stop.is_cancelled() {
+            return Err(Lost::Stopped);
+        }
+        let event = match ready_now(self.client.recv()).await {
+            Some(event) => event?,
+            None => {
+                self.flush().await?;
+                self.look_after().await?;
+                let mut tick = tokio::time::interval_at(self.ticked + self.tick_every(), self.tick_every());
+                tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                tokio::select! {
+                    event = self.client.recv() => event?,
+                    () = self.reconciler.wait() => return Ok(()),
+                    _ = tick.tick() => return Ok(()),
+                    () = self.stop.cancelled() => return Err(Lost::Stopped),
+                }
+            }
+        };
+        self.take(event.ok_or(Lost::Ended)?).await?;
+        if self.items.len() >= PART_ROWS || self.bytes >= PART_BYTES {
+            self.flush().await?;
+            self.flush_part().await?;
+            self.look_after().await?;
+        }
+        Ok(())
+    }
+
+    fn tick_every(&self) -> Duration {
+        self.inner.limits.follow_interval.get()
+    }
+
+    async fn take(&mut self, event: ReplicationEvent) -> Result<(), Lost> {
+        match event {
+            ReplicationEvent::Begin { final_lsn, xid, commit_time_micros } => {
+                let commit = self.mark(xid, commit_time_micros);
+                let covered = final_lsn < self.appender.position;
+                self.open = Some(Open { commit, ids: None, covered, long: None });
+            }
+            ReplicationEvent::XLogData { data, .. } => {
+                self.bytes += data.len();
+                self.message(data).await?;
+            }
+            ReplicationEvent::Message { transactional: true, prefix, content, .. } => {
+                self.named(&prefix, &content);
+            }
+            ReplicationEvent::Commit { end_lsn, .. } => self.end(end_lsn).await?,
+            ReplicationEvent::KeepAlive { wal_end, .. } => self.idle(wal_end).await?,
+            ReplicationEvent::Message { .. } => {}
+            ReplicationEvent::StoppedAt { .. } => return Err(Lost::Ended),
+        }
+        Ok(())
+    }
+
+    /// The transaction that the stream told of has ended.
+    async fn end(&mut self, end: Lsn) -> Result<(), Lost> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        self.told = self.told.max(end);
+        if open.covered {
+            return Ok(());
+        }
+        let Some(mut long) = open.long else {
+            self.items.push(Item::End);
+            return Ok(());
+        };
+        self.settle_part(&mut long).await?;
+        self.settler.end_part();
+        let entries = self.settler.finish();
+        self.appender.append_part(&mut long, &entries).await?;
+        self.appender.commit(long, end).await?;
+        self.appended();
+        Ok(())
+    }
+
+    /// Appends the transactions that have ended.
+    pub(super) async fn flush(&mut self) -> Result<(), Lost> {
+        let Some(last) = self.items.iter().rposition(|item| matches!(item, Item::End)) else {
+            if self.open.is_none() && self.told > self.appender.position {
+                self.appender.move_position(self.told).await?;
+                self.appended();
+            }
+            return Ok(());
+        };
+        let rest = self.items.split_off(last + 1);
+        let batch = std::mem::replace(&mut self.items, rest);
+        self.bytes = 0;
+        let mut reading = self.inner.db.reading().await?;
+        self.know(reading.connection(), &batch).await?;
+        drop(reading);
+        for item in &batch {
+            match item {
+                Item::Change(change) => self.settler.take(change),
+                Item::End => self.settler.end_transaction(),
+            }
+        }
+        let entries = self.settler.finish();
+        self.appender.append(&entries, self.told).await?;
+        self.appended();
+        Ok(())
+    }
+
+    /// Appends what there is of a transaction that is too large to wait for its end.
+    async fn flush_part(&mut self) -> Result<(), Lost> {
+        if self.items.is_empty() {
+            return Ok(());
+        }
+        let Some(mut open) = self.open.take() else { return Ok(()) };
+        let mut long = match open.long.take() {
+            Some(long) => long,
+            None => self.appender.begin(self.inner.limits.leader_timeout.get()).await?,
+        };
+        self.settle_part(&mut long).await?;
+        let entries = self.settler.finish();
+        self.appender.append_part(&mut long, &entries).await?;
+        open.long = Some(long);
+        self.open = Some(open);
+        Ok(())
+    }
+
+    /// Every row of these tables went.
+    pub(super) async fn truncate(&mut self, sources: Vec<Arc<Source>>) -> Result<(), Lost> {
+        self.flush().await?;
+        let Some(mut open) = self.open.take().filter(|open| !open.covered) else { return Ok(()) };
+        let mut long = match open.long.take() {
+            Some(long) => long,
+            None => self.appender.begin(self.inner.limits.leader_timeout.get()).await?,
+        };
+        self.settle_part(&mut long).await?;
+        self.settler.end_part();
+        let entries = self.settler.finish();
+        self.appender.append_part(&mut long, &entries).await?;
+        let ids = open.ids.as_deref();
+        let ids =
+            (ids.and_then(|ids| ids.transaction_id.as_deref()), ids.and_then(|ids| ids.client_id.as_deref()));
+        for source in sources {
+            self.reconciler.touched(&source.entity.name);
+            self.appender.append_truncation(&mut long, &source.entity, ids, open.commit).await?;
+        }
+        open.long = Some(long);
+        self.open = Some(open);
+        Ok(())
+    }
+
+    async fn settle_part(&mut self, long: &mut Long) -> Result<(), Lost> {
+        let batch = std::mem::take(&mut self.items);
+        self.bytes = 0;
+        self.know(&mut long.transaction, &batch).await?;
+        for item in &batch {
+            if let Item::Change(change) = item {
+                self.settler.take(change);
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the log for the rows of which the stream does not tell enough.
+    async fn know(&mut self, connection: &mut PgConnection, batch: &[Item]) -> Result<(), Lost> {
+        let mut rows: HashSet<RowName> = HashSet::new();
+        for item in batch {
+            let Item::Change(change) = item else { continue };
+            self.reconciler.touched(&change.source.entity.name);
+            if change.needs_log() {
+                let name = &change.source.entity.name;
+                rows.extend(
+                    change.key().into_iter().chain(change.former_key()).map(|key| (name.clone(), key.into())),
+                );
+            }
+        }
+        let rows: Vec<RowName> = rows.into_iter().collect();
+        let mut priors = match rows.is_empty() {
+            true => HashMap::new(),
+            false => prior::look_up(connection, &rows).await?,
+        };
+        // What the log has nothing of is known, too.
+        let known = rows.into_iter().map(|name| {
+            let logged = priors.remove(&name).map(|Prior { logged, .. }| logged).unwrap_or_default();
+            (name, logged)
+        });
+        self.settler.know(known.collect());
+        Ok(())
+    }
+
+    /// The log has grown, or its position moved.
+    pub(super) fn appended(&mut self) {
+        self.client.update_applied_lsn(self.appender.position);
+        self.inner.shared.advance(self.appender.head);
+        self.idle_since = Instant::now();
+        for name in std::mem::take(&mut self.settler.unknown) {
+            tracing::warn!(
+                entity = &*name,
+                "a change could not be told from the stream alone; the table is compared with the log"
+            );
+            self.reconciler.compare_again(&name);
+        }
+    }
+
+    /// The database has come this far, and told nothing of it.
+    async fn idle(&mut self, wal_end: Lsn) -> Result<(), Lost> {
+        let quiet = self.items.is_empty() && self.open.is_none();
+        let behind = wal_end.as_u64().saturating_sub(self.appender.position.as_u64());
+        if quiet && behind > IDLE_LAG && self.idle_since.elapsed() >= IDLE_EVERY {
+            self.told = self.told.max(wal_end);
+            self.appender.move_position(wal_end).await?;
+            self.appended();
+        }
+        Ok(())
+    }
+
+    /// What is done between batches: comparing tables, and now and then a look at the catalogue.
+    async fn look_after(&mut self) -> Result<(), Lost> {
+        if self.open.as_ref().is_some_and(|open| open.long.is_some()) {
+            return Ok(());
+        }
+        self.compare().await?;
+        if self.ticked.elapsed() >= self.tick_every() || (self.recheck && self.open.is_none()) {
+            self.look_around().await?;
+        }
+        Ok(())
+    }
+
+    async fn look_around(&mut self) -> Result<(), Lost> {
+        self.ticked = Instant::now();
+        let forced = std::mem::take(&mut self.recheck);
+        refresh::look(self.inner, forced).await?;
+        let generation = self.inner.shared.generation();
+        if generation != self.generation {
+            self.generation = generation;
+            // The numbers of types and tables may mean others now.
+            self.forms.clear();
+            self.tell_tables_again().await?;
+        }
+        self.queue_reconciles().await?;
+        super::super::ledger::expire(self.inner.db.reading().await?.connection()).await?;
+        Ok(())
+    }
+
+    /// A transaction by its short number.
+    fn mark(&mut self, xid: u32, micros_since_2000: i64) -> CommitMark {
+        const MICROS_TO_2000: i64 = 946_684_800_000_000;
+        let low = u32::try_from(self.near & i64::from(u32::MAX)).unwrap_or_default();
+        let step = xid.wrapping_sub(low).cast_signed();
+        let id = self.near + i64::from(step);
+        self.near = self.near.max(id);
+        CommitMark { id, micros: micros_since_2000 + MICROS_TO_2000 }
+    }
+}
+
+/// What a future gives without waiting, if it does.
+async fn ready_now<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    std::future::poll_fn(|cx| {
+        Poll::Ready(match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        })
+    })
+    .await
+}

@@ -1,0 +1,387 @@
+//! Comparing tables with the log: wherever the log's last state of a row differs from the row, the difference is
+//! appended as an ordinary activity. Against an empty log that is the first backfill; after a slot was lost it is
+//! the repair. A task reads the table in steps; the leader appends each step's differences between its batches,
+//! so that the other tables' changes flow on.
+//!
+//! A step is compared once the log has all that its snapshot saw. Where the log has something newer of a row than the
+//! snapshot, the row as it was read says nothing.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bourn_protocol::Action;
+use sqlx::Row;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::super::Inner;
+use super::super::catalog::Table;
+use super::entry::{CommitMark, Entry, mark_last};
+use super::leader::Leader;
+use super::prior::{self, Prior};
+use super::scan::{self, Place, Snapshot, Step};
+use super::settle::RowName;
+use super::{Lost, append};
+use crate::entity::EntityType;
+use crate::storage::compare::same;
+
+/// How long to wait between looks at transactions that must end first.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// What is to be compared, and how far that has come.
+#[derive(Default)]
+pub(super) struct Reconciler {
+    waiting: VecDeque<Work>,
+    current: Option<Current>,
+    /// A step that waits for the log to come past its mark.
+    step: Option<Step>,
+    /// Entity types that must be compared again from the beginning.
+    again: HashSet<Arc<str>>,
+    /// Entity types of which capture has told something since this server leads.
+    touched: HashSet<Arc<str>>,
+}
+
+/// A table to compare.
+#[derive(Clone)]
+struct Work {
+    entity: Arc<EntityType>,
+    table: Arc<Table>,
+    place: Place,
+    from_empty: bool,
+    wait_for: i64,
+    compared: i64,
+}
+
+struct Current {
+    work: Work,
+    steps: mpsc::Receiver<Result<Step, sqlx::Error>>,
+    /// Ends with this.
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Reconciler {
+    /// Whether the table of this entity type is being compared, or is to be.
+    pub(super) fn compares(&self, name: &str) -> bool {
+        let this = |work: &Work| &*work.entity.name == name;
+        self.waiting.iter().any(this)
+            || self.current.as_ref().is_some_and(|current| this(&current.work))
+            || self.again.contains(name)
+    }
+
+    /// The table must be compared from the beginning, as soon as that can be.
+    pub(super) fn compare_again(&mut self, name: &Arc<str>) {
+        if !self.waiting.iter().any(|work| work.entity.name == *name) {
+            self.again.insert(name.clone());
+        }
+    }
+
+    /// Capture has told something of this entity type.
+    pub(super) fn touched(&mut self, name: &Arc<str>) {
+        if !self.touched.contains(name) {
+            self.touched.insert(name.clone());
+        }
+    }
+
+    /// Waits for a step that was not there; for ever where nothing is compared.
+    pub(super) async fn wait(&mut self) {
+        let Some(current) = self.current.as_mut().filter(|_| self.step.is_none()) else {
+            return std::future::pending().await;
+        };
+        match current.steps.recv().await {
+            Some(Ok(step)) => self.step = Some(step),
+            Some(Err(error)) => {
+                tracing::warn!(%error, entity = &*current.work.entity.name, "cannot read the table now");
+                let name = current.work.entity.name.clone();
+                self.current = None;
+                self.again.insert(name);
+            }
+            None => {
+                self.current = None;
+            }
+        }
+    }
+
+    fn progress(&self) -> BTreeMap<String, u64> {
+        let works = self.waiting.iter().chain(self.current.as_ref().map(|current| &current.work));
+        let mut progress: BTreeMap<String, u64> = works
+            .map(|work| (work.entity.name.to_string(), u64::try_from(work.compared).unwrap_or_default()))
+            .collect();
+        for name in &self.again {
+            progress.entry(name.to_string()).or_default();
+        }
+        progress
+    }
+}
+
+impl Leader<'_> {
+    /// Finds out which tables are to be compared with the log.
+    pub(super) async fn queue_reconciles(&mut self) -> Result<(), Lost> {
+        let again = std::mem::take(&mut self.reconciler.again);
+        let tables = self.inner.shared.tables();
+        let mut reading = self.inner.db.reading().await?;
+        let rows = sqlx::query(
+            "SELECT entity_type, signature, reconciled, wait_for, from_empty, after_key, after_seq, compared FROM bourn.entities",
+        )
+        .fetch_all(reading.connection())
+        .await?;
+        drop(reading);
+        let mut known = HashMap::new();
+        for row in &rows {
+            known.insert(row.try_get::<String, _>(0)?, row);
+        }
+        for (name, table) in tables.iter() {
+            let Some(entity) = self.inner.catalog.by_name(name) else { continue };
+            let row = known.get(&**name);
+            let same = match row {
+                Some(row) => row.try_get::<String, _>(1)? == table.signature,
+                None => false,
+            } && !again.contains(name);
+            let busy = self.reconciler.compares(name);
+            let work = match row {
+                Some(row) if same => {
+                    if row.try_get(2)? || busy {
+                        continue;
+                    }
+                    let place = match (row.try_get::<Option<i64>, _>(6)?, row.try_get(5)?) {
+                        (Some(seq), _) => Place::Keys(seq),
+                        (None, after) => Place::Rows(after),
+                    };
+                    let (wait_for, from_empty, compared) =
+                        (row.try_get(3)?, row.try_get(4)?, row.try_get(7)?);
+                    Work {
+                        entity: entity.clone(),
+                        table: table.clone(),
+                        place,
+                        from_empty,
+                        wait_for,
+                        compared,
+                    }
+                }
+                _ => self.start_over(entity, table).await?,
+            };
+            tracing::info!(entity = &**name, table = table.sql, "comparing the table with the log");
+            // Where it was under way, it begins anew.
+            self.reconciler.waiting.retain(|waiting| waiting.entity.name != *name);
+            if self.reconciler.current.as_ref().is_some_and(|current| current.work.entity.name == *name) {
+                self.reconciler.current = None;
+                self.reconciler.step = None;
+            }
+            self.reconciler.waiting.push_back(work);
+        }
+        let served = |work: &Work| tables.contains_key(&work.entity.name);
+        self.reconciler.waiting.retain(served);
+        if self.reconciler.current.as_ref().is_some_and(|current| !served(&current.work)) {
+            self.reconciler.current = None;
+            self.reconciler.step = None;
+        }
+        self.begin_next();
+        self.inner.shared.reconciling(self.reconciler.progress());
+        Ok(())
+    }
+
+    /// Notes that a table is to be compared from its beginning.
+    async fn start_over(&mut self, entity: &Arc<EntityType>, table: &Arc<Table>) -> Result<Work, Lost> {
+        let mut transaction = self.inner.db.begin().await?;
+        let row = sqlx::query(
+            "INSERT INTO bourn.entities (entity_type, signature, wait_for, from_empty) \
+             SELECT $1, $2, pg_snapshot_xmax(pg_current_snapshot())::text::int8, \
+                    NOT EXISTS (SELECT 1 FROM bourn.activities WHERE entity_type = $1) \
+             ON CONFLICT (entity_type) DO UPDATE SET signature = $2, reconciled = false, wait_for = excluded.wait_for, \
+             from_empty = excluded.from_empty, after_key = NULL, after_seq = NULL, compared = 0 RETURNING wait_for, from_empty",
+        )
+        .bind(&*entity.name)
+        .bind(&table.signature)
+        .fetch_one(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(Work {
+            entity: entity.clone(),
+            table: table.clone(),
+            place: Place::Rows(None),
+            wait_for: row.try_get(0)?,
+            from_empty: row.try_get(1)?,
+            compared: 0,
+        })
+    }
+
+    fn begin_next(&mut self) {
+        if self.reconciler.current.is_some() {
+            return;
+        }
+        let Some(work) = self.reconciler.waiting.pop_front() else { return };
+        // One step ahead of the leader.
+        let (sender, steps) = mpsc::channel(1);
+        let task = tokio::spawn(read_steps(self.inner.clone(), work.clone(), sender));
+        self.reconciler.current = Some(Current { work, steps, _task: AbortOnDropHandle::new(task) });
+    }
+
+    /// Appends the differences of a step, if one is there and the log has come past its mark.
+    pub(super) async fn compare(&mut self) -> Result<(), Lost> {
+        if let Some(current) = self.reconciler.current.as_mut().filter(|_| self.reconciler.step.is_none())
+            && let Ok(Ok(step)) = current.steps.try_recv()
+        {
+            self.reconciler.step = Some(step);
+        }
+        if self.reconciler.step.as_ref().is_none_or(|step| step.mark >= self.appender.position) {
+            return Ok(());
+        }
+        let (Some(step), Some(current)) = (self.reconciler.step.take(), self.reconciler.current.as_mut())
+        else {
+            return Ok(());
+        };
+        current.work.compared += i64::try_from(step.looked_at).unwrap_or_default();
+        current.work.place = step.next.clone();
+        let work = current.work.clone();
+        // Without anything in the log there is nothing to compare with.
+        let fresh = work.from_empty
+            && !self.reconciler.touched.contains(&work.entity.name)
+            && work.compared_here(&step);
+        let mut long = self.appender.begin(self.inner.limits.leader_timeout.get()).await?;
+        let commit: i64 = sqlx::query_scalar("SELECT pg_current_xact_id()::text::int8")
+            .fetch_one(&mut *long.transaction)
+            .await?;
+        let micros = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let commit = CommitMark { id: commit, micros: i64::try_from(micros.as_micros()).unwrap_or(i64::MAX) };
+        let priors = match fresh {
+            true => HashMap::new(),
+            false => {
+                let keys = step.rows.iter().map(|row| &row.key).chain(&step.missing);
+                let names: Vec<RowName> = keys.map(|key| (work.entity.name.clone(), key.clone())).collect();
+                prior::look_up(&mut long.transaction, &names).await?
+            }
+        };
+        let mut entries = differences(&work.entity, &step, &priors, commit);
+        mark_last(&mut entries);
+        self.appender.append_part(&mut long, &entries).await?;
+        note_progress(&mut long, &work).await?;
+        let position = self.appender.position;
+        self.appender.commit(long, position).await?;
+        self.appended();
+        if work.place == Place::Done {
+            tracing::info!(
+                entity = &*work.entity.name,
+                keys = work.compared,
+                "the log has the table as it is"
+            );
+            self.reconciler.current = None;
+            self.begin_next();
+        }
+        self.inner.shared.reconciling(self.reconciler.progress());
+        Ok(())
+    }
+}
+
+impl Work {
+    /// Whether everything that was compared of the table was compared without anything in the log.
+    fn compared_here(&self, step: &Step) -> bool {
+        step.missing.is_empty()
+    }
+}
+
+async fn note_progress(long: &mut append::Long, work: &Work) -> Result<(), Lost> {
+    let (after_key, after_seq) = match &work.place {
+        Place::Rows(key) => (key.clone(), None),
+        Place::Keys(seq) => (None, Some(*seq)),
+        Place::Done => (None, None),
+    };
+    sqlx::query(
+        "UPDATE bourn.entities SET after_key = $2, after_seq = $3, compared = $4, reconciled = $5 WHERE entity_type = $1",
+    )
+    .bind(&*work.entity.name)
+    .bind(after_key)
+    .bind(after_seq)
+    .bind(work.compared)
+    .bind(work.place == Place::Done)
+    .execute(&mut *long.transaction)
+    .await?;
+    Ok(())
+}
+
+/// Reads the table step by step, once everything that began before it was published has ended.
+async fn read_steps(inner: Inner, work: Work, steps: mpsc::Sender<Result<Step, sqlx::Error>>) {
+    let mut place = work.place.clone();
+    let result = async {
+        wait_for(&inner, work.wait_for).await?;
+        while place != Place::Done {
+            let step = scan::step(&inner.db, &work.entity.name, &work.table, &place, work.from_empty).await?;
+            place = step.next.clone();
+            if steps.send(Ok(step)).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = result.await {
+        let _ = steps.send(Err(error)).await;
+    }
+    // Whoever reads the steps lets go of this when the last is done.
+    steps.closed().await;
+}
+
+/// Waits until every transaction before this one has ended: one that had written to the table before the
+/// publication named it is not in the replication stream, and must be in the snapshot.
+async fn wait_for(inner: &Inner, transaction: i64) -> Result<(), sqlx::Error> {
+    loop {
+        let mut reading = inner.db.reading().await?;
+        let ended: bool =
+            sqlx::query_scalar("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::int8 >= $1")
+                .bind(transaction)
+                .fetch_one(reading.connection())
+                .await?;
+        drop(reading);
+        if ended {
+            return Ok(());
+        }
+        tokio::time::sleep(WAIT).await;
+    }
+}
+
+/// What the log lacks of a step.
+fn differences(
+    entity: &Arc<EntityType>,
+    step: &Step,
+    priors: &HashMap<RowName, Prior>,
+    commit: CommitMark,
+) -> Vec<Entry> {
+    let entry =
+        |action, key: &str, scope: Option<String>, value: Option<Arc<str>>, previous: Option<Arc<str>>| {
+            Entry {
+                entity: entity.clone(),
+                action,
+                key: key.to_owned(),
+                scope,
+                transaction: None,
+                client: None,
+                changed_keys: None,
+                value,
+                previous: previous.filter(|_| entity.previous_values),
+                commit,
+                last: 0,
+            }
+        };
+    let newest = |key: &str| priors.get(&(entity.name.clone(), key.to_owned()));
+    let seen =
+        |snapshot: &Snapshot, key: &str| newest(key).is_none_or(|prior| snapshot.sees(prior.commit_id));
+    let mut entries = Vec::new();
+    for row in step.rows.iter().filter(|row| seen(&step.snapshot, &row.key)) {
+        let (key, value) = (&row.key, Some(row.value.clone()));
+        match newest(key).and_then(|prior| prior.logged.alive.clone()) {
+            None => entries.push(entry(Action::Create, key, row.scope.clone(), value, None)),
+            Some(alive) if alive.scope != row.scope => {
+                entries.push(entry(Action::Delete, key, alive.scope, None, Some(alive.value)));
+                entries.push(entry(Action::Create, key, row.scope.clone(), value, None));
+            }
+            Some(alive) if !same(Some(&alive.value), &row.value) => {
+                entries.push(entry(Action::Update, key, row.scope.clone(), value, Some(alive.value)));
+            }
+            Some(_) => {}
+        }
+    }
+    for key in step.missing.iter().filter(|key| seen(&step.snapshot, key)) {
+        if let Some(alive) = newest(key).and_then(|prior| prior.logged.alive.clone()) {
+            entries.push(entry(Action::Delete, key, alive.scope, None, Some(alive.value)));
+        }
+    }
+    entries
+}

@@ -1,0 +1,196 @@
+//! Reading a table, and the log's idea of it, in steps: each in a snapshot of its own, with a mark in the
+//! replication stream behind it. Once the leader has come past the mark, the log has all that the snapshot saw,
+//! and the two can be compared.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use pgwire_replication::Lsn;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+use super::super::catalog::Table;
+use super::super::connect::Db;
+use super::super::rows;
+use super::super::sql::{by_key, field, texts, typed, visible};
+
+/// Rows read in one step.
+const STEP_ROWS: usize = 2_000;
+/// Activities looked through in one step.
+const STEP_ACTIVITIES: i64 = 20_000;
+
+/// How far the comparing of a table has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Its rows, after this key.
+    Rows(Option<String>),
+    /// The log's activities, after this place: is what they leave alive in the table?
+    Keys(i64),
+    /// All of it was compared.
+    Done,
+}
+
+/// Which transactions a snapshot sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Snapshot {
+    xmin: i64,
+    xmax: i64,
+    running: HashSet<i64>,
+}
+
+impl Snapshot {
+    /// Reads PostgreSQL's text form, `xmin:xmax:running,…`.
+    pub(super) fn read(text: &str) -> Option<Snapshot> {
+        let mut parts = text.split(':');
+        let mut number = || parts.next()?.parse().ok();
+        let (xmin, xmax) = (number()?, number()?);
+        let running = parts.next()?.split(',').filter(|xid| !xid.is_empty());
+        let running = running.map(|xid| xid.parse().ok()).collect::<Option<_>>()?;
+        Some(Snapshot { xmin, xmax, running })
+    }
+
+    /// Whether the snapshot sees what a transaction did that has committed by now.
+    pub(super) fn sees(&self, transaction: i64) -> bool {
+        transaction < self.xmin || (transaction < self.xmax && !self.running.contains(&transaction))
+    }
+}
+
+/// A row of the table.
+#[derive(Debug)]
+pub(super) struct Scanned {
+    pub(super) key: String,
+    pub(super) scope: Option<String>,
+    pub(super) value: Arc<str>,
+}
+
+/// One step.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) snapshot: Snapshot,
+    /// The log must have come past this.
+    pub(super) mark: Lsn,
+    /// Rows that are there.
+    pub(super) rows: Vec<Scanned>,
+    /// Keys that the log had alive and that are not there.
+    pub(super) missing: Vec<String>,
+    /// How many keys were looked at.
+    pub(super) looked_at: usize,
+    /// Where the next step begins.
+    pub(super) next: Place,
+}
+
+/// Reads one step.
+pub(super) async fn step(
+    db: &Db,
+    name: &str,
+    table: &Table,
+    place: &Place,
+    from_empty: bool,
+) -> Result<Step, sqlx::Error> {
+    let mut transaction = db.snapshot().await?;
+    let snapshot: String =
+        sqlx::query_scalar("SELECT pg_current_snapshot()::text").fetch_one(&mut *transaction).await?;
+    let snapshot = Snapshot::read(&snapshot)
+        .ok_or_else(|| sqlx::Error::Decode("a snapshot of an unknown form".into()))?;
+    let (mut rows, mut missing) = (Vec::new(), Vec::new());
+    let (looked_at, next) = match place {
+        Place::Rows(after) => {
+            rows = scan_rows(&mut transaction, table, after.as_deref()).await?;
+            let next = match rows.last() {
+                Some(last) if rows.len() == STEP_ROWS => Place::Rows(Some(last.key.clone())),
+                _ if from_empty => Place::Done,
+                _ => Place::Keys(0),
+            };
+            (rows.len(), next)
+        }
+        Place::Keys(after) => {
+            let (keys, looked_at, last) = scan_keys(&mut transaction, name, table, *after).await?;
+            missing = keys;
+            (looked_at, last.map_or(Place::Done, Place::Keys))
+        }
+        Place::Done => (0, Place::Done),
+    };
+    transaction.commit().await?;
+    let mut marking = db.begin().await?;
+    let mark: String = sqlx::query_scalar("SELECT pg_logical_emit_message(true, 'bourn.mark', '')::text")
+        .fetch_one(&mut *marking)
+        .await?;
+    marking.commit().await?;
+    let mark = Lsn::parse(&mark).map_err(|error| sqlx::Error::Decode(error.to_string().into()))?;
+    Ok(Step { snapshot, mark, rows, missing, looked_at, next })
+}
+
+async fn scan_rows(
+    connection: &mut PgConnection,
+    table: &Table,
+    after: Option<&str>,
+) -> Result<Vec<Scanned>, sqlx::Error> {
+    let key = field(&table.key().name);
+    let from = match after {
+        Some(_) => format!("{key} > {}", typed(1, table.key())),
+        None => "$1::text IS NULL".into(),
+    };
+    let sql = format!(
+        "SELECT {} FROM {} t WHERE {from} AND {} ORDER BY {key} LIMIT {STEP_ROWS}",
+        texts(table),
+        table.sql,
+        visible(table)
+    );
+    let found = sqlx::query(AssertSqlSafe(sql)).bind(after).fetch_all(connection).await?;
+    let text = |row: &sqlx::postgres::PgRow, at: usize| row.try_get::<Option<String>, _>(at);
+    let scanned = found.iter().map(|row| {
+        let scope = table.layout.scope.map(|at| text(row, at)).transpose()?.flatten();
+        let key = text(row, table.layout.key)?.unwrap_or_default();
+        Ok(Scanned { key, scope, value: rows::json(table, row).into() })
+    });
+    scanned.collect()
+}
+
+/// The keys that the log has alive and the table has not, among the next activities; how many there were, and the
+/// last of them if there may be more.
+async fn scan_keys(
+    connection: &mut PgConnection,
+    name: &str,
+    table: &Table,
+    after: i64,
+) -> Result<(Vec<String>, usize, Option<i64>), sqlx::Error> {
+    let there = format!(
+        "EXISTS (SELECT 1 FROM {} t WHERE {} AND {})",
+        table.sql,
+        by_key(table, 1).replace("$1", "p.entity_id"),
+        visible(table)
+    );
+    let sql = format!(
+        "WITH page AS MATERIALIZED (SELECT seq, entity_id, action FROM bourn.activities WHERE entity_type = $1 AND seq > $2 \
+         ORDER BY seq LIMIT {STEP_ACTIVITIES}) \
+         SELECT NULL AS entity_id, count(*), max(seq) FROM page \
+         UNION ALL SELECT p.entity_id, 0, 0 FROM page p WHERE p.action <> 'delete' AND NOT EXISTS (SELECT 1 FROM bourn.activities b \
+           WHERE b.entity_id = p.entity_id AND b.entity_type = $1 AND b.seq > p.seq) AND NOT {there}"
+    );
+    let found = sqlx::query(AssertSqlSafe(sql)).bind(name).bind(after).fetch_all(connection).await?;
+    let (mut missing, mut count, mut last) = (Vec::new(), 0, None);
+    for row in found {
+        match row.try_get::<Option<String>, _>(0)? {
+            Some(key) => missing.push(key),
+            None => {
+                count = row.try_get::<i64, _>(1)?;
+                last = row.try_get::<Option<i64>, _>(2)?;
+            }
+        }
+    }
+    let last = last.filter(|_| count == STEP_ACTIVITIES);
+    Ok((missing, usize::try_from(count).unwrap_or_default(), last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_sees_what_had_ended_when_it_was_taken() {
+        let snapshot = Snapshot::read("10:20:12,15").unwrap();
+        assert!(snapshot.sees(9) && snapshot.sees(11) && snapshot.sees(19));
+        assert!(!snapshot.sees(12) && !snapshot.sees(15) && !snapshot.sees(20) && !snapshot.sees(99));
+        assert!(Snapshot::read("10:10:").unwrap().sees(9));
+        assert_eq!(Snapshot::read("10"), None);
+    }
+}

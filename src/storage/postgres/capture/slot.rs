@@ -1,0 +1,151 @@
+//! The replication slot: that it is there, that it is ours, and that nothing was skipped between it and the log.
+
+use pgwire_replication::Lsn;
+use sqlx::{PgConnection, Row};
+
+use super::super::connect::APPLICATION;
+use super::super::{Inner, sql};
+use super::Lost;
+
+/// The slot as the database has it.
+#[derive(Debug)]
+struct Slot {
+    plugin: String,
+    here: bool,
+    lost: bool,
+    holder: Option<String>,
+    confirmed: Option<Lsn>,
+}
+
+async fn look(connection: &mut PgConnection, name: &str) -> Result<Option<Slot>, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT s.plugin::text, s.database = current_database(), coalesce(s.wal_status = 'lost', false), \
+         CASE WHEN s.active THEN coalesce(a.application_name, '?') END, s.confirmed_flush_lsn::text \
+         FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = $1",
+    )
+    .bind(name)
+    .fetch_optional(connection)
+    .await?;
+    let read = |row: sqlx::postgres::PgRow| {
+        let confirmed: Option<String> = row.try_get(4)?;
+        Ok(Slot {
+            plugin: row.try_get::<Option<String>, _>(0)?.unwrap_or_default(),
+            here: row.try_get::<Option<bool>, _>(1)?.unwrap_or_default(),
+            lost: row.try_get(2)?,
+            holder: row.try_get(3)?,
+            confirmed: confirmed.and_then(|text| Lsn::parse(&text).ok()),
+        })
+    };
+    row.map(read).transpose()
+}
+
+/// Makes sure that there is a slot that this server may try to hold.
+pub(super) async fn prepare(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost> {
+    let (name, publication) = (&inner.limits.slot, &inner.limits.publication);
+    let level: String =
+        sqlx::query_scalar("SELECT current_setting('wal_level')").fetch_one(&mut *connection).await?;
+    if level != "logical" {
+        return Err(Lost::Blocked(format!(
+            "the database's wal_level is `{level}`; set it and restart the database: ALTER SYSTEM SET wal_level = 'logical'"
+        )));
+    }
+    let published = published(connection, publication).await?;
+    if !published {
+        return Err(Lost::Blocked(format!(
+            "the database has no publication `{publication}` that names the streamed tables; `bourn prepare --apply` makes it"
+        )));
+    }
+    let slot = look(connection, name).await?;
+    match slot {
+        Some(slot) if !slot.here => Err(Lost::Blocked(format!(
+            "the replication slot `{name}` belongs to another database of this server; name another with `slot`"
+        ))),
+        Some(slot) if slot.plugin != "pgoutput" => Err(Lost::Blocked(format!(
+            "the replication slot `{name}` is for the plugin `{}`; name another with `slot`, or drop it",
+            slot.plugin
+        ))),
+        Some(slot) if slot.holder.as_deref().is_some_and(|holder| holder == APPLICATION) => Err(Lost::Held),
+        Some(Slot { holder: Some(holder), .. }) => Err(Lost::Blocked(format!(
+            "the replication slot `{name}` is held by another program (`{holder}`); stop that, or name another slot with `slot`"
+        ))),
+        Some(slot) if slot.lost => {
+            tracing::warn!(
+                slot = name,
+                "the database has given up the slot; every table will be compared with the log"
+            );
+            drop_slot(inner, connection).await?;
+            create(inner, connection).await
+        }
+        Some(_) => Ok(()),
+        None => create(inner, connection).await,
+    }
+}
+
+async fn published(connection: &mut PgConnection, publication: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM pg_publication WHERE pubname = $1 AND pubinsert AND pubupdate AND pubdelete AND pubtruncate)",
+    )
+    .bind(publication)
+    .fetch_one(connection)
+    .await
+}
+
+async fn create(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost> {
+    let name = &inner.limits.slot;
+    inner.shared.capture_stands(Some(
+        "the replication slot is being made; that waits for transactions that are open now".into(),
+    ));
+    let created = sqlx::query("SELECT 1 FROM pg_create_logical_replication_slot($1, 'pgoutput')")
+        .bind(name)
+        .execute(connection)
+        .await;
+    match created {
+        Ok(_) => {
+            tracing::info!(slot = name, "the replication slot was made");
+            Ok(())
+        }
+        // Another server was faster.
+        Err(error) if super::super::error::code(&error).as_deref() == Some("42710") => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Drops the slot; every table is compared with the log when there is another one.
+pub(super) async fn drop_slot(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost> {
+    sqlx::query("SELECT pg_drop_replication_slot($1)").bind(&inner.limits.slot).execute(connection).await?;
+    Ok(())
+}
+
+/// Where the log and the slot stand, once this server holds the slot.
+pub(super) struct Standing {
+    pub(super) fence: i64,
+    pub(super) head: i64,
+    pub(super) position: Lsn,
+}
+
+/// Raises the fence, so that whoever held the slot before appends no more. If the slot is ahead of the log, something
+/// was skipped: every table is to be compared.
+pub(super) async fn take_over(inner: &Inner, connection: &mut PgConnection) -> Result<Standing, Lost> {
+    let slot = look(connection, &inner.limits.slot).await?;
+    let confirmed = slot.and_then(|slot| slot.confirmed).ok_or(Lost::Ended)?;
+    let row = sqlx::query("UPDATE bourn.log SET fence = fence + 1 RETURNING fence, head, position::text")
+        .fetch_one(&mut *connection)
+        .await?;
+    let (fence, head): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+    let position: Option<String> = row.try_get(2)?;
+    let position = position.and_then(|text| Lsn::parse(&text).ok());
+    if let Some(position) = position.filter(|position| *position >= confirmed) {
+        return Ok(Standing { fence, head, position });
+    }
+    if position.is_some() {
+        tracing::warn!("the slot is ahead of the log: every table is compared with the log");
+    }
+    // Both at once: a position that is up to date says that nothing is to be compared.
+    let sql = format!(
+        "WITH moved AS (UPDATE bourn.log SET position = {}::pg_lsn WHERE fence = {fence} RETURNING 1) \
+         UPDATE bourn.entities SET reconciled = false, signature = '' WHERE EXISTS (SELECT 1 FROM moved)",
+        sql::literal(&confirmed.to_pg_string())
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await?;
+    Ok(Standing { fence, head, position: confirmed })
+}

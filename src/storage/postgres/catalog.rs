@@ -1,0 +1,343 @@
+//! What the database's catalogue says of the streamed tables: their columns, how each type's values become JSON,
+//! whether the publication names them, and whether changes of theirs can be told apart.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use sqlx::{PgConnection, Row};
+
+use super::layout::Layout;
+use super::sql::configured;
+use super::value::Form;
+use crate::entity::{Column, ColumnKind, EntityType, TableSchema, managed};
+
+/// How deep types may be made of types before they are shown as text.
+const TYPE_DEPTH_MAX: usize = 8;
+
+/// A streamed table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Table {
+    pub(super) id: u32,
+    /// Its name as SQL, schema included.
+    pub(super) sql: String,
+    pub(super) schema: String,
+    pub(super) name: String,
+    /// Without those that the database computes: the replication stream does not carry them.
+    pub(super) columns: Vec<PgColumn>,
+    pub(super) layout: Layout,
+    /// What tells one shape of the table from another.
+    pub(super) signature: String,
+    key: usize,
+    /// The columns as requests are checked against them.
+    pub(super) checked: Arc<TableSchema>,
+    pub(super) identity: Identity,
+}
+
+/// One column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PgColumn {
+    pub(super) name: String,
+    pub(super) type_id: u32,
+    /// The type as SQL.
+    pub(super) type_name: String,
+    pub(super) form: Form,
+    /// Casting it to text gives what its output function gives.
+    pub(super) casts_plainly: bool,
+}
+
+/// What the stream tells of a row's old version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Identity {
+    /// All of it.
+    Full,
+    /// Its key.
+    Key,
+    /// Not even its key: updates and deletes cannot be told.
+    Missing,
+}
+
+impl Table {
+    pub(super) fn key(&self) -> &PgColumn {
+        &self.columns[self.key]
+    }
+
+    pub(super) fn column(&self, name: &str) -> Option<&PgColumn> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+}
+
+/// Looks a table up; in words why it cannot be streamed, if it cannot. Whether it is published is another matter.
+pub(super) async fn table(
+    connection: &mut PgConnection,
+    entity: &EntityType,
+) -> Result<Result<Table, String>, sqlx::Error> {
+    let name = &entity.table;
+    let found = sqlx::query(
+        "SELECT c.oid::int8, c.relkind::text, n.nspname::text, c.relname::text, quote_ident(n.nspname) || '.' || quote_ident(c.relname), \
+         c.relpersistence::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1)",
+    )
+    .bind(configured(name))
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(found) = found else { return Ok(Err(format!("the database has no table `{name}`"))) };
+    let (oid, kind, persistence): (i64, String, String) =
+        (found.try_get(0)?, found.try_get(1)?, found.try_get(5)?);
+    if !matches!(kind.as_str(), "r" | "p") || persistence != "p" {
+        let text = format!(
+            "`{name}` is no ordinary table; views, foreign, temporary and unlogged tables cannot be streamed"
+        );
+        return Ok(Err(text));
+    }
+    let rows = sqlx::query(
+        "SELECT a.attname::text, a.atttypid::int8, format_type(a.atttypid, a.atttypmod), a.attnotnull, \
+         a.atthasdef OR a.attidentity <> '', a.attgenerated <> '', a.attidentity = 'a' \
+         FROM pg_attribute a WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+    )
+    .bind(oid)
+    .fetch_all(&mut *connection)
+    .await?;
+    let types =
+        rows.iter().map(|row| Ok(id(row.try_get(1)?))).collect::<Result<HashSet<u32>, sqlx::Error>>()?;
+    let types = forms(connection, types).await?;
+    let (mut columns, mut checked) = (Vec::new(), Vec::new());
+    for row in &rows {
+        if row.try_get(5)? {
+            continue;
+        }
+        let (name, type_id): (String, u32) = (row.try_get(0)?, id(row.try_get(1)?));
+        let known = types.get(&type_id).cloned().unwrap_or_default();
+        checked.push(Column {
+            kind: if name == managed::TRANSACTIONS { ColumnKind::Json } else { known.kind },
+            name: name.clone(),
+            required: row.try_get(3)?,
+            has_default: row.try_get(4)?,
+            generated: row.try_get(6)?,
+        });
+        let column = PgColumn {
+            name,
+            type_id,
+            type_name: row.try_get(2)?,
+            form: known.form,
+            casts_plainly: known.casts_plainly,
+        };
+        columns.push(column);
+    }
+    let unique: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
+         WHERE i.indrelid = $1::int8::oid AND a.attname = $2 AND i.indisunique AND i.indisvalid AND i.indpred IS NULL \
+         AND i.indnkeyatts = 1)",
+    )
+    .bind(oid)
+    .bind(&entity.key)
+    .fetch_one(&mut *connection)
+    .await?;
+    let checked = TableSchema { columns: checked };
+    // The database has no unique index over a partitioned table's key alone where that is not what divides it; the
+    // key is taken for unique all the same where it is part of one.
+    let unique = unique || (kind == "p" && in_primary_key(connection, oid, &entity.key).await?);
+    if let Some(problem) = entity.unfit(&checked, unique) {
+        return Ok(Err(problem));
+    }
+    let layout = Layout::new(entity, columns.iter().map(|column| (column.name.clone(), column.form.clone())));
+    let key = columns.iter().position(|column| column.name == entity.key);
+    let (Some(layout), Some(key)) = (layout, key) else {
+        return Ok(Err(format!(
+            "the database computes the key or the scope of table `{name}`; name other columns"
+        )));
+    };
+    let identity = identity(connection, oid, &entity.key).await?;
+    let signature = signature(oid, entity, &columns);
+    let (schema, table_name, sql) = (found.try_get(2)?, found.try_get(3)?, found.try_get(4)?);
+    let checked = Arc::new(checked);
+    Ok(Ok(Table {
+        id: id(oid),
+        sql,
+        schema,
+        name: table_name,
+        columns,
+        layout,
+        signature,
+        key,
+        checked,
+        identity,
+    }))
+}
+
+/// A type as it matters here.
+#[derive(Debug, Clone)]
+struct TypeInfo {
+    form: Form,
+    kind: ColumnKind,
+    casts_plainly: bool,
+}
+
+impl Default for TypeInfo {
+    fn default() -> TypeInfo {
+        TypeInfo { form: Form::Text, kind: ColumnKind::Text, casts_plainly: false }
+    }
+}
+
+/// The forms of types, as columns of these types have them.
+pub(super) async fn type_forms(
+    connection: &mut PgConnection,
+    types: HashSet<u32>,
+) -> Result<HashMap<u32, Form>, sqlx::Error> {
+    Ok(forms(connection, types).await?.into_iter().map(|(id, info)| (id, info.form)).collect())
+}
+
+/// A row of `pg_type`, with the fields of a composite type.
+struct Raw {
+    kind: String,
+    category: String,
+    name: String,
+    element: u32,
+    base: u32,
+    delimiter: u8,
+    fields: Vec<(String, u32)>,
+}
+
+async fn forms(
+    connection: &mut PgConnection,
+    types: HashSet<u32>,
+) -> Result<HashMap<u32, TypeInfo>, sqlx::Error> {
+    let mut known: HashMap<u32, Raw> = HashMap::new();
+    let mut wanted: Vec<i64> = types.iter().copied().map(i64::from).collect();
+    for _ in 0..TYPE_DEPTH_MAX {
+        if wanted.is_empty() {
+            break;
+        }
+        let rows = sqlx::query(
+            "SELECT t.oid::int8, t.typtype::text, t.typcategory::text, \
+             CASE WHEN t.typnamespace = 'pg_catalog'::regnamespace THEN t.typname::text ELSE '' END, \
+             CASE WHEN t.typsubscript = 'array_subscript_handler'::regproc THEN t.typelem::int8 ELSE 0 END, t.typbasetype::int8, t.typdelim::text, \
+             coalesce(f.names, '{}'), coalesce(f.types, '{}') FROM pg_type t LEFT JOIN LATERAL ( \
+               SELECT array_agg(a.attname::text ORDER BY a.attnum) AS names, array_agg(a.atttypid::int8 ORDER BY a.attnum) AS types \
+               FROM pg_attribute a WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) f ON true \
+             WHERE t.oid = ANY ($1::int8[]::oid[])",
+        )
+        .bind(&wanted)
+        .fetch_all(&mut *connection)
+        .await?;
+        wanted.clear();
+        for row in rows {
+            let (names, types): (Vec<String>, Vec<i64>) = (row.try_get(7)?, row.try_get(8)?);
+            let raw = Raw {
+                kind: row.try_get(1)?,
+                category: row.try_get(2)?,
+                name: row.try_get(3)?,
+                element: id(row.try_get(4)?),
+                base: id(row.try_get(5)?),
+                delimiter: row.try_get::<String, _>(6)?.bytes().next().unwrap_or(b','),
+                fields: names.into_iter().zip(types.into_iter().map(id)).collect(),
+            };
+            wanted.extend(
+                raw.fields
+                    .iter()
+                    .map(|(_, field)| *field)
+                    .chain([raw.element, raw.base])
+                    .filter(|needed| *needed != 0 && !known.contains_key(needed))
+                    .map(i64::from),
+            );
+            known.insert(id(row.try_get(0)?), raw);
+        }
+    }
+    Ok(types.into_iter().map(|id| (id, info(id, &known, 0))).collect())
+}
+
+fn info(id: u32, known: &HashMap<u32, Raw>, depth: usize) -> TypeInfo {
+    let Some(raw) = known.get(&id).filter(|_| depth < TYPE_DEPTH_MAX) else { return TypeInfo::default() };
+    let is = |form, kind| TypeInfo { form, kind, casts_plainly: true };
+    match (raw.kind.as_str(), raw.name.as_str()) {
+        ("d", _) => info(raw.base, known, depth + 1),
+        ("e", _) => is(Form::Text, ColumnKind::Text),
+        ("c", _) => {
+            let field = |(name, id): &(String, u32)| (name.clone(), info(*id, known, depth + 1).form);
+            is(Form::Record(raw.fields.iter().map(field).collect()), ColumnKind::Json)
+        }
+        _ if raw.category == "A" && raw.element != 0 => {
+            let element = info(raw.element, known, depth + 1);
+            let delimiter = known.get(&raw.element).map_or(raw.delimiter, |element| element.delimiter);
+            is(Form::Array(element.form.into(), delimiter), ColumnKind::Array)
+        }
+        (_, "bool") => is(Form::Bool, ColumnKind::Boolean),
+        (_, "int2" | "int4" | "int8") => is(Form::Number, ColumnKind::Integer),
+        (_, "float4" | "float8") => is(Form::Number, ColumnKind::Real),
+        (_, "numeric") => is(Form::Number, ColumnKind::Numeric),
+        (_, "json" | "jsonb") => is(Form::Json, ColumnKind::Json),
+        (_, "bytea") => is(Form::Text, ColumnKind::Blob),
+        (_, "timestamp" | "timestamptz") => is(Form::Timestamp, ColumnKind::Timestamp),
+        (_, "date" | "time" | "timetz") => is(Form::Text, ColumnKind::Timestamp),
+        (_, "text" | "varchar" | "uuid" | "interval") => is(Form::Text, ColumnKind::Text),
+        _ => TypeInfo::default(),
+    }
+}
+
+/// What the stream tells of old rows, of all the tables that a partitioned one is made of.
+async fn identity(connection: &mut PgConnection, oid: i64, key: &str) -> Result<Identity, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT coalesce(bool_and(full_row), false), coalesce(bool_and(full_row OR has_key), false) FROM (\
+         SELECT c.relreplident = 'f' AS full_row, c.relreplident IN ('d', 'i') AND EXISTS (\
+           SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]) \
+           WHERE i.indrelid = c.oid AND a.attname = $2 AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END) AS has_key \
+         FROM pg_partition_tree($1::int8::oid::regclass) p JOIN pg_class c ON c.oid = p.relid WHERE p.isleaf \
+         UNION ALL SELECT true, true WHERE EXISTS (SELECT 1 FROM pg_class WHERE oid = $1::int8::oid AND relkind = 'p') \
+           AND NOT EXISTS (SELECT 1 FROM pg_partition_tree($1::int8::oid::regclass) WHERE isleaf)) leaves",
+    )
+    .bind(oid)
+    .bind(key)
+    .fetch_one(connection)
+    .await?;
+    Ok(match (row.try_get(0)?, row.try_get(1)?) {
+        (true, _) => Identity::Full,
+        (false, true) => Identity::Key,
+        (false, false) => Identity::Missing,
+    })
+}
+
+async fn in_primary_key(connection: &mut PgConnection, oid: i64, key: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey) \
+         WHERE i.indrelid = $1::int8::oid AND a.attname = $2 AND i.indisprimary)",
+    )
+    .bind(oid)
+    .bind(key)
+    .fetch_one(connection)
+    .await
+}
+
+fn signature(oid: i64, entity: &EntityType, columns: &[PgColumn]) -> String {
+    let columns: Vec<_> = columns.iter().map(|c| format!("{} {}", c.name, c.type_name)).collect();
+    let text = format!("{oid}\n{}\n{:?}\n{}", entity.key, entity.scope, columns.join("\n"));
+    Sha256::digest(text).iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// An object's number. The database's own are 32 bits wide.
+fn id(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or_default()
+}
+
+/// What a publication says of a table: nothing if it is named whole, else in words what is missing.
+pub(super) async fn unpublished(
+    connection: &mut PgConnection,
+    publication: &str,
+    table: &Table,
+) -> Result<Option<String>, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT t.rowfilter IS NOT NULL, (SELECT count(*) FROM unnest($4::text[]) c WHERE NOT c = ANY (t.attnames)) \
+         FROM pg_publication_tables t WHERE t.pubname = $1 AND t.schemaname = $2 AND t.tablename = $3",
+    )
+    .bind(publication)
+    .bind(&table.schema)
+    .bind(&table.name)
+    .bind(table.columns.iter().map(|column| column.name.clone()).collect::<Vec<_>>())
+    .fetch_optional(connection)
+    .await?;
+    Ok(match row {
+        None => Some(format!("the publication `{publication}` does not name table {}", table.sql)),
+        Some(row) if row.try_get(0)? || row.try_get::<i64, _>(1)? > 0 => {
+            Some(format!("the publication `{publication}` leaves out rows or columns of table {}", table.sql))
+        }
+        Some(_) => None,
+    })
+}

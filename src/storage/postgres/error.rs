@@ -1,0 +1,51 @@
+//! What PostgreSQL's SQLSTATE codes mean to the rest of the server. Its words are logged here and go no further.
+
+use crate::storage::{StorageError, WriteError};
+
+/// The SQLSTATE of a failed statement.
+pub(super) fn code(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error().and_then(|error| error.code()).map(Into::into)
+}
+
+/// The storage error of a failed statement.
+pub(super) fn storage(error: &sqlx::Error) -> StorageError {
+    match (code(error).as_deref(), error) {
+        (Some("53100" | "53400"), _) => StorageError::Full,
+        (Some("25006"), _) => StorageError::ReadOnly,
+        // Deadlocks, serialization, lock timeouts, too many connections.
+        (Some("40001" | "40P01" | "55P03" | "53300"), _) | (None, sqlx::Error::PoolTimedOut) => {
+            StorageError::Busy
+        }
+        (None, sqlx::Error::PoolClosed) => StorageError::Closed,
+        // The table is not what it was when it was looked at; the next look will say so.
+        (Some("42P01" | "42703" | "42804" | "0A000"), _) => {
+            tracing::warn!(%error, "a table has changed");
+            StorageError::Entity("the table has changed just now; try again".into())
+        }
+        (Some("42501"), _) => {
+            tracing::error!(%error, "the database refuses the server");
+            StorageError::Entity("the server's database role may not do this; see the server's log".into())
+        }
+        _ => {
+            tracing::error!(%error, "the database failed");
+            StorageError::Unavailable
+        }
+    }
+}
+
+/// The write error of a failed statement: the row's fault where a constraint refused it.
+pub(super) fn write(error: &sqlx::Error) -> WriteError {
+    let code = code(error);
+    let class = code.as_deref().and_then(|code| code.get(..2));
+    WriteError::Constraint(match (code.as_deref(), class) {
+        (Some("23505"), _) => return WriteError::NotUnique,
+        (Some("23503"), _) => "the row refers to a row that does not exist, or another row refers to it",
+        (Some("23502"), _) => "a column that must have a value has none",
+        (Some("23514" | "23P01" | "44000"), _) => "a check of the database refuses the row",
+        (_, Some("22")) => "a value does not fit its column's type",
+        (Some("P0001"), _) => "a trigger of the database refuses the row",
+        (Some("54000"), _) => "the database refuses the row: a value is too large",
+        (_, Some("23")) => "a rule of the database refuses the row",
+        _ => return WriteError::Storage(storage(error)),
+    })
+}

@@ -1,0 +1,90 @@
+//! Following the log, on every server: a notification says that it has grown, and a slow poll makes good whatever
+//! notification was lost.
+
+use std::collections::BTreeMap;
+
+use bourn_protocol::Seq;
+use sqlx::Row;
+use sqlx::postgres::{PgListener, PgPoolOptions};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::capture::CHANNEL;
+use super::{Inner, error, refresh};
+
+/// Follows until the server stops.
+pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
+    let direct = PgPoolOptions::new().max_connections(1).connect_lazy_with(inner.db.direct().clone());
+    let mut poll = tokio::time::interval(inner.limits.follow_interval.get());
+    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut listener = None;
+    loop {
+        let heard = async {
+            match &mut listener {
+                Some(listener) => PgListener::recv(listener).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            heard = heard => match heard {
+                Ok(notification) => {
+                    if let Some(head) = notification.payload().parse().ok().and_then(Seq::new) {
+                        inner.shared.advance(head);
+                    }
+                }
+                // The poll goes on, and tries to listen again.
+                Err(failure) => {
+                    tracing::debug!(%failure, "cannot hear notifications");
+                    listener = None;
+                }
+            },
+            _ = poll.tick() => {
+                if listener.is_none() {
+                    listener = listen(&direct).await.ok();
+                }
+                let looked = match look(inner).await {
+                    Ok(()) => refresh::look(inner, false).await,
+                    Err(failure) => Err(failure),
+                };
+                inner.shared.database_stands(looked.err().map(|failure| error::storage(&failure).to_string()));
+            }
+            () = stop.cancelled() => break,
+        }
+    }
+    drop(listener);
+    direct.close().await;
+}
+
+async fn listen(direct: &sqlx::PgPool) -> Result<PgListener, sqlx::Error> {
+    let mut listener = PgListener::connect_with(direct).await?;
+    listener.listen(CHANNEL).await?;
+    Ok(listener)
+}
+
+/// Asks the database how far the log reaches, how far it is behind, and what is being compared.
+async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
+    let mut reading = inner.db.reading().await?;
+    let connection = reading.connection();
+    let row = sqlx::query(
+        "SELECT head, CASE WHEN pg_is_in_recovery() THEN NULL ELSE greatest(0, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), position))::int8 END \
+         FROM bourn.log",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if let Some(head) = Seq::from_i64(row.try_get(0)?) {
+        inner.shared.advance(head);
+    }
+    inner.shared.lag(row.try_get::<Option<i64>, _>(1)?.and_then(|bytes| u64::try_from(bytes).ok()));
+    let rows = sqlx::query("SELECT entity_type, compared FROM bourn.entities WHERE NOT reconciled")
+        .fetch_all(connection)
+        .await?;
+    let mut progress = BTreeMap::new();
+    for row in rows {
+        let name: String = row.try_get(0)?;
+        if inner.catalog.by_name(&name).is_some_and(|entity| entity.schema().is_ok()) {
+            progress.insert(name, u64::try_from(row.try_get::<i64, _>(1)?).unwrap_or_default());
+        }
+    }
+    inner.shared.others_reconcile(progress);
+    Ok(())
+}

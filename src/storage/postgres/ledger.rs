@@ -1,0 +1,109 @@
+//! The ledger of mutations done: what makes a retry safe. It is written in the mutation's own transaction, and
+//! first, so that concurrent retries wait for one another, on whichever server they arrive.
+
+use std::time::Duration;
+
+use bourn_protocol::{ClientId, TransactionId};
+use sqlx::{PgConnection, Row};
+
+use super::mutate::Done;
+use crate::storage::{Mutation, undo};
+
+/// Rows of the ledger removed at a time.
+const EXPIRE_MAX: i64 = 20_000;
+/// The prefix of logical messages that say who writes.
+pub(super) const MESSAGE_PREFIX: &str = "bourn";
+
+/// A mutation that is about to be done.
+pub(super) struct Entry<'a> {
+    pub(super) mutation: &'a Mutation,
+    pub(super) entity_type: &'a str,
+    pub(super) entity_id: &'a str,
+}
+
+/// A mutation that was done.
+pub(super) struct Found {
+    pub(super) entity_type: String,
+    pub(super) entity_id: String,
+    pub(super) fingerprint: Vec<u8>,
+    pub(super) outcome: Option<String>,
+}
+
+/// Notes a mutation as done and tells capture whose it is; false if it had been noted before, and nothing is said.
+pub(super) async fn record(
+    connection: &mut PgConnection,
+    entry: &Entry<'_>,
+    keep: Duration,
+) -> Result<bool, sqlx::Error> {
+    let mutation = entry.mutation;
+    let message = serde_json::json!({
+        "transactionId": mutation.transaction_id.as_str(),
+        "clientId": mutation.client_id.as_ref().map(ClientId::as_str),
+    });
+    let noted = sqlx::query(
+        "INSERT INTO bourn.ledger (transaction_id, operation, entity_type, entity_id, fingerprint, position, expires_at) \
+         SELECT $1, $2, $3, $4, $5, pg_logical_emit_message(true, $6, $7), now() + make_interval(secs => $8) \
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(mutation.transaction_id.as_str())
+    .bind(mutation.operation.name())
+    .bind(entry.entity_type)
+    .bind(entry.entity_id)
+    .bind(mutation.fingerprint().as_slice())
+    .bind(MESSAGE_PREFIX)
+    .bind(message.to_string())
+    .bind(keep.as_secs_f64())
+    .execute(connection)
+    .await?;
+    Ok(noted.rows_affected() > 0)
+}
+
+/// Notes what was not known before.
+pub(super) async fn complete(
+    connection: &mut PgConnection,
+    id: &TransactionId,
+    done: &Done,
+) -> Result<(), sqlx::Error> {
+    let outcome = if done.undone.is_empty() { None } else { undo::write_outcome(&done.undone) };
+    sqlx::query("UPDATE bourn.ledger SET entity_id = $2, outcome = $3 WHERE transaction_id = $1")
+        .bind(id.as_str())
+        .bind(&done.key)
+        .bind(outcome)
+        .execute(connection)
+        .await
+        .map(|_| ())
+}
+
+/// The mutation that was done under this id.
+pub(super) async fn find(
+    connection: &mut PgConnection,
+    id: &TransactionId,
+) -> Result<Option<Found>, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT entity_type, entity_id, fingerprint, outcome FROM bourn.ledger WHERE transaction_id = $1",
+    )
+    .bind(id.as_str())
+    .fetch_optional(connection)
+    .await?;
+    let read = |row: sqlx::postgres::PgRow| {
+        Ok(Found {
+            entity_type: row.try_get(0)?,
+            entity_id: row.try_get(1)?,
+            fingerprint: row.try_get(2)?,
+            outcome: row.try_get(3)?,
+        })
+    };
+    row.map(read).transpose()
+}
+
+/// Removes some of what has expired.
+pub(super) async fn expire(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "DELETE FROM bourn.ledger WHERE transaction_id IN \
+         (SELECT transaction_id FROM bourn.ledger WHERE expires_at < now() ORDER BY expires_at LIMIT $1)",
+    )
+    .bind(EXPIRE_MAX)
+    .execute(connection)
+    .await
+    .map(|_| ())
+}

@@ -1,0 +1,275 @@
+//! Reading the log.
+
+use bourn_protocol::chunk::{ChunkBuilder, Feed};
+use bourn_protocol::limits::ANSWER_MAX_BYTES;
+use bourn_protocol::{Action, ActivityRef, Last, Selector, Seq, TransactionId};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
+use tokio_stream::StreamExt as _;
+
+use crate::storage::{Activity, ActivityQuery, Gained, TransactionState};
+
+/// The columns of an activity, in the order [`with_ref`] takes them.
+pub(super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
+     changed_keys, value, previous_values, commit_id, last, \
+     to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')";
+
+/// Rows read at a time while a chunk is filled.
+const FILL_ROWS: usize = 1_100;
+
+/// A row as an owned activity.
+pub(super) fn read_activity(row: &PgRow) -> Result<Activity, sqlx::Error> {
+    with_ref(row, |activity| Activity {
+        seq: activity.seq,
+        action: activity.action,
+        entity_type: activity.entity_type.into(),
+        entity_id: activity.entity_id.into(),
+        organization_id: activity.organization_id.map(Into::into),
+        transaction_id: activity.transaction_id.map(Into::into),
+        client_id: activity.client_id.map(Into::into),
+        changed_keys: activity.changed_keys.map(Into::into),
+        value: activity.value.map(Into::into),
+        previous_values: activity.previous_values.map(Into::into),
+        commit_id: activity.commit_id,
+        last: activity.last,
+        created_at: activity.created_at.into(),
+    })
+}
+
+/// Hands a row to `take` as a borrowed activity: nothing is copied that needs not be.
+fn with_ref<T>(row: &PgRow, take: impl FnOnce(&ActivityRef<'_>) -> T) -> Result<T, sqlx::Error> {
+    let broken = |what: &str| sqlx::Error::Decode(format!("the log holds an impossible {what}").into());
+    Ok(take(&ActivityRef {
+        seq: Seq::from_i64(row.try_get(0)?).ok_or_else(|| broken("seq"))?,
+        action: Action::from_log(row.try_get(1)?).ok_or_else(|| broken("action"))?,
+        entity_type: row.try_get(2)?,
+        entity_id: row.try_get(3)?,
+        organization_id: row.try_get(4)?,
+        transaction_id: row.try_get(5)?,
+        client_id: row.try_get(6)?,
+        changed_keys: row.try_get(7)?,
+        value: row.try_get(8)?,
+        previous_values: row.try_get(9)?,
+        commit_id: row.try_get(10)?,
+        last: Last::from_log(row.try_get::<i16, _>(11)?.into()),
+        created_at: row.try_get(12)?,
+    }))
+}
+
+/// The feeds that together make up a stream; none where it is not made of feeds.
+async fn feeds(connection: &mut PgConnection, stream: &Selector) -> Result<Option<Vec<i32>>, sqlx::Error> {
+    let Some(scope) = &stream.scope else { return Ok(None) };
+    sqlx::query_scalar(
+        "SELECT id FROM bourn.feeds WHERE scope = $1 AND ($2::text IS NULL OR entity_type = $2) ORDER BY id",
+    )
+    .bind(scope.as_str())
+    .bind(stream.entity_type.as_deref())
+    .fetch_all(connection)
+    .await
+    .map(Some)
+}
+
+/// The place of the last activity of a stream before a place.
+pub(super) async fn stream_tail(
+    connection: &mut PgConnection,
+    stream: &Selector,
+    before: i64,
+) -> Result<Seq, sqlx::Error> {
+    let newest: Option<i64> = match (feeds(connection, stream).await?, &stream.entity_type) {
+        (Some(feeds), _) => {
+            sqlx::query_scalar(
+                "SELECT max(n.seq) FROM unnest($1::int4[]) f CROSS JOIN LATERAL (SELECT seq FROM bourn.activities \
+                 WHERE feed_id = f AND seq < $2 ORDER BY seq DESC LIMIT 1) n",
+            )
+            .bind(feeds)
+            .bind(before)
+            .fetch_one(connection)
+            .await?
+        }
+        (None, Some(name)) => {
+            sqlx::query_scalar("SELECT max(seq) FROM bourn.activities WHERE entity_type = $1 AND seq < $2")
+                .bind(&**name)
+                .bind(before)
+                .fetch_one(connection)
+                .await?
+        }
+        (None, None) => {
+            sqlx::query_scalar("SELECT max(seq) FROM bourn.activities WHERE seq < $1")
+                .bind(before)
+                .fetch_one(connection)
+                .await?
+        }
+    };
+    Ok(newest.and_then(Seq::from_i64).unwrap_or_default())
+}
+
+/// Gives the chunk what follows its position, until it is done or the stream ends.
+pub(super) async fn fill(
+    connection: &mut PgConnection,
+    stream: &Selector,
+    mut chunk: ChunkBuilder,
+) -> Result<ChunkBuilder, sqlx::Error> {
+    let feeds = feeds(connection, stream).await?;
+    let limit = i64::try_from(FILL_ROWS).unwrap_or(i64::MAX);
+    // A statement that has many rows to read by its index is not to be planned as if it had few: the order and
+    // the limit are inside, where each feed has its own.
+    let of_feeds = format!(
+        "SELECT a.* FROM unnest($1::int4[]) f CROSS JOIN LATERAL (SELECT {COLUMNS} FROM bourn.activities \
+         WHERE feed_id = f AND seq > $2 ORDER BY seq LIMIT $3) a ORDER BY a.seq LIMIT $3"
+    );
+    let of_type = format!(
+        "SELECT {COLUMNS} FROM bourn.activities WHERE entity_type = $1 AND seq > $2 ORDER BY seq LIMIT $3"
+    );
+    let of_all = format!("SELECT {COLUMNS} FROM bourn.activities WHERE seq > $1 ORDER BY seq LIMIT $2");
+    loop {
+        let after = chunk.position().as_i64();
+        let select = match (&feeds, &stream.entity_type) {
+            (Some(feeds), _) if feeds.is_empty() => return Ok(chunk),
+            (Some(feeds), _) => sqlx::query(AssertSqlSafe(of_feeds.as_str())).bind(feeds).bind(after),
+            (None, Some(name)) => {
+                sqlx::query(AssertSqlSafe(of_type.as_str())).bind(name.to_string()).bind(after)
+            }
+            (None, None) => sqlx::query(AssertSqlSafe(of_all.as_str())).bind(after),
+        };
+        let (rows, done) = push_all(connection, select.bind(limit), &mut chunk).await?;
+        if done || rows < FILL_ROWS {
+            return Ok(chunk);
+        }
+    }
+}
+
+/// Gives the chunk these rows; gives how many it took and whether it is done.
+async fn push_all(
+    connection: &mut PgConnection,
+    select: Query<'_, Postgres, PgArguments>,
+    chunk: &mut ChunkBuilder,
+) -> Result<(usize, bool), sqlx::Error> {
+    let mut rows = select.fetch(connection);
+    let mut count = 0;
+    while let Some(row) = rows.try_next().await? {
+        count += 1;
+        if with_ref(&row, |activity| chunk.push(activity))? == Feed::Done {
+            return Ok((count, true));
+        }
+    }
+    Ok((count, false))
+}
+
+/// The activities after a place, in order, within limits.
+pub(super) async fn follow(
+    connection: &mut PgConnection,
+    after: Seq,
+    most_rows: usize,
+    most_bytes: usize,
+) -> Result<Gained, sqlx::Error> {
+    let sql = format!("SELECT {COLUMNS} FROM bourn.activities WHERE seq > $1 ORDER BY seq LIMIT $2");
+    let mut rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(after.as_i64())
+        .bind(i64::try_from(most_rows).unwrap_or(i64::MAX))
+        .fetch(connection);
+    let (mut activities, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.try_next().await? {
+        let activity = read_activity(&row)?;
+        bytes += size(&activity);
+        activities.push(activity);
+        if activities.len() >= most_rows || bytes >= most_bytes {
+            return Ok(Gained { activities, cut: true });
+        }
+    }
+    Ok(Gained { activities, cut: false })
+}
+
+fn size(activity: &Activity) -> usize {
+    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    length(&activity.value) + length(&activity.previous_values)
+}
+
+/// The activities that match, newest first.
+pub(super) async fn query(
+    connection: &mut PgConnection,
+    query: &ActivityQuery,
+) -> Result<Vec<Activity>, sqlx::Error> {
+    let stream = Selector {
+        kind: bourn_protocol::MessageKind::Activity,
+        entity_type: query.entity_type.as_deref().map(Into::into),
+        scope: query.organization_id.clone(),
+    };
+    let feeds = feeds(connection, &stream).await?;
+    let given = [
+        ("transaction_id", query.transaction_id.as_ref().map(ToString::to_string)),
+        ("client_id", query.client_id.as_ref().map(ToString::to_string)),
+        ("entity_id", query.entity_id.as_ref().map(ToString::to_string)),
+        ("entity_type", query.entity_type.clone()),
+        ("organization_id", query.organization_id.as_ref().map(ToString::to_string)),
+    ];
+    let mut conditions = vec!["seq < $1".to_owned()];
+    let mut values = Vec::new();
+    for (column, value) in given {
+        if let Some(value) = value {
+            values.push(value);
+            conditions.push(format!("{column} = ${}", values.len() + 1));
+        }
+    }
+    // An activity does not show the row itself.
+    let columns = COLUMNS.replace(" value,", " NULL::text AS value,");
+    let select = |condition: &str| {
+        format!(
+            "SELECT {columns} FROM bourn.activities WHERE {condition} ORDER BY seq DESC LIMIT {}",
+            query.limit
+        )
+    };
+    let conditions = conditions.join(" AND ");
+    let narrowed = query.transaction_id.is_some() || query.client_id.is_some() || query.entity_id.is_some();
+    let sql = match feeds {
+        // A scope's newest activities are the newest of its feeds, one index each.
+        Some(feeds) if !narrowed => {
+            let feeds: Vec<String> = feeds.iter().map(ToString::to_string).collect();
+            format!(
+                "SELECT n.* FROM unnest('{{{}}}'::int4[]) f CROSS JOIN LATERAL ({}) n ORDER BY n.seq DESC LIMIT {}",
+                feeds.join(","),
+                select(&format!("feed_id = f AND {conditions}")),
+                query.limit
+            )
+        }
+        _ => select(&conditions),
+    };
+    let mut select = sqlx::query(AssertSqlSafe(sql)).bind(query.before.map_or(i64::MAX, Seq::as_i64));
+    for value in values {
+        select = select.bind(value);
+    }
+    let mut rows = select.persistent(false).fetch(connection);
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.try_next().await? {
+        let activity = read_activity(&row)?;
+        bytes += size(&activity);
+        found.push(activity);
+        if bytes > ANSWER_MAX_BYTES {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// What became of a transaction.
+pub(super) async fn transaction(
+    connection: &mut PgConnection,
+    id: &TransactionId,
+) -> Result<TransactionState, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT (SELECT max(seq) FROM bourn.activities WHERE transaction_id = $1), d.position IS NOT NULL, \
+         coalesce(d.position < l.position, false), l.head \
+         FROM bourn.log l LEFT JOIN bourn.ledger d ON d.transaction_id = $1",
+    )
+    .bind(id.as_str())
+    .fetch_one(connection)
+    .await?;
+    let place = |seq: i64| Seq::from_i64(seq).unwrap_or_default();
+    Ok(match (row.try_get::<Option<i64>, _>(0)?, row.try_get(1)?, row.try_get(2)?) {
+        (Some(seq), ..) => TransactionState::Confirmed(place(seq)),
+        // It changed nothing that the log shows, and the log has come past it.
+        (None, true, true) => TransactionState::Confirmed(place(row.try_get(3)?)),
+        (None, true, false) => TransactionState::Accepted,
+        (None, false, _) => TransactionState::Unknown,
+    })
+}

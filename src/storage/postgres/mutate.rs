@@ -1,0 +1,428 @@
+//! Mutations as SQL: each is a transaction of its own on a connection of the pool, done once whatever is
+//! retried, and capture sees it as it sees any other writer's. The ids travel with it as a logical message.
+
+use bourn_protocol::{ClientId, EntityKey, TransactionId};
+use bytes::Bytes;
+use serde_json::{Map, Value};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, PgTransaction, Row};
+
+use super::catalog::Table;
+use super::connect::Db;
+use super::layout::Stamps;
+use super::ledger::{self, Entry};
+use super::rollback;
+use super::rows::{self, names_nothing};
+use super::sql::{by_key, ident, texts, visible};
+use super::{PostgresStorage, error};
+use crate::entity::{ConflictPolicy, EntityType, managed};
+use crate::storage::{Mutation, Operation, StorageError, Undone, WriteError, Written, undo};
+
+/// Characters of a key that the server makes up.
+const MADE_KEY_LENGTH: usize = 21;
+
+/// A mutation was done just now.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    pub(super) key: String,
+    pub(super) row: Option<Bytes>,
+    pub(super) undone: Vec<Undone>,
+}
+
+/// What mutations are done with.
+pub(super) struct Context<'a> {
+    pub(super) storage: &'a PostgresStorage,
+    pub(super) transaction: &'a TransactionId,
+    pub(super) client: Option<&'a ClientId>,
+}
+
+/// A row's columns: those with values as JSON has them, and those that take the present time.
+#[derive(Default)]
+pub(super) struct Sets {
+    pub(super) values: Map<String, Value>,
+    pub(super) now: Vec<&'static str>,
+}
+
+/// Does a mutation that was not done before, or says what became of it.
+pub(super) async fn apply(storage: &PostgresStorage, mutation: &Mutation) -> Result<Written, WriteError> {
+    let context =
+        Context { storage, transaction: &mutation.transaction_id, client: mutation.client_id.as_ref() };
+    let mut transaction = storage.db.begin().await.map_err(|e| error::write(&e))?;
+    let (name, key) = context.target(&mutation.operation)?;
+    let entry = Entry { mutation, entity_type: name, entity_id: key.as_deref().unwrap_or_default() };
+    // First of all the ledger: whoever tries the same at the same time waits here for the outcome.
+    if !ledger::record(&mut transaction, &entry, storage.ledger_retention)
+        .await
+        .map_err(|e| error::write(&e))?
+    {
+        let found =
+            ledger::find(&mut transaction, context.transaction).await.map_err(|e| error::write(&e))?;
+        return match found {
+            Some(found) if found.fingerprint == mutation.fingerprint() => {
+                context.repeated(&mut transaction, found).await
+            }
+            Some(_) => Err(WriteError::Reused),
+            // It expired between two looks.
+            None => Err(WriteError::Storage(StorageError::Busy)),
+        };
+    }
+    let done = match &mutation.operation {
+        Operation::Create { entity, columns, .. } => {
+            context.create(&mut transaction, entity, key.clone(), columns).await
+        }
+        Operation::Update { entity, key, columns, expected } => {
+            context.update(&mut transaction, entity, key, columns, expected.as_ref()).await
+        }
+        Operation::Delete { entity, key, expected } => {
+            context.delete(&mut transaction, entity, key, expected.as_ref()).await
+        }
+        Operation::Rollback { target, cascade } => {
+            rollback::undo(&context, &mut transaction, target, *cascade).await
+        }
+    };
+    let done = match (done, &mutation.operation, &key) {
+        (Err(WriteError::NotUnique), Operation::Create { entity, .. }, Some(key)) => {
+            drop(transaction);
+            return Err(context.not_unique(entity, key.clone()).await);
+        }
+        (done, ..) => done?,
+    };
+    if entry.entity_id != done.key || !done.undone.is_empty() {
+        ledger::complete(&mut transaction, context.transaction, &done).await.map_err(|e| error::write(&e))?;
+    }
+    transaction.commit().await.map_err(|e| error::write(&e))?;
+    Ok(Written { repeated: false, row: done.row, key: Some(done.key), undone: done.undone })
+}
+
+impl Context<'_> {
+    /// The entity type and the key of what a mutation writes, as far as they are known before.
+    fn target<'o>(&self, operation: &'o Operation) -> Result<(&'o str, Option<String>), WriteError> {
+        Ok(match operation {
+            Operation::Create { entity, key: Some(key), .. } => (&entity.name, Some(key.to_string())),
+            Operation::Create { entity, key: None, .. } => {
+                let table = self.storage.table(entity)?;
+                let column = table.checked.column(&entity.key);
+                let fills_itself = column.is_some_and(|column| column.has_default || column.generated);
+                let made = || bourn_protocol::ids::random_text(MADE_KEY_LENGTH);
+                (&entity.name, (!fills_itself).then(made))
+            }
+            Operation::Update { entity, key, .. } | Operation::Delete { entity, key, .. } => {
+                (&entity.name, Some(key.to_string()))
+            }
+            Operation::Rollback { .. } => ("", Some(String::new())),
+        })
+    }
+
+    async fn create(
+        &self,
+        connection: &mut PgConnection,
+        entity: &EntityType,
+        key: Option<String>,
+        columns: &Map<String, Value>,
+    ) -> Result<Done, WriteError> {
+        let table = self.storage.table(entity)?;
+        let mut sets = Sets { values: columns.clone(), now: Vec::new() };
+        sets.values.remove(&entity.key);
+        if let Some(key) = key {
+            sets.values.insert(entity.key.clone(), Value::String(key));
+        }
+        let has = |name: &str| table.column(name).is_some();
+        if has(managed::TRANSACTIONS) {
+            let stamp = undo::stamp(Some(self.transaction.as_str()), None);
+            sets.values.insert(managed::TRANSACTIONS.into(), stamp);
+        }
+        if has(managed::LAST_CLIENT_ID) {
+            sets.values.insert(managed::LAST_CLIENT_ID.into(), self.client_value());
+        }
+        let required = |name: &str| table.checked.column(name).is_some_and(|column| column.required);
+        if has(managed::CREATED_AT) && !columns.contains_key(managed::CREATED_AT) {
+            sets.now.push(managed::CREATED_AT);
+        }
+        if required(managed::MODIFIED_AT) {
+            sets.now.push(managed::MODIFIED_AT);
+        }
+        let row = self.insert(connection, &table, &sets).await?;
+        self.done(&table, &row)
+    }
+
+    /// Inserts a row; gives it.
+    pub(super) async fn insert(
+        &self,
+        connection: &mut PgConnection,
+        table: &Table,
+        sets: &Sets,
+    ) -> Result<PgRow, WriteError> {
+        let names = sets.values.keys().map(String::as_str).chain(sets.now.iter().copied());
+        let names: Vec<String> = names.map(ident).collect();
+        let sources = sets.values.keys().map(|name| format!("r.{}", ident(name)));
+        let sources: Vec<String> = sources.chain(sets.now.iter().map(|name| now_as(table, name))).collect();
+        let insert = match names.is_empty() {
+            true => format!("INSERT INTO {} AS t DEFAULT VALUES", table.sql),
+            false => format!(
+                "INSERT INTO {} AS t ({}) SELECT {} FROM json_populate_record(NULL::{}, $1::text::json) r",
+                table.sql,
+                names.join(", "),
+                sources.join(", "),
+                table.sql
+            ),
+        };
+        let select = sqlx::query(AssertSqlSafe(format!("{insert} RETURNING {}", texts(table))));
+        let select = if names.is_empty() { select } else { select.bind(record(&sets.values)) };
+        let row = select.fetch_optional(connection).await.map_err(|e| error::write(&e))?;
+        row.ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
+    }
+
+    async fn update(
+        &self,
+        connection: &mut PgConnection,
+        entity: &EntityType,
+        key: &EntityKey,
+        columns: &Map<String, Value>,
+        expected: Option<&TransactionId>,
+    ) -> Result<Done, WriteError> {
+        let table = self.storage.table(entity)?;
+        let stamps = self.expect(connection, entity, &table, key, expected).await?;
+        let mut sets = Sets { values: columns.clone(), now: Vec::new() };
+        sets.values.remove(&entity.key);
+        let row = self.set(connection, &table, key.as_str(), sets, &stamps, "update").await?;
+        self.done(&table, &row)
+    }
+
+    async fn delete(
+        &self,
+        connection: &mut PgConnection,
+        entity: &EntityType,
+        key: &EntityKey,
+        expected: Option<&TransactionId>,
+    ) -> Result<Done, WriteError> {
+        let table = self.storage.table(entity)?;
+        let stamps = self.expect(connection, entity, &table, key, expected).await?;
+        let row = self.remove(connection, &table, key.as_str(), &stamps).await?;
+        Ok(Done { key: key.to_string(), row: Some(rows::json(&table, &row).into()), ..Done::default() })
+    }
+
+    /// Sets columns of a row, and with them its transaction, client and time; gives the row.
+    pub(super) async fn set(
+        &self,
+        connection: &mut PgConnection,
+        table: &Table,
+        key: &str,
+        mut sets: Sets,
+        stamps: &Stamps,
+        action: &str,
+    ) -> Result<PgRow, WriteError> {
+        let has = |name: &str| table.column(name).is_some();
+        let given = |sets: &Sets, name: &str| sets.values.contains_key(name) || sets.now.contains(&name);
+        if has(managed::TRANSACTIONS) && !given(&sets, managed::TRANSACTIONS) {
+            let own = |name: &str, known: &Option<String>| match name == action {
+                true => Some(self.transaction.to_string()),
+                false => known.clone(),
+            };
+            let stamped = serde_json::json!({
+                "insert": own("insert", &stamps.insert),
+                "update": own("update", &stamps.update),
+                "delete": own("delete", &stamps.delete),
+            });
+            sets.values.insert(managed::TRANSACTIONS.into(), stamped);
+        }
+        if has(managed::LAST_CLIENT_ID) && !given(&sets, managed::LAST_CLIENT_ID) {
+            sets.values.insert(managed::LAST_CLIENT_ID.into(), self.client_value());
+        }
+        if has(managed::MODIFIED_AT) && !given(&sets, managed::MODIFIED_AT) {
+            sets.now.push(managed::MODIFIED_AT);
+        }
+        let values = sets.values.keys().map(|name| format!("{n} = r.{n}", n = ident(name)));
+        let times = sets.now.iter().map(|name| format!("{} = {}", ident(name), now_as(table, name)));
+        let parts: Vec<String> = values.chain(times).collect();
+        let sql = match parts.is_empty() {
+            true => format!(
+                "SELECT {} FROM {} t, (SELECT $1::text) r WHERE {}",
+                texts(table),
+                table.sql,
+                by_key(table, 2)
+            ),
+            false => format!(
+                "UPDATE {} AS t SET {} FROM json_populate_record(NULL::{}, $1::text::json) r WHERE {} RETURNING {}",
+                table.sql,
+                parts.join(", "),
+                table.sql,
+                by_key(table, 2),
+                texts(table)
+            ),
+        };
+        let select = sqlx::query(AssertSqlSafe(sql)).bind(record(&sets.values)).bind(key);
+        let row = select.fetch_optional(connection).await.map_err(|e| error::write(&e))?;
+        row.ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
+    }
+
+    /// Deletes a row, softly where the table can; gives it as it last was.
+    pub(super) async fn remove(
+        &self,
+        connection: &mut PgConnection,
+        table: &Table,
+        key: &str,
+        stamps: &Stamps,
+    ) -> Result<PgRow, WriteError> {
+        if table.column(managed::DELETED_AT).is_some() {
+            let sets = Sets { values: Map::new(), now: vec![managed::DELETED_AT] };
+            return self.set(connection, table, key, sets, stamps, "delete").await;
+        }
+        let sql =
+            format!("DELETE FROM {} AS t WHERE {} RETURNING {}", table.sql, by_key(table, 1), texts(table));
+        let row = sqlx::query(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await;
+        row.map_err(|e| error::write(&e))?
+            .ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
+    }
+
+    /// Locks a living row and checks that it is in the version the client expects; gives its ids.
+    async fn expect(
+        &self,
+        connection: &mut PgConnection,
+        entity: &EntityType,
+        table: &Table,
+        key: &EntityKey,
+        expected: Option<&TransactionId>,
+    ) -> Result<Stamps, WriteError> {
+        let row = locked(connection, table, key.as_str(), &visible(table)).await?;
+        let Some(row) = row else { return Err(WriteError::NotFound(key.to_string())) };
+        let stamps = stamps_of(table, &row);
+        let actual = stamps.update.clone().or_else(|| stamps.insert.clone());
+        match expected {
+            None if entity.conflict == ConflictPolicy::OptimisticLock => Err(WriteError::ExpectationRequired),
+            None => Ok(stamps),
+            Some(_) if table.layout.transactions.is_none() => Err(WriteError::NoExpectations),
+            Some(expected) if actual.as_deref() == Some(expected.as_str()) => Ok(stamps),
+            Some(expected) => Err(WriteError::Conflict {
+                row: rows::json(table, &row).into(),
+                expected: expected.to_string(),
+                actual,
+            }),
+        }
+    }
+
+    fn client_value(&self) -> Value {
+        self.client.map_or(Value::Null, |client| Value::String(client.to_string()))
+    }
+
+    fn done(&self, table: &Table, row: &PgRow) -> Result<Done, WriteError> {
+        let key: Option<String> = row.try_get(table.layout.key).map_err(|e| error::write(&e))?;
+        Ok(Done { key: key.unwrap_or_default(), row: Some(rows::json(table, row).into()), ..Done::default() })
+    }
+
+    /// Whether it was the key that is there already, or another value.
+    async fn not_unique(&self, entity: &EntityType, key: String) -> WriteError {
+        match self.exists(entity, &key).await {
+            Ok(true) => WriteError::AlreadyExists(key),
+            Ok(false) => WriteError::NotUnique,
+            Err(failure) => failure,
+        }
+    }
+
+    async fn exists(&self, entity: &EntityType, key: &str) -> Result<bool, WriteError> {
+        let table = self.storage.table(entity)?;
+        let sql = format!("SELECT EXISTS (SELECT 1 FROM {} t WHERE {})", table.sql, by_key(&table, 1));
+        let mut reading = self.storage.db.reading().await.map_err(|e| error::write(&e))?;
+        let select = sqlx::query_scalar(AssertSqlSafe(sql)).bind(key);
+        select.fetch_one(reading.connection()).await.map_err(|e| error::write(&e))
+    }
+
+    /// The answer to a mutation that was done before: the row as it is, or, where it is gone, as the mutation
+    /// left it.
+    async fn repeated(
+        &self,
+        transaction: &mut PgTransaction<'static>,
+        found: ledger::Found,
+    ) -> Result<Written, WriteError> {
+        let mut row = None;
+        if let Some(table) =
+            self.storage.catalog.by_name(&found.entity_type).and_then(|e| self.storage.table(e).ok())
+        {
+            row = locked(transaction, &table, &found.entity_id, "true")
+                .await?
+                .map(|row| Bytes::from(rows::json(&table, &row)));
+        }
+        if row.is_none() {
+            let sql = "SELECT coalesce(value, previous_values) FROM bourn.activities \
+                       WHERE transaction_id = $1 AND entity_id = $2 ORDER BY seq DESC LIMIT 1";
+            let logged: Option<Option<String>> = sqlx::query_scalar(sql)
+                .bind(self.transaction.as_str())
+                .bind(&found.entity_id)
+                .fetch_optional(&mut **transaction)
+                .await
+                .map_err(|e| error::write(&e))?;
+            row = logged.flatten().map(Bytes::from);
+        }
+        let undone = found.outcome.as_deref().map(undo::read_outcome).unwrap_or_default();
+        Ok(Written { repeated: true, row, key: Some(found.entity_id), undone })
+    }
+}
+
+/// A row of this key, locked until the transaction ends.
+pub(super) async fn locked(
+    connection: &mut PgConnection,
+    table: &Table,
+    key: &str,
+    condition: &str,
+) -> Result<Option<PgRow>, WriteError> {
+    let sql = format!(
+        "SELECT {} FROM {} t WHERE {} AND {condition} FOR UPDATE",
+        texts(table),
+        table.sql,
+        by_key(table, 1)
+    );
+    match sqlx::query(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await {
+        Ok(row) => Ok(row),
+        Err(failure) if names_nothing(&failure) => Ok(None),
+        Err(failure) => Err(error::write(&failure)),
+    }
+}
+
+/// The ids in a row that was selected by [`texts`].
+pub(super) fn stamps_of(table: &Table, row: &PgRow) -> Stamps {
+    let json = table.layout.transactions.and_then(|at| row.try_get::<Option<&str>, _>(at).ok().flatten());
+    Stamps::read(json)
+}
+
+/// The present time as the column's type has it.
+fn now_as(table: &Table, name: &str) -> String {
+    let type_name = table.column(name).map_or("timestamptz", |column| &column.type_name);
+    format!("now()::{type_name}")
+}
+
+fn record(values: &Map<String, Value>) -> String {
+    serde_json::to_string(values).unwrap_or_default()
+}
+
+/// How long to wait for capture, and how often to look.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    pub(super) most: std::time::Duration,
+    pub(super) between: std::time::Duration,
+}
+
+/// Waits until everything that is committed now is in the log; says whether it came to that.
+pub(super) async fn caught_up(db: &Db, patience: Patience) -> Result<bool, sqlx::Error> {
+    let deadline = tokio::time::Instant::now() + patience.most;
+    let mark = {
+        // A transaction of its own, so that the replication stream has something to tell of.
+        let mut transaction = db.begin().await?;
+        let mark: String = sqlx::query_scalar("SELECT pg_logical_emit_message(true, 'bourn.mark', '')::text")
+            .fetch_one(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        mark
+    };
+    loop {
+        let mut reading = db.reading().await?;
+        let there: bool =
+            sqlx::query_scalar("SELECT coalesce(position > $1::text::pg_lsn, false) FROM bourn.log")
+                .bind(&mark)
+                .fetch_one(reading.connection())
+                .await?;
+        drop(reading);
+        if there || tokio::time::Instant::now() >= deadline {
+            return Ok(there);
+        }
+        tokio::time::sleep(patience.between).await;
+    }
+}

@@ -1,0 +1,121 @@
+//! Looking at the streamed tables: cheaply every second, and closely when the catalogue has changed. Columns may come
+//! and go without a restart; a table that does not fit any more stops its own entity type alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use tokio::time::Instant;
+
+use super::catalog::{self, Identity, Table};
+use super::sql::{configured, ident};
+use super::{Inner, shared};
+use crate::entity::{EntityType, TableState};
+
+/// After how long the tables are looked at closely, whatever the catalogue says.
+const CLOSELY: Duration = Duration::from_secs(30);
+
+/// Looks at the tables if the catalogue has changed, or in any case; [`shared::Shared::generation`] tells whether they
+/// look different.
+pub(super) async fn look(inner: &Inner, in_any_case: bool) -> Result<(), sqlx::Error> {
+    let mut looked = inner.shared.looked.lock().await;
+    let mut reading = inner.db.reading().await?;
+    let connection = reading.connection();
+    let signature = signature(connection, inner).await?;
+    let known = looked.as_ref().is_some_and(|(known, at)| *known == signature && at.elapsed() < CLOSELY);
+    if known && !in_any_case {
+        return Ok(());
+    }
+    let mut tables = shared::Tables::new();
+    for entity in inner.catalog.iter() {
+        let found = match catalog::table(connection, entity).await? {
+            Ok(table) => match unfit(connection, entity, &inner.limits.publication, &table).await? {
+                None => Ok(table),
+                Some(reason) => Err(reason),
+            },
+            Err(reason) => Err(reason),
+        };
+        match found {
+            Ok(table) => {
+                let before = inner.shared.tables().get(&entity.name).cloned();
+                let table = before.filter(|before| **before == table).unwrap_or_else(|| Arc::new(table));
+                entity.set_state(TableState::Ready(table.checked.clone()));
+                tables.insert(entity.name.clone(), table);
+            }
+            Err(reason) => {
+                if entity.schema().err().as_ref() != Some(&reason) {
+                    tracing::warn!(entity = &*entity.name, reason, "the entity type cannot be served");
+                }
+                entity.set_state(TableState::Unavailable(reason));
+            }
+        }
+    }
+    let before = inner.shared.tables();
+    if tables.len() != before.len() || tables.iter().any(|(name, table)| before.get(name) != Some(table)) {
+        inner.shared.set_tables(tables);
+    }
+    *looked = Some((signature, Instant::now()));
+    Ok(())
+}
+
+/// Why a table's changes cannot be told, if they cannot; with what mends it.
+pub(super) async fn unfit(
+    connection: &mut PgConnection,
+    entity: &EntityType,
+    publication: &str,
+    table: &Table,
+) -> Result<Option<String>, sqlx::Error> {
+    if let Some(reason) = catalog::unpublished(connection, publication, table).await? {
+        return Ok(Some(format!("{reason}; `bourn prepare --apply` mends it")));
+    }
+    Ok((table.identity == Identity::Missing).then(|| {
+        format!(
+            "the replica identity of table {} does not have its key `{}`; ALTER TABLE {} REPLICA IDENTITY FULL",
+            table.sql, entity.key, table.sql
+        )
+    }))
+}
+
+/// A short text that changes with whatever the catalogue says of the tables.
+async fn signature(connection: &mut PgConnection, inner: &Inner) -> Result<String, sqlx::Error> {
+    let names: Vec<String> = inner.catalog.iter().map(|entity| configured(&entity.table)).collect();
+    sqlx::query_scalar(
+        "WITH named AS MATERIALIZED (SELECT n, to_regclass(n)::oid AS oid FROM unnest($1::text[]) n), \
+         facts AS (SELECT n || coalesce(oid::text, '') AS fact FROM named \
+           UNION ALL SELECT concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, a.attidentity, a.attisdropped) \
+             FROM pg_attribute a JOIN named ON a.attrelid = named.oid WHERE a.attnum > 0 \
+           UNION ALL SELECT concat_ws(' ', c.oid, c.relname, c.relnamespace, c.relkind, c.relreplident, c.relhasindex) FROM pg_class c JOIN named ON c.oid = named.oid \
+           UNION ALL SELECT concat_ws(' ', i.indexrelid, i.indisunique, i.indisvalid, i.indisreplident) FROM pg_index i JOIN named ON i.indrelid = named.oid \
+           UNION ALL SELECT concat_ws(' ', r.prrelid, r.prattrs, pg_get_expr(r.prqual, r.prrelid) IS NULL) FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $2 \
+           UNION ALL SELECT concat_ws(' ', s.pnnspid) FROM pg_publication_namespace s JOIN pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = $2 \
+           UNION ALL SELECT concat_ws(' ', p.oid, p.puballtables, p.pubviaroot) FROM pg_publication p WHERE p.pubname = $2) \
+         SELECT md5(coalesce(string_agg(fact, ',' ORDER BY fact), '')) FROM facts",
+    )
+    .bind(names)
+    .bind(&inner.limits.publication)
+    .fetch_one(connection)
+    .await
+}
+
+/// The statements that let a table's changes be told: its replica identity, and its place in the publication.
+pub(super) async fn mending(
+    connection: &mut PgConnection,
+    publication: &str,
+    table: &Table,
+) -> Result<Vec<String>, sqlx::Error> {
+    let mut statements = Vec::new();
+    if table.identity != Identity::Full {
+        let leaves: Vec<String> = sqlx::query_scalar(
+            "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_partition_tree(to_regclass($1)) p \
+             JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relreplident <> 'f' ORDER BY 1",
+        )
+        .bind(&table.sql)
+        .fetch_all(&mut *connection)
+        .await?;
+        statements.extend(leaves.iter().map(|leaf| format!("ALTER TABLE {leaf} REPLICA IDENTITY FULL;")));
+    }
+    if catalog::unpublished(connection, publication, table).await?.is_some() {
+        statements.push(format!("ALTER PUBLICATION {} ADD TABLE {};", ident(publication), table.sql));
+    }
+    Ok(statements)
+}

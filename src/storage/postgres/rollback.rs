@@ -1,0 +1,143 @@
+//! Undoing a transaction: its changes are taken back, newest first, as one new transaction. The log lags behind
+//! the tables, so the rows are locked first and the log is waited for: then it has all that was done to them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bourn_protocol::limits::ROLLBACK_MAX;
+use bourn_protocol::{Action, TransactionId};
+use serde_json::{Map, Value};
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::error;
+use super::log::{COLUMNS, read_activity};
+use super::mutate::{Context, Done, Patience, Sets, caught_up, locked, stamps_of};
+use super::rows;
+use crate::entity::managed;
+use crate::storage::undo::{self, Need, Plan};
+use crate::storage::{Activity, StorageError, WriteError};
+
+/// How long an undo waits for capture.
+const PATIENCE: Patience = Patience { most: Duration::from_secs(5), between: Duration::from_millis(5) };
+/// How often the rows to undo may grow while they are being locked.
+const ROUNDS_MAX: usize = 16;
+
+/// Undoes `target`, and with `cascade` whatever depends on it.
+pub(super) async fn undo(
+    context: &Context<'_>,
+    transaction: &mut PgConnection,
+    target: &TransactionId,
+    cascade: bool,
+) -> Result<Done, WriteError> {
+    let mut held = BTreeSet::new();
+    let mut rounds = 0;
+    let plan = loop {
+        let storage = context.storage;
+        if rounds == ROUNDS_MAX || !caught_up(&storage.db, PATIENCE).await.map_err(|e| error::write(&e))? {
+            return Err(WriteError::Storage(StorageError::Busy));
+        }
+        rounds += 1;
+        let mut reading = storage.db.reading().await.map_err(|e| error::write(&e))?;
+        let plan = plan(reading.connection(), target, cascade).await?;
+        drop(reading);
+        let new: Vec<_> = plan.rows().into_iter().filter(|row| !held.contains(row)).collect();
+        if new.is_empty() {
+            break plan;
+        }
+        for (name, key) in new {
+            if let Some(table) = storage.catalog.by_name(&name).and_then(|entity| storage.table(entity).ok())
+            {
+                locked(transaction, &table, &key, "true").await?;
+            }
+            held.insert((name, key));
+        }
+    };
+    let undo = plan.finish(&context.storage.catalog)?;
+    for first in &undo.firsts {
+        take_back(context, transaction, first).await?;
+    }
+    Ok(Done { undone: undo.undone, ..Done::default() })
+}
+
+async fn plan(
+    connection: &mut PgConnection,
+    target: &TransactionId,
+    cascade: bool,
+) -> Result<Plan, WriteError> {
+    let mut plan = Plan::begin(target, of_transaction(connection, target.as_str()).await?, cascade)?;
+    while let Some(need) = plan.need()? {
+        plan.give(match &need {
+            Need::Later { entity_type, entity_id, after } => {
+                let condition = "entity_id = $1 AND entity_type = $2 AND seq > $3";
+                let query = sqlx::query(AssertSqlSafe(select(condition)));
+                read(connection, query.bind(entity_id).bind(entity_type).bind(after.as_i64())).await?
+            }
+            Need::Transaction(txid) => of_transaction(connection, txid).await?,
+        });
+    }
+    Ok(plan)
+}
+
+fn select(condition: &str) -> String {
+    format!(
+        "SELECT {COLUMNS} FROM bourn.activities WHERE {condition} ORDER BY seq LIMIT {}",
+        ROLLBACK_MAX + 1
+    )
+}
+
+async fn read(
+    connection: &mut PgConnection,
+    query: sqlx::query::Query<'_, sqlx::Postgres, sqlx::postgres::PgArguments>,
+) -> Result<Vec<Activity>, WriteError> {
+    let rows = query.fetch_all(connection).await.map_err(|e| error::write(&e))?;
+    rows.iter().map(|row| read_activity(row).map_err(|e| error::write(&e))).collect()
+}
+
+/// The activities of a transaction, by the id it gave or by the number that streams show for one that gave none.
+async fn of_transaction(connection: &mut PgConnection, txid: &str) -> Result<Vec<Activity>, WriteError> {
+    let by_id = select("transaction_id = $1");
+    let named = read(connection, sqlx::query(AssertSqlSafe(by_id)).bind(txid)).await?;
+    match txid.parse::<i64>() {
+        Ok(commit) if named.is_empty() => {
+            let by_number = select("commit_id = $1 AND transaction_id IS NULL");
+            read(connection, sqlx::query(AssertSqlSafe(by_number)).bind(commit)).await
+        }
+        _ => Ok(named),
+    }
+}
+
+async fn take_back(
+    context: &Context<'_>,
+    transaction: &mut PgConnection,
+    activity: &Activity,
+) -> Result<(), WriteError> {
+    let storage = context.storage;
+    let entity = storage
+        .catalog
+        .by_name(&activity.entity_type)
+        .ok_or_else(|| undo::not_reversible(activity, "its type is not served any more"))?;
+    let table = storage.table(entity)?;
+    let key = &activity.entity_id;
+    let row = locked(transaction, &table, key, "true").await?;
+    let stamps = row.as_ref().map(|row| stamps_of(&table, row)).unwrap_or_default();
+    if activity.action == Action::Create {
+        return match row {
+            Some(_) => context.remove(transaction, &table, key, &stamps).await.map(|_| ()),
+            None => Ok(()),
+        };
+    }
+    let previous = undo::previous(activity)?;
+    let columns = undo::previous_columns(entity, &table.checked, &previous, context.transaction.as_str());
+    let mut values: Map<String, Value> =
+        columns.into_iter().map(|(column, value)| (column.name.clone(), value)).collect();
+    if let Some(row) = row {
+        // Only what differs is set.
+        let now: Map<String, Value> = serde_json::from_str(&rows::json(&table, &row)).unwrap_or_default();
+        values.retain(|name, _| now.get(name) != previous.get(name) || name == managed::TRANSACTIONS);
+        let sets = Sets { values, now: Vec::new() };
+        return context.set(transaction, &table, key, sets, &stamps, "update").await.map(|_| ());
+    }
+    values.insert(entity.key.clone(), Value::String(key.clone()));
+    let sets = Sets { values, now: Vec::new() };
+    context.insert(transaction, &table, &sets).await.map(|_| ())
+}

@@ -1,0 +1,126 @@
+//! Reading the application's tables: lists and single rows, straight from the table.
+
+use bourn_protocol::limits::ANSWER_MAX_BYTES;
+use bourn_protocol::{EntityKey, Seq};
+use bytes::Bytes;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+use tokio_stream::StreamExt as _;
+
+use super::catalog::Table;
+use super::layout::Piece;
+use super::sql::{by_key, field, text_of, texts, typed, visible};
+use super::{error, log};
+use crate::entity::EntityType;
+use crate::storage::{ListPage, ListQuery};
+
+/// How far behind the log's head a change may lie that the tables do not show yet: the log is told of a commit
+/// before other readers are.
+const UNSEEN_MAX: i64 = 10_000;
+
+/// A page of living rows, by key, and a place in their stream from which everything it lacks still follows. In one
+/// snapshot.
+pub(super) async fn list(
+    snapshot: &mut PgConnection,
+    entity: &EntityType,
+    table: &Table,
+    query: &ListQuery,
+) -> Result<ListPage, sqlx::Error> {
+    // A change may be in the log before the tables show it: the replication stream is told of a commit before
+    // the commit is visible. The place is before the first such change.
+    let unseen: Option<i64> = sqlx::query_scalar(
+        "SELECT min(a.seq) FROM bourn.activities a, bourn.log l WHERE a.seq > l.head - $1 \
+         AND a.commit_id >= pg_snapshot_xmin(pg_current_snapshot())::text::int8 \
+         AND NOT pg_visible_in_snapshot(a.commit_id::text::xid8, pg_current_snapshot())",
+    )
+    .bind(UNSEEN_MAX)
+    .fetch_one(&mut *snapshot)
+    .await?;
+    let before = unseen.map_or(i64::MAX, |seq| seq);
+    let tail = log::stream_tail(snapshot, &entity.stream(query.scope.clone()), before).await?;
+    let mut conditions = vec![visible(table)];
+    let mut values = Vec::new();
+    if let (Some(scope), Some(column)) = (&query.scope, table.layout.scope) {
+        let column = &table.columns[column];
+        values.push(scope.to_string());
+        conditions.push(format!("{} = {}", field(&column.name), typed(values.len(), column)));
+        conditions.push(format!("{} = ${}", text_of(column), values.len()));
+    }
+    if let Some(after) = &query.after {
+        values.push(after.to_string());
+        conditions.push(format!("{} > {}", field(&entity.key), typed(values.len(), table.key())));
+    }
+    let sql = format!(
+        "SELECT {} FROM {} t WHERE {} ORDER BY {} LIMIT {}",
+        texts(table),
+        table.sql,
+        conditions.join(" AND "),
+        field(&entity.key),
+        query.limit
+    );
+    let mut select = sqlx::query(AssertSqlSafe(sql));
+    for value in &values {
+        select = select.bind(value);
+    }
+    let mut body = vec![b'['];
+    let mut count = 0;
+    let mut last = None;
+    let mut rows = select.fetch(snapshot);
+    loop {
+        let row = match rows.try_next().await {
+            Ok(Some(row)) => row,
+            Ok(None) => break,
+            Err(failure) if names_nothing(&failure) => break,
+            Err(failure) => return Err(failure),
+        };
+        if count > 0 {
+            body.push(b',');
+        }
+        count += 1;
+        body.extend_from_slice(json(table, &row).as_bytes());
+        if count == query.limit || body.len() > ANSWER_MAX_BYTES {
+            last = row.try_get(table.layout.key)?;
+            break;
+        }
+    }
+    body.push(b']');
+    Ok(ListPage {
+        rows: Bytes::from(body),
+        next_after: last,
+        tail: tail.min(unseen.map_or(tail, just_before)),
+    })
+}
+
+fn just_before(seq: i64) -> Seq {
+    Seq::from_i64(seq.saturating_sub(1)).unwrap_or_default()
+}
+
+/// One living row.
+pub(super) async fn row(
+    connection: &mut PgConnection,
+    table: &Table,
+    key: &EntityKey,
+) -> Result<Option<Bytes>, sqlx::Error> {
+    let sql = format!(
+        "SELECT {} FROM {} t WHERE {} AND {}",
+        texts(table),
+        table.sql,
+        by_key(table, 1),
+        visible(table)
+    );
+    match sqlx::query(AssertSqlSafe(sql)).bind(key.as_str()).fetch_optional(connection).await {
+        Ok(row) => Ok(row.map(|row| json(table, &row).into())),
+        Err(failure) if names_nothing(&failure) => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Whether a statement failed because a text is no value of the type it is compared with: then nothing has it.
+pub(super) fn names_nothing(failure: &sqlx::Error) -> bool {
+    matches!(error::code(failure).as_deref(), Some("22P02" | "22003" | "22007" | "22008"))
+}
+
+/// A row that was selected by [`texts`], as JSON.
+pub(super) fn json(table: &Table, row: &PgRow) -> String {
+    table.layout.json(|i| Piece::of(row.try_get::<Option<&str>, _>(i).ok().flatten()))
+}

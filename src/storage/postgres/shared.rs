@@ -1,0 +1,119 @@
+//! What the tasks of one server tell each other and its operator: how far the log reaches, what the tables look
+//! like, and what stands in the way.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use bourn_protocol::Seq;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::catalog::Table;
+use crate::storage::CaptureStatus;
+
+/// The tables that can be served, by the names of their entity types.
+pub(super) type Tables = HashMap<Arc<str>, Arc<Table>>;
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    head: watch::Sender<Seq>,
+    status: Mutex<Status>,
+    tables: ArcSwap<Tables>,
+    /// Grows whenever the tables look different.
+    generation: AtomicU64,
+    /// What the catalogue looked like when the tables were last looked at, and when that was.
+    pub(super) looked: tokio::sync::Mutex<Option<(String, Instant)>>,
+}
+
+#[derive(Debug, Default)]
+struct Status {
+    capture: Option<String>,
+    database: Option<String>,
+    lag_bytes: Option<u64>,
+    /// This server captures: it knows better than the database's tables what is being compared.
+    leads: bool,
+    reconciling: BTreeMap<String, u64>,
+}
+
+impl Shared {
+    pub(super) fn new(head: Seq) -> Shared {
+        Shared {
+            head: watch::Sender::new(head),
+            status: Mutex::default(),
+            tables: ArcSwap::default(),
+            generation: AtomicU64::new(0),
+            looked: tokio::sync::Mutex::default(),
+        }
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Status) -> T) -> T {
+        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Tells whoever follows the log that it reaches this far; it never goes back.
+    pub(super) fn advance(&self, to: Seq) {
+        self.head.send_if_modified(|known| {
+            let newer = to > *known;
+            *known = to.max(*known);
+            newer
+        });
+    }
+
+    pub(super) fn head(&self) -> watch::Receiver<Seq> {
+        self.head.subscribe()
+    }
+
+    pub(super) fn capture_stands(&self, reason: Option<String>) {
+        self.with(|status| status.capture = reason);
+    }
+
+    pub(super) fn database_stands(&self, reason: Option<String>) {
+        self.with(|status| status.database = reason);
+    }
+
+    pub(super) fn lag(&self, bytes: Option<u64>) {
+        self.with(|status| status.lag_bytes = bytes);
+    }
+
+    pub(super) fn leading(&self, leads: bool) {
+        self.with(|status| status.leads = leads);
+    }
+
+    /// What is being compared, as the leader knows it.
+    pub(super) fn reconciling(&self, progress: BTreeMap<String, u64>) {
+        self.with(|status| status.reconciling = progress);
+    }
+
+    /// What is being compared, as the database's tables have it.
+    pub(super) fn others_reconcile(&self, progress: BTreeMap<String, u64>) {
+        self.with(|status| {
+            if !status.leads {
+                status.reconciling = progress;
+            }
+        });
+    }
+
+    pub(super) fn status(&self) -> CaptureStatus {
+        self.with(|status| CaptureStatus {
+            stalled: status.database.clone().or_else(|| status.capture.clone()),
+            lag: 0,
+            lag_bytes: status.lag_bytes,
+            reconciling: status.reconciling.clone(),
+        })
+    }
+
+    pub(super) fn tables(&self) -> Arc<Tables> {
+        self.tables.load_full()
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_tables(&self, tables: Tables) {
+        self.tables.store(Arc::new(tables));
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+}

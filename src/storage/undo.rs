@@ -1,0 +1,221 @@
+//! What undoing a transaction takes, whatever the database: which later changes stand in the way or go with it,
+//! in which order rows are taken back, and to what. The storage answers what the plan asks of the log.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bourn_protocol::limits::ROLLBACK_MAX;
+use bourn_protocol::{Action, Seq, TransactionId};
+use serde_json::{Map, Value};
+
+use super::{Activity, Dependent, Undone, WriteError};
+use crate::entity::{Catalog, Column, EntityType, TableSchema, managed};
+
+/// What the plan must know of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Need {
+    /// The changes of a row after a place.
+    Later { entity_type: String, entity_id: String, after: Seq },
+    /// The changes of a transaction, by the id that streams show for it.
+    Transaction(String),
+}
+
+/// The changes to undo, as far as they are known.
+#[derive(Debug)]
+pub(super) struct Plan {
+    cascade: bool,
+    all: BTreeMap<Seq, Activity>,
+    transactions: BTreeSet<String>,
+    blocking: BTreeMap<Seq, Activity>,
+    waiting: Vec<Activity>,
+    needs: VecDeque<Need>,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(super) struct Undo {
+    /// The first change of each row, which its state goes back before; the rows changed last come first.
+    pub(super) firsts: Vec<Activity>,
+    /// Every change that is undone, newest first.
+    pub(super) undone: Vec<Undone>,
+}
+
+impl Plan {
+    /// Begins with the changes of the transaction itself.
+    pub(super) fn begin(
+        target: &TransactionId,
+        first: Vec<Activity>,
+        cascade: bool,
+    ) -> Result<Plan, WriteError> {
+        if first.is_empty() {
+            return Err(WriteError::UnknownTransaction(target.to_string()));
+        }
+        Ok(Plan {
+            cascade,
+            all: BTreeMap::new(),
+            transactions: first.iter().map(Activity::txid).collect(),
+            blocking: BTreeMap::new(),
+            waiting: first,
+            needs: VecDeque::new(),
+        })
+    }
+
+    /// What must be known next; nothing when the plan is complete.
+    pub(super) fn need(&mut self) -> Result<Option<Need>, WriteError> {
+        while self.needs.is_empty() {
+            let Some(activity) = self.waiting.pop() else { return Ok(None) };
+            if self.all.contains_key(&activity.seq) {
+                continue;
+            }
+            self.needs.push_back(Need::Later {
+                entity_type: activity.entity_type.clone(),
+                entity_id: activity.entity_id.clone(),
+                after: activity.seq,
+            });
+            self.all.insert(activity.seq, activity);
+        }
+        if self.all.len() > ROLLBACK_MAX || self.blocking.len() > ROLLBACK_MAX {
+            return Err(WriteError::TooLarge(ROLLBACK_MAX));
+        }
+        Ok(self.needs.front().cloned())
+    }
+
+    /// Takes the answer to what was needed.
+    pub(super) fn give(&mut self, found: Vec<Activity>) {
+        match self.needs.pop_front() {
+            Some(Need::Later { .. }) => {
+                for dependent in found {
+                    let txid = dependent.txid();
+                    if self.transactions.contains(&txid) {
+                        continue;
+                    }
+                    if self.cascade {
+                        self.transactions.insert(txid.clone());
+                        self.needs.push_back(Need::Transaction(txid));
+                    } else {
+                        self.blocking.insert(dependent.seq, dependent);
+                    }
+                }
+            }
+            Some(Need::Transaction(_)) => self.waiting.extend(found),
+            None => {}
+        }
+    }
+
+    /// The rows that are touched, as far as they are known: entity type and key.
+    pub(super) fn rows(&self) -> BTreeSet<(String, String)> {
+        self.all.values().map(|activity| (activity.entity_type.clone(), activity.entity_id.clone())).collect()
+    }
+
+    /// What is to be done, if nothing stands in the way.
+    pub(super) fn finish(self, catalog: &Catalog) -> Result<Undo, WriteError> {
+        if !self.blocking.is_empty() {
+            let dependents = self.blocking.into_values().map(|activity| Dependent {
+                transaction_id: activity.txid(),
+                seq: activity.seq.get(),
+                action: activity.action.as_str(),
+                entity_type: activity.entity_type,
+                entity_id: activity.entity_id,
+            });
+            return Err(WriteError::Blocked(dependents.collect()));
+        }
+        for activity in self.all.values() {
+            check_reversible(catalog, activity)?;
+        }
+        let undone = self.all.values().rev().map(|activity| Undone {
+            transaction_id: activity.txid(),
+            entity_type: activity.entity_type.clone(),
+            entity_id: activity.entity_id.clone(),
+            action: activity.action.as_str(),
+        });
+        let undone = undone.collect();
+        let mut seen = BTreeSet::new();
+        let mut firsts: Vec<Activity> = self
+            .all
+            .into_values()
+            .filter(|activity| seen.insert((activity.entity_type.clone(), activity.entity_id.clone())))
+            .collect();
+        firsts.reverse();
+        Ok(Undo { firsts, undone })
+    }
+}
+
+fn check_reversible(catalog: &Catalog, activity: &Activity) -> Result<(), WriteError> {
+    let name = &activity.entity_type;
+    let keeps = catalog.by_name(name).is_some_and(|entity| entity.previous_values);
+    if !keeps {
+        let text =
+            format!("entity type `{name}` keeps no previous values; set previous_values = true for it");
+        return Err(WriteError::NotReversible(text));
+    }
+    if activity.action != Action::Create && activity.previous_values.is_none() {
+        let text = format!(
+            "the change of {name} `{}` was captured before previous values were kept, or without them",
+            activity.entity_id
+        );
+        return Err(WriteError::NotReversible(text));
+    }
+    Ok(())
+}
+
+/// A change cannot be taken back, for this reason.
+pub(super) fn not_reversible(activity: &Activity, why: &str) -> WriteError {
+    WriteError::NotReversible(format!("{} `{}`: {why}", activity.entity_type, activity.entity_id))
+}
+
+/// The row as it was before a change that is no creation.
+pub(super) fn previous(activity: &Activity) -> Result<Map<String, Value>, WriteError> {
+    let previous = activity.previous_values.as_deref().and_then(|json| serde_json::from_str(json).ok());
+    previous.ok_or_else(|| not_reversible(activity, "its previous values cannot be read"))
+}
+
+/// The columns of a row as it was, but for its key, stamped as changed by `transaction`. A row that capture
+/// sees appear takes its transaction from `insert` or `update`, whichever the log does not know yet.
+pub(super) fn previous_columns<'a>(
+    entity: &EntityType,
+    schema: &'a TableSchema,
+    previous: &Map<String, Value>,
+    transaction: &str,
+) -> Vec<(&'a Column, Value)> {
+    let skipped = [managed::LAST_CLIENT_ID, managed::MODIFIED_AT];
+    schema
+        .columns
+        .iter()
+        .filter(|column| {
+            !column.generated && column.name != entity.key && !skipped.contains(&column.name.as_str())
+        })
+        .filter_map(|column| {
+            let value = previous.get(&column.name)?;
+            let value = match column.name == managed::TRANSACTIONS {
+                true => stamp(value.get("insert").and_then(Value::as_str), Some(transaction)),
+                false => value.clone(),
+            };
+            Some((column, value))
+        })
+        .collect()
+}
+
+/// The `transactions` of a row.
+pub(super) fn stamp(insert: Option<&str>, update: Option<&str>) -> Value {
+    serde_json::json!({ "insert": insert, "update": update, "delete": null })
+}
+
+/// What a rollback undid, as the ledger keeps it.
+pub(super) fn write_outcome(undone: &[Undone]) -> Option<String> {
+    serde_json::to_string(undone).ok()
+}
+
+/// Reads back what [`write_outcome`] wrote.
+pub(super) fn read_outcome(json: &str) -> Vec<Undone> {
+    let text =
+        |item: &Value, name: &str| item.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let items: Vec<Value> = serde_json::from_str(json).unwrap_or_default();
+    items
+        .iter()
+        .map(|item| Undone {
+            transaction_id: text(item, "transactionId"),
+            entity_type: text(item, "entityType"),
+            entity_id: text(item, "entityId"),
+            action: Action::from_log(&text(item, "action")).map_or("", Action::as_str),
+        })
+        .collect()
+}
