@@ -25,9 +25,9 @@ use crate::wire::{self, Connection, SMALL};
 /// Where Bourn's reader reads.
 const FOLLOW: &str = "/v1/entities/pages?offset=now&live=sse";
 /// How long an event may take.
-const ARRIVAL: Duration = Duration::from_secs(10);
+pub(crate) const ARRIVAL: Duration = Duration::from_secs(10);
 /// Events that may wait to be looked at.
-const QUEUE: usize = 4096;
+pub(crate) const QUEUE: usize = 4096;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -49,7 +49,7 @@ impl Default for Options {
 }
 
 /// When each stamp was received.
-type Arrivals = mpsc::Receiver<(u64, u64)>;
+pub(crate) type Arrivals = mpsc::Receiver<(u64, u64)>;
 
 /// Latencies to the event, from two beginnings.
 struct Figures {
@@ -165,7 +165,7 @@ async fn foreign(options: &Options, address: SocketAddr, scratch: &Path) -> Resu
 }
 
 /// Follows a stream in a task of its own, for as long as `tasks` lives.
-async fn follow(tasks: &mut JoinSet<()>, address: SocketAddr, path: &str) -> Result<Arrivals> {
+pub(crate) async fn follow(tasks: &mut JoinSet<()>, address: SocketAddr, path: &str) -> Result<Arrivals> {
     let request = wire::get(address, path, None);
     let mut stream = readers::open(address, &request).await?;
     let (sender, arrivals) = mpsc::channel(QUEUE);

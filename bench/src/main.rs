@@ -10,6 +10,7 @@ mod fsync;
 mod load;
 mod long_poll;
 mod measure;
+mod postgres;
 mod process;
 mod publish;
 mod readers;
@@ -56,7 +57,9 @@ enum Command {
     Writes(writes::Options),
     /// From a commit to its event, for the server's own writes and for another process's.
     CommitToEvent(commit_to_event::Options),
-    /// Everything, with modest settings.
+    /// Capture from PostgreSQL: latency, throughput, cost to the writers, backfill, a second server.
+    Postgres(postgres::Options),
+    /// Everything but `postgres`, with modest settings.
     All,
     /// A server with one prebuilt answer (started by the measurements).
     BaselineStatic(baseline::StaticOptions),
@@ -79,6 +82,7 @@ fn main() -> anyhow::Result<()> {
             Command::CatchUp(options) => catch_up::run(&bench, &options).await,
             Command::Writes(options) => writes::run(&bench, &options).await,
             Command::CommitToEvent(options) => commit_to_event::run(&bench, &options).await,
+            Command::Postgres(options) => postgres::run(&bench, &options).await,
             Command::All => all(&bench).await,
             Command::BaselineStatic(options) => baseline::serve_static(&options).await,
             Command::BaselineSse => baseline::serve_events().await,

@@ -51,6 +51,10 @@ impl Latencies {
         self.quantile(0.50)
     }
 
+    pub(crate) fn most(&self) -> Duration {
+        Duration::from_nanos(self.0.max())
+    }
+
     pub(crate) fn p99(&self) -> Duration {
         self.quantile(0.99)
     }
@@ -68,8 +72,18 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
 
 /// Resident memory of a process, in bytes.
 pub(crate) fn resident_bytes(pid: u32) -> Result<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+/// The most resident memory that a process has had, in bytes.
+pub(crate) fn peak_bytes(pid: u32) -> Result<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+fn status_bytes(pid: u32, name: &str) -> Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let line = line.with_context(|| format!("/proc/PID/status has no {name}"))?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib * 1024)
 }
@@ -81,6 +95,7 @@ mod tests {
     #[test]
     fn this_process_has_used_something() {
         assert!(resident_bytes(std::process::id()).unwrap() > 100_000);
+        assert!(peak_bytes(std::process::id()).unwrap() >= resident_bytes(std::process::id()).unwrap());
         assert!(cpu_seconds(std::process::id()).unwrap() >= 0.0);
     }
 }

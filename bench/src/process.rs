@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
@@ -53,8 +53,40 @@ impl Bench {
         let server = Server::start(command)
             .await
             .with_context(|| format!("cannot start {}; name it with --bourn", self.bourn.display()))?;
-        tokio::time::timeout(START, server.ready()).await.context("Bourn does not get ready")??;
+        server.ready(START).await?;
         Ok(server)
+    }
+
+    /// Bourn on a PostgreSQL database, as soon as it listens: it may have much to do before it is ready.
+    pub(crate) async fn bourn_on(&self, url: &str, config: &Path) -> Result<Server> {
+        let mut command = self.bourn_command("serve", url, config);
+        command.args(["--listen", "127.0.0.1:0"]).env("BOURN_SSE_LIFETIME", "600s");
+        Server::start(command)
+            .await
+            .with_context(|| format!("cannot start {}; name it with --bourn", self.bourn.display()))
+    }
+
+    /// Has Bourn set up what it needs in a PostgreSQL database.
+    pub(crate) async fn prepare(&self, url: &str, config: &Path) -> Result<()> {
+        let mut command = self.bourn_command("prepare", url, config);
+        let output = tokio::time::timeout(START, command.arg("--apply").kill_on_drop(true).output())
+            .await
+            .context("bourn prepare does not end")?
+            .with_context(|| format!("cannot start {}; name it with --bourn", self.bourn.display()))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "bourn prepare: {}", said.trim_end());
+        Ok(())
+    }
+
+    fn bourn_command(&self, what: &str, url: &str, config: &Path) -> Command {
+        let mut command = Command::new(&self.bourn);
+        command.arg(what).arg("--config").arg(config).env("BOURN_DATABASE", url).env("BOURN_LOG", "warn");
+        command
+    }
+
+    /// Where databases may be made.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.dir
     }
 
     /// This program again, as a baseline.
@@ -93,13 +125,25 @@ impl Server {
     }
 
     /// Waits until Bourn says that it can do all of its work.
-    async fn ready(&self) -> Result<()> {
+    pub(crate) async fn ready(&self, limit: Duration) -> Result<()> {
+        let ready = async {
+            let mut connection = Connection::open(self.address, SMALL).await?;
+            let request = wire::get(self.address, "/ready", None);
+            while connection.exchange(&request).await?.status != 200 {
+                tokio::time::sleep(READY).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(limit, ready).await.context("Bourn does not get ready")?
+    }
+
+    /// The number of the log's last change; nothing if Bourn does not say.
+    pub(crate) async fn head(&self) -> Result<Option<u64>> {
         let mut connection = Connection::open(self.address, SMALL).await?;
-        let request = wire::get(self.address, "/ready", None);
-        while connection.exchange(&request).await?.status != 200 {
-            tokio::time::sleep(READY).await;
-        }
-        Ok(())
+        let answer = connection.exchange(&wire::get(self.address, "/ready", None)).await?;
+        let head = connection.small_body(&answer).and_then(|body| body.split_once("\"head\":\""));
+        let offset = head.and_then(|(_, rest)| rest.split_once('"')).map(|(offset, _)| offset);
+        Ok(offset.and_then(|offset| offset.rsplit_once('_')).and_then(|(_, seq)| seq.parse().ok()))
     }
 
     pub(crate) fn cpu_seconds(&self) -> Result<f64> {
@@ -108,6 +152,10 @@ impl Server {
 
     pub(crate) fn resident_bytes(&self) -> Result<u64> {
         measure::resident_bytes(self.pid).context("the server has died")
+    }
+
+    pub(crate) fn peak_bytes(&self) -> Result<u64> {
+        measure::peak_bytes(self.pid).context("the server has died")
     }
 
     /// Ends it and waits for that, so that the next may open the same database.

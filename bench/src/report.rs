@@ -106,6 +106,11 @@ pub(crate) fn kib(bytes: f64) -> String {
     format!("{:.1} KiB", bytes / 1024.0)
 }
 
+/// Bytes in MiB, one digit exact.
+pub(crate) fn mib(bytes: f64) -> String {
+    format!("{:.1} MiB", bytes / 1024.0 / 1024.0)
+}
+
 /// One figure as a multiple of another.
 pub(crate) fn ratio(value: f64, base: f64) -> String {
     match base > 0.0 && value > 0.0 {

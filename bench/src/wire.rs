@@ -74,6 +74,11 @@ impl Connection {
         Ok(answer)
     }
 
+    /// The last answer's body, if all of it came with the head, as small ones do.
+    pub(crate) fn small_body(&self, answer: &Answer) -> Option<&str> {
+        std::str::from_utf8(self.buffer.get(self.head..self.head + answer.body_bytes)?).ok()
+    }
+
     /// A header of the last answer.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let head = std::str::from_utf8(self.buffer.get(..self.head)?).ok()?;

@@ -50,7 +50,7 @@ impl Cluster {
 
     pub(crate) fn with(options: &Options) -> Cluster {
         let account = Account::get();
-        let scratch = Scratch::new(account);
+        let scratch = Scratch::new(account, options.base.as_deref());
         let data = data_of(scratch.path());
         let mut initdb = account.command(&Binaries::get().initdb, Signal::SIGKILL);
         initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8"]);

@@ -1,10 +1,13 @@
 //! What a cluster is started with.
 
+use std::path::{Path, PathBuf};
+
 use crate::Cluster;
 
 /// Settings of a cluster that is not the usual one.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
+    pub(crate) base: Option<PathBuf>,
     pub(crate) durable: bool,
     pub(crate) tls: bool,
     pub(crate) settings: Vec<(String, String)>,
@@ -16,6 +19,13 @@ impl Options {
     /// Syncs what it commits, as a real server does: for crashes of the machine's kind, and for measurements.
     pub fn durable(mut self) -> Options {
         self.durable = true;
+        self
+    }
+
+    /// Makes the cluster's directory in this one instead of the system's temporary directory. Everybody must be
+    /// allowed to look into it, for the server may run as another user.
+    pub fn within(mut self, base: &Path) -> Options {
+        self.base = Some(base.to_owned());
         self
     }
 

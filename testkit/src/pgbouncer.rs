@@ -23,7 +23,7 @@ pub struct PgBouncer {
 impl PgBouncer {
     pub fn start(cluster: &Cluster) -> PgBouncer {
         let account = Account::get();
-        let scratch = Scratch::new(account);
+        let scratch = Scratch::new(account, None);
         let (path, port) = (scratch.path(), process::free_port());
         let directory = path.display();
         account.write(

@@ -36,9 +36,9 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// A new directory that the servers' account owns.
-    pub(crate) fn new(account: &Account) -> Scratch {
-        let mut base = std::env::temp_dir();
+    /// A new directory that the servers' account owns, in the system's temporary directory unless another is given.
+    pub(crate) fn new(account: &Account, base: Option<&Path>) -> Scratch {
+        let mut base = base.map_or_else(std::env::temp_dir, Path::to_owned);
         if base.as_os_str().len() + PREFIX.len() + 16 > LONGEST {
             base = "/tmp".into();
         }
