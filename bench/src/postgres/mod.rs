@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// Connections of pgbench.
     #[arg(long, default_value_t = 4)]
     clients: u32,
+    /// Transactions per second of pgbench, where it does not go as fast as it can.
+    #[arg(long, default_value_t = 1_000)]
+    paced: u32,
     /// Seconds of one run of pgbench.
     #[arg(long, default_value_t = 10)]
     round: u32,

@@ -44,8 +44,10 @@ struct Condition {
 }
 
 struct Run {
-    /// Milliseconds.
+    /// Milliseconds of a transaction, as fast as they go.
     latency: f64,
+    /// The same at a steady rate that leaves the machine some air; what a transaction began too late counts.
+    paced: f64,
     per_second: f64,
     transactions: u64,
     /// Seconds that the consumer needed to catch up afterwards.
@@ -97,17 +99,32 @@ fn print(site: &Site<'_>, conditions: &[Condition]) {
         "What the writers notice: pgbench, {} clients, an update and an insert each time",
         site.options.clients
     );
+    let paced = format!("latency at {} transactions/s", number(f64::from(site.options.paced)));
     let mut table = Table::new(
         &title,
-        &["", "latency", "transactions/s", "lowest", "highest", "caught up after", "without / latency"],
+        &[
+            "",
+            &paced,
+            "without / it",
+            "latency at full speed",
+            "without / it",
+            "transactions/s",
+            "lowest",
+            "highest",
+            "caught up after",
+        ],
     );
-    let without = conditions.first().map_or(0.0, |first| first.mean(|run| run.latency));
+    let first = |figure: fn(&Run) -> f64| conditions.first().map_or(0.0, |first| first.mean(figure));
+    let (paced_alone, alone) = (first(|run| run.paced), first(|run| run.latency));
     for condition in conditions {
         let rates = || condition.runs.iter().map(|run| run.per_second);
-        let latency = condition.mean(|run| run.latency);
+        let (paced, latency) = (condition.mean(|run| run.paced), condition.mean(|run| run.latency));
         table.row([
             name(condition.consumer).to_owned(),
+            format!("{paced:.3} ms"),
+            ratio(paced_alone, paced),
             format!("{latency:.3} ms"),
+            ratio(alone, latency),
             number(condition.mean(|run| run.per_second)),
             number(rates().fold(f64::INFINITY, f64::min)),
             number(rates().fold(0.0, f64::max)),
@@ -115,7 +132,6 @@ fn print(site: &Site<'_>, conditions: &[Condition]) {
                 Consumer::None => "–".to_owned(),
                 _ => format!("{:.2} s", condition.mean(|run| run.behind)),
             },
-            ratio(without, latency),
         ]);
     }
     table.note(format!("The mean of {} runs of {} s.", site.options.rounds, site.options.round));
@@ -133,12 +149,13 @@ async fn once(site: &Site<'_>, consumer: Consumer, database: &Database) -> Resul
         confirmed(database).await?;
     }
     let before = running.count().await?;
-    let mut run = pgbench(site, database)?;
-    let goal = run.transactions * CHANGES;
+    let paced = pgbench(site, database, Some(site.options.paced))?;
+    let mut run = pgbench(site, database, None)?;
+    run.paced = paced.latency;
+    let goal = (paced.transactions + run.transactions) * CHANGES;
     if consumer != Consumer::None {
         let counted = async || Ok(running.count().await?.saturating_sub(before));
         run.behind = Course::follow(Instant::now(), goal, counted).await?.all.as_secs_f64();
-        confirmed(database).await?;
     }
     match running {
         Running::None => {}
@@ -160,10 +177,13 @@ impl Running {
     }
 }
 
-fn pgbench(site: &Site<'_>, database: &Database) -> Result<Run> {
+fn pgbench(site: &Site<'_>, database: &Database, rate: Option<u32>) -> Result<Run> {
     let mut command: Command = database.pgbench_command();
     command.args(["-M", "prepared", "-j", "2", "-c"]).arg(site.options.clients.to_string());
     command.arg("-T").arg(site.options.round.to_string()).arg("-f").arg(site.scratch("pgbench.sql"));
+    if let Some(rate) = rate {
+        command.arg("--rate").arg(rate.to_string());
+    }
     let output = command.output().context("pgbench cannot be run")?;
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
@@ -176,5 +196,5 @@ fn pgbench(site: &Site<'_>, database: &Database) -> Result<Run> {
     let transactions = said.split_once("number of transactions actually processed: ");
     let transactions = transactions.and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next());
     let transactions = transactions.and_then(|digits| digits.parse().ok()).context("no transactions")?;
-    Ok(Run { latency: after("latency average = ")?, per_second, transactions, behind: 0.0 })
+    Ok(Run { latency: after("latency average = ")?, paced: 0.0, per_second, transactions, behind: 0.0 })
 }
