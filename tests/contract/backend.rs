@@ -4,22 +4,34 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bourn::config::{Config, SettingsLayer};
-use bourn::entity::{Catalog, EntityType};
-use bourn::storage::sqlite::SqliteStorage;
-use bourn::storage::{Activity, ListQuery, Mutation, Operation, Storage, WriteError, Writer, Written};
+use bourn::entity::EntityType;
+use bourn::storage::{Activity, ListQuery, Mutation, Operation, Storage, WriteError, Written};
 use bourn_protocol::{ClientId, EntityKey, Seq, TransactionId};
 use serde_json::{Map, Value};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The tables that every contract may use.
-const PAGES: &str = "CREATE TABLE pages (id TEXT PRIMARY KEY, organization_id TEXT, name TEXT, transactions JSON, \
-     last_client_id TEXT, modified_at DATETIME, deleted_at DATETIME)";
-const NOTES: &str =
-    "CREATE TABLE notes (id TEXT PRIMARY KEY, body TEXT, transactions JSON, last_client_id TEXT)";
+/// Configures the tables that these statements make, each streamed under its own name.
+pub fn entities(tables: &[&str]) -> String {
+    let entity = |sql: &&str| {
+        let table = sql.split_whitespace().nth(2).unwrap();
+        let scope = if table == "pages" { "scope = 'organization_id'\n" } else { "" };
+        format!("[[entity]]\ntype = '{table}'\ntable = '{table}'\nprevious_values = true\n{scope}")
+    };
+    tables.iter().map(entity).collect()
+}
 
 pub trait Backend: Sized {
+    /// A value of `transactions` that holds no ids.
+    const NO_IDS: &str;
+    /// SQL after which what happens to `pages` is not captured, until the storage is opened again.
+    fn blindfold(&self) -> String;
+    /// A row that is not made where its key is taken.
+    fn insert_or_ignore(columns: &str, values: &str) -> String;
+    /// A row that takes the place of the one with its key, whatever that was.
+    fn replace(columns: &str, values: &str) -> String;
+    /// A row that takes another key, where that is free.
+    fn rekey(from: &str, to: &str) -> String;
     /// Opens a storage on new tables; `more` makes others, which are streamed under their own names.
     async fn open(more: &[&str]) -> Self;
     /// Closes and opens it again; `meanwhile` is run in between, as SQL.
@@ -104,87 +116,11 @@ fn map(columns: &Value) -> Map<String, Value> {
     columns.as_object().unwrap().clone()
 }
 
-pub struct Sqlite {
-    storage: SqliteStorage,
-    catalog: Arc<Catalog>,
-    config: Config,
-    foreign: std::sync::Mutex<rusqlite::Connection>,
-    directory: tempfile::TempDir,
-}
-
 /// Waits until a condition holds.
 pub async fn eventually(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "it never came to pass that {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-impl Sqlite {
-    /// The one value of a query on the foreign connection, as text.
-    pub fn query(&self, sql: &str) -> String {
-        let value = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
-        match self.foreign.lock().unwrap().query_row(sql, [], value).unwrap() {
-            rusqlite::types::Value::Text(text) => text,
-            rusqlite::types::Value::Integer(number) => number.to_string(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn start(directory: tempfile::TempDir) -> Sqlite {
-        let path = directory.path().join("test.db");
-        let foreign = rusqlite::Connection::open(&path).unwrap();
-        foreign.busy_timeout(PATIENCE).unwrap();
-        let config =
-            Config::load(SettingsLayer::default(), Some(&directory.path().join("bourn.toml"))).unwrap();
-        let catalog = Arc::new(Catalog::new(&config.entities));
-        let storage = SqliteStorage::open(&config.limits, catalog.clone(), false).unwrap();
-        let backend = Sqlite { storage, catalog, config, foreign: foreign.into(), directory };
-        let deadline = Instant::now() + PATIENCE;
-        while !bourn::storage::Capture::status(&backend.storage).reconciling.is_empty() {
-            assert!(Instant::now() < deadline, "reconciling never ends");
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        backend
-    }
-}
-
-impl Backend for Sqlite {
-    async fn open(more: &[&str]) -> Sqlite {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("test.db");
-        let connection = rusqlite::Connection::open(&path).unwrap();
-        let mut config = format!("database = 'sqlite:{}'\n", path.display());
-        for sql in [PAGES, NOTES].iter().chain(more) {
-            connection.execute_batch(sql).unwrap();
-            let table = sql.split_whitespace().nth(2).unwrap();
-            let scope = if table == "pages" { "scope = 'organization_id'\n" } else { "" };
-            config +=
-                &format!("[[entity]]\ntype = '{table}'\ntable = '{table}'\nprevious_values = true\n{scope}");
-        }
-        std::fs::write(directory.path().join("bourn.toml"), config).unwrap();
-        Self::start(directory).await
-    }
-
-    async fn reopen(self, meanwhile: &str) -> Sqlite {
-        self.storage.close().await;
-        let Sqlite { storage, config, foreign, directory, .. } = self;
-        drop((storage, config));
-        foreign.into_inner().unwrap().execute_batch(meanwhile).unwrap();
-        Self::start(directory).await
-    }
-
-    fn storage(&self) -> &dyn Storage {
-        &self.storage
-    }
-
-    fn entity(&self, table: &str) -> Arc<EntityType> {
-        let _ = &self.config;
-        self.catalog.by_table(table).unwrap().clone()
-    }
-
-    fn sql(&self, sql: &str) {
-        self.foreign.lock().unwrap().execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 }

@@ -32,7 +32,7 @@ pub async fn a_writer_that_knows_nothing_passes_no_ids_on<B: Backend>() {
     db.sql(r#"UPDATE pages SET name = 'c', transactions = '{"insert":"t1","update":"t2","delete":null}'"#);
     db.sql("UPDATE pages SET name = 'd'");
     db.sql("UPDATE pages SET name = 'e', last_client_id = 'c2'");
-    db.sql("UPDATE pages SET name = 'f', transactions = 'this is no JSON'");
+    db.sql(&format!("UPDATE pages SET name = 'f', transactions = '{}'", B::NO_IDS));
     db.sql("DELETE FROM pages");
     let told = db.told(7).await;
     assert_eq!(

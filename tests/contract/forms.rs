@@ -3,11 +3,13 @@
 use serde_json::{Value, json};
 
 use crate::backend::{Backend, key};
+use crate::sqlite::Sqlite;
 
-pub async fn every_value_has_one_form<B: Backend>() {
+#[tokio::test(flavor = "multi_thread")]
+async fn every_value_has_one_form_on_sqlite() {
     let table = "CREATE TABLE samples (id INTEGER PRIMARY KEY, flag BOOLEAN, small INTEGER, amount REAL, price NUMERIC, label TEXT, \
                  data BLOB, doc JSON, at DATETIME)";
-    let db = B::open(&[table]).await;
+    let db = Sqlite::open(&[table]).await;
     let rows = [
         (
             "(1, 1, 9007199254740993, 0.1, 12, 'a\"\\' || char(10) || 'é', x'00ff', '{\"b\": [1, 2.50], \"a\": null}', '2026-01-15 10:30:00')",

@@ -36,21 +36,20 @@ enum Change {
 }
 
 impl Change {
-    fn sql(&self) -> String {
+    fn sql<B: Backend>(&self) -> String {
+        const COLUMNS: &str = "id, organization_id, name";
         match self {
-            Change::Insert { row, scope } => format!(
-                "INSERT OR IGNORE INTO pages (id, organization_id, name) VALUES ('p{row}', 'o{scope}', 'new')"
-            ),
-            Change::Replace { row, scope } => format!(
-                "INSERT OR REPLACE INTO pages (id, organization_id, name) VALUES ('p{row}', 'o{scope}', 'replaced')"
-            ),
+            Change::Insert { row, scope } => {
+                B::insert_or_ignore(COLUMNS, &format!("'p{row}', 'o{scope}', 'new'"))
+            }
+            Change::Replace { row, scope } => {
+                B::replace(COLUMNS, &format!("'p{row}', 'o{scope}', 'replaced'"))
+            }
             Change::Name { row, name } => format!("UPDATE pages SET name = 'n{name}' WHERE id = 'p{row}'"),
             Change::Move { row, scope } => {
                 format!("UPDATE pages SET organization_id = 'o{scope}' WHERE id = 'p{row}'")
             }
-            Change::Rekey { row, to } => {
-                format!("UPDATE OR IGNORE pages SET id = 'p{to}' WHERE id = 'p{row}'")
-            }
+            Change::Rekey { row, to } => B::rekey(&format!("p{row}"), &format!("p{to}")),
             Change::Hide { row } => format!("UPDATE pages SET deleted_at = '2026-01-15' WHERE id = 'p{row}'"),
             Change::Show { row } => format!("UPDATE pages SET deleted_at = NULL WHERE id = 'p{row}'"),
             Change::Remove { row } => format!("DELETE FROM pages WHERE id = 'p{row}'"),
@@ -146,12 +145,9 @@ async fn run<B: Backend>(steps: Vec<Step>) {
                 }
             }
             Step::Sql(changes, commit) => {
-                let changes: Vec<String> = changes.iter().map(Change::sql).collect();
+                let changes: Vec<String> = changes.iter().map(Change::sql::<B>).collect();
                 let end = if commit { "COMMIT" } else { "ROLLBACK" };
-                db.sql(&format!(
-                    "PRAGMA recursive_triggers = OFF; BEGIN IMMEDIATE; {}; {end}",
-                    changes.join("; ")
-                ));
+                db.sql(&format!("BEGIN; {}; {end}", changes.join("; ")));
             }
             Step::Undo(which) => {
                 let Some(target) = done.get(usize::from(which) % done.len().max(1)) else { continue };

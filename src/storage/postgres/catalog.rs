@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::layout::Layout;
 use super::sql::configured;
@@ -273,16 +273,22 @@ fn info(id: u32, known: &HashMap<u32, Raw>, depth: usize) -> TypeInfo {
     }
 }
 
+/// The tables whose rows a table's are: itself, or, where it is partitioned, its innermost parts. `$1` is its number.
+pub(super) const LEAVES: &str = "SELECT r.oid::regclass AS relid FROM pg_class r WHERE r.oid = $1::int8::oid AND r.relkind = 'r' \
+     UNION ALL SELECT l.relid FROM pg_partition_tree($1::int8::oid::regclass) l JOIN pg_class lc ON lc.oid = l.relid \
+     WHERE l.isleaf AND lc.relkind = 'r' AND l.relid <> $1::int8::oid";
+
 /// What the stream tells of old rows, of all the tables that a partitioned one is made of.
 async fn identity(connection: &mut PgConnection, oid: i64, key: &str) -> Result<Identity, sqlx::Error> {
     let row = sqlx::query(
+        AssertSqlSafe(format!(
         "SELECT coalesce(bool_and(full_row), false), coalesce(bool_and(full_row OR has_key), false) FROM (\
          SELECT c.relreplident = 'f' AS full_row, c.relreplident IN ('d', 'i') AND EXISTS (\
            SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]) \
            WHERE i.indrelid = c.oid AND a.attname = $2 AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END) AS has_key \
-         FROM pg_partition_tree($1::int8::oid::regclass) p JOIN pg_class c ON c.oid = p.relid WHERE p.isleaf \
-         UNION ALL SELECT true, true WHERE EXISTS (SELECT 1 FROM pg_class WHERE oid = $1::int8::oid AND relkind = 'p') \
-           AND NOT EXISTS (SELECT 1 FROM pg_partition_tree($1::int8::oid::regclass) WHERE isleaf)) leaves",
+         FROM ({LEAVES}) p JOIN pg_class c ON c.oid = p.relid \
+         UNION ALL SELECT true, true WHERE NOT EXISTS ({LEAVES})) leaves"
+        )),
     )
     .bind(oid)
     .bind(key)

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::Instant;
 
-use super::catalog::{self, Identity, Table};
+use super::catalog::{self, Identity, LEAVES, Table};
 use super::sql::{configured, ident};
 use super::{Inner, shared};
 use crate::entity::{EntityType, TableState};
@@ -105,13 +105,14 @@ pub(super) async fn mending(
 ) -> Result<Vec<String>, sqlx::Error> {
     let mut statements = Vec::new();
     if table.identity != Identity::Full {
-        let leaves: Vec<String> = sqlx::query_scalar(
-            "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_partition_tree(to_regclass($1)) p \
-             JOIN pg_class c ON c.oid = p.relid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relreplident <> 'f' ORDER BY 1",
-        )
-        .bind(&table.sql)
-        .fetch_all(&mut *connection)
-        .await?;
+        let sql = format!(
+            "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM ({LEAVES}) p JOIN pg_class c ON c.oid = p.relid \
+             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relreplident <> 'f' ORDER BY 1"
+        );
+        let leaves: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(i64::from(table.id))
+            .fetch_all(&mut *connection)
+            .await?;
         statements.extend(leaves.iter().map(|leaf| format!("ALTER TABLE {leaf} REPLICA IDENTITY FULL;")));
     }
     if catalog::unpublished(connection, publication, table).await?.is_some() {
