@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bourn::entity::EntityType;
-use bourn::storage::{Activity, ListQuery, Mutation, Operation, Storage, WriteError, Written};
+use bourn::storage::{
+    Activity, ListQuery, Mutation, Operation, Storage, TransactionState, WriteError, Written,
+};
 use bourn_protocol::{ClientId, EntityKey, Seq, TransactionId};
 use serde_json::{Map, Value};
 
@@ -72,6 +74,18 @@ pub trait Backend: Sized {
                 )
             })
             .collect()
+    }
+
+    /// What became of a transaction, once it is confirmed or time is up.
+    async fn confirmed(&self, id: &TransactionId) -> TransactionState {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let state = self.storage().transaction(id).await.unwrap();
+            if matches!(state, TransactionState::Confirmed(_)) || Instant::now() >= deadline {
+                return state;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     async fn write(&self, transaction: &str, operation: Operation) -> Result<Written, WriteError> {

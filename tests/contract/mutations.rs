@@ -150,8 +150,10 @@ pub async fn a_cascade_undoes_what_was_built_on_top<B: Backend>() {
         rows.into_iter().map(|(id, row)| (id, row["name"].clone(), row["organization_id"].clone())).collect()
     };
     assert_eq!(strip(db.rows("pages").await), strip(before));
-    let log =
-        db.storage().follow(bourn_protocol::Seq::new(8).unwrap(), 100, usize::MAX).await.unwrap().activities;
+    let eighth = bourn_protocol::Seq::new(8).unwrap();
+    let undoing = TransactionId::new("u1").unwrap();
+    let TransactionState::Confirmed(_) = db.confirmed(&undoing).await else { panic!("not confirmed") };
+    let log = db.storage().follow(eighth, 100, usize::MAX).await.unwrap().activities;
     assert!(log.iter().all(|activity| activity.transaction_id.as_deref() == Some("u1")), "{log:#?}");
     assert_eq!(
         log.iter().map(|activity| activity.commit_id).collect::<std::collections::BTreeSet<_>>().len(),
