@@ -7,6 +7,7 @@ mod error;
 mod mutation;
 mod open;
 pub mod postgres;
+mod retention;
 pub mod sqlite;
 mod undo;
 

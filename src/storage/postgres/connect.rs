@@ -11,10 +11,13 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgTransactio
 
 use crate::config::Limits;
 
-const MIGRATIONS: [(i64, &str); 1] = [(1, include_str!("../../../migrations/postgres/0001_log.sql"))];
+const MIGRATIONS: [(i64, &str); 2] = [
+    (1, include_str!("../../../migrations/postgres/0001_log.sql")),
+    (3, include_str!("../../../migrations/postgres/0003_retention.sql")),
+];
 pub(super) const DEMO: &str = include_str!("../../../migrations/postgres/demo.sql");
 /// The advisory lock under which servers that start at once migrate one after the other.
-const MIGRATION_LOCK: i64 = 0x626f_7572_6e00;
+pub(super) const MIGRATION_LOCK: i64 = 0x626f_7572_6e00;
 /// The name by which the server's connections are known to the database.
 pub(super) const APPLICATION: &str = "bourn";
 /// The oldest PostgreSQL that is served.

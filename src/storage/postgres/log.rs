@@ -213,27 +213,29 @@ pub(super) async fn query(
     }
     // An activity does not show the row itself.
     let columns = COLUMNS.replace(" value,", " NULL::text AS value,");
-    let select = |condition: &str| {
-        format!(
-            "SELECT {columns} FROM bourn.activities WHERE {condition} ORDER BY seq DESC LIMIT {}",
-            query.limit
-        )
+    let select = |columns: &str, table: &str, condition: &str| {
+        let limit = query.limit;
+        format!("SELECT {columns} FROM bourn.{table} WHERE {condition} ORDER BY seq DESC LIMIT {limit}")
     };
     let conditions = conditions.join(" AND ");
+    // What has left the streams has left its payload behind.
+    let bare = columns.replace(" previous_values,", " NULL::text,").replace(" last,", " 0::int2,");
+    let audit = select(&bare, "audit", &conditions);
     let narrowed = query.transaction_id.is_some() || query.client_id.is_some() || query.entity_id.is_some();
     let sql = match feeds {
         // A scope's newest activities are the newest of its feeds, one index each.
         Some(feeds) if !narrowed => {
             let feeds: Vec<String> = feeds.iter().map(ToString::to_string).collect();
             format!(
-                "SELECT n.* FROM unnest('{{{}}}'::int4[]) f CROSS JOIN LATERAL ({}) n ORDER BY n.seq DESC LIMIT {}",
+                "SELECT n.* FROM unnest('{{{}}}'::int4[]) f CROSS JOIN LATERAL ({}) n",
                 feeds.join(","),
-                select(&format!("feed_id = f AND {conditions}")),
-                query.limit
+                select(&columns, "activities", &format!("feed_id = f AND {conditions}")),
             )
         }
-        _ => select(&conditions),
+        _ => select(&columns, "activities", &conditions),
     };
+    let sql =
+        format!("SELECT u.* FROM (({sql}) UNION ALL ({audit})) u ORDER BY u.seq DESC LIMIT {}", query.limit);
     let mut select = sqlx::query(AssertSqlSafe(sql)).bind(query.before.map_or(i64::MAX, Seq::as_i64));
     for value in values {
         select = select.bind(value);
@@ -257,7 +259,8 @@ pub(super) async fn transaction(
     id: &TransactionId,
 ) -> Result<TransactionState, sqlx::Error> {
     let row = sqlx::query(
-        "SELECT (SELECT max(seq) FROM bourn.activities WHERE transaction_id = $1), d.position IS NOT NULL, \
+        "SELECT greatest((SELECT max(seq) FROM bourn.activities WHERE transaction_id = $1), \
+           (SELECT max(seq) FROM bourn.audit WHERE transaction_id = $1)), d.position IS NOT NULL, \
          coalesce(d.position < l.position, false), l.head \
          FROM bourn.log l LEFT JOIN bourn.ledger d ON d.transaction_id = $1",
     )

@@ -13,6 +13,7 @@ mod log;
 mod mutate;
 mod pool;
 mod reconcile;
+mod retention;
 mod rollback;
 mod rows;
 mod sequencer;
@@ -38,6 +39,7 @@ use super::{
 };
 use crate::config::Limits;
 use crate::entity::{Catalog, EntityType, TableSchema};
+use crate::storage::retention::Retention;
 pub use admin::{check, prepare, prepare_sql};
 use connect::open_error;
 use pool::ReadPool;
@@ -133,6 +135,7 @@ impl SqliteStorage {
             shared: shared.clone(),
             schema_version: connect::schema_version(&connection).map_err(failed)?,
             interval: limits.poll_interval.get(),
+            retain_every: Retention::of(limits).map(|retention| retention.interval),
             stop,
         };
         let writing = WriterThread {
@@ -143,6 +146,7 @@ impl SqliteStorage {
             head: head.clone(),
             batch: limits.write_batch,
             ledger_retention: limits.ledger_retention.get(),
+            retention: Retention::of(limits),
             busy,
         };
         // Done here, so that whoever gets the storage finds its tables known.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, watch};
@@ -22,6 +22,8 @@ pub(super) struct Watcher {
     /// The schema as it was before the writer first looked at the tables.
     pub(super) schema_version: i64,
     pub(super) interval: Duration,
+    /// How often old activities are looked for; nothing where all are kept.
+    pub(super) retain_every: Option<Duration>,
     /// Closed when the storage is.
     pub(super) stop: Receiver<()>,
 }
@@ -32,7 +34,14 @@ impl Watcher {
         // An impossible value, so that the first look sees a change.
         let mut data_version = -1;
         let mut unsealed = false;
+        let mut retained_at = Instant::now();
         while self.stop.recv_timeout(self.interval) == Err(RecvTimeoutError::Timeout) {
+            // A full queue is as good as none: it is tried again at the next look.
+            if self.retain_every.is_some_and(|every| retained_at.elapsed() >= every)
+                && self.jobs.try_send(Job::Retain).is_ok()
+            {
+                retained_at = Instant::now();
+            }
             match self.look(&mut data_version, unsealed) {
                 Ok(found) => {
                     unsealed = found;

@@ -120,6 +120,11 @@ impl<'a> Leader<'a> {
         Ok(leader)
     }
 
+    /// What the log must have for this server to be the one that appends.
+    pub(super) fn fence(&self) -> i64 {
+        self.appender.fence
+    }
+
     /// Leads until that is over; says why.
     pub(super) async fn run(&mut self) -> Lost {
         loop {
