@@ -15,6 +15,7 @@ mod ledger;
 mod log;
 mod mutate;
 mod pgoutput;
+mod recent;
 mod refresh;
 mod rollback;
 mod rows;
@@ -163,6 +164,9 @@ impl Log for PostgresStorage {
     }
 
     async fn follow(&self, after: Seq, rows: usize, bytes: usize) -> Result<Gained, StorageError> {
+        if let Some(gained) = self.shared.recent.after(after, rows, bytes) {
+            return Ok(gained);
+        }
         let mut reading = self.db.reading().await.map_err(|e| error::storage(&e))?;
         log::follow(reading.connection(), after, rows, bytes).await.map_err(|e| error::storage(&e))
     }

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::catalog::Table;
+use super::recent::Recent;
 use crate::storage::CaptureStatus;
 
 /// The tables that can be served, by the names of their entity types.
@@ -21,6 +22,8 @@ pub(super) struct Shared {
     head: watch::Sender<Seq>,
     status: Mutex<Status>,
     tables: ArcSwap<Tables>,
+    /// What this server has appended to the log of late.
+    pub(super) recent: Recent,
     /// Grows whenever the tables look different.
     generation: AtomicU64,
     /// What the catalogue looked like when the tables were last looked at, and when that was.
@@ -43,6 +46,7 @@ impl Shared {
             head: watch::Sender::new(head),
             status: Mutex::default(),
             tables: ArcSwap::default(),
+            recent: Recent::default(),
             generation: AtomicU64::new(0),
             looked: tokio::sync::Mutex::default(),
         }
@@ -78,6 +82,7 @@ impl Shared {
     }
 
     pub(super) fn leading(&self, leads: bool) {
+        self.recent.clear();
         self.with(|status| status.leads = leads);
     }
 

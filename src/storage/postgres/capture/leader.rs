@@ -19,7 +19,7 @@ use super::super::value::Form;
 use super::super::{Inner, refresh};
 use super::append::{Appender, Long};
 use super::change::{Change, Ids, Source};
-use super::entry::CommitMark;
+use super::entry::{CommitMark, activities};
 use super::prior::{self, Prior};
 use super::reconcile::Reconciler;
 use super::settle::{RowName, Settler};
@@ -235,7 +235,9 @@ impl<'a> Leader<'a> {
             }
         }
         let entries = self.settler.finish();
+        let before = self.appender.head;
         self.appender.append(&entries, self.told).await?;
+        self.inner.shared.recent.push(activities(before, entries));
         self.appended();
         Ok(())
     }
