@@ -84,7 +84,8 @@ impl Db {
         let direct_url = if pooled { &limits.direct_database } else { url };
         let direct = PgConnectOptions::from_str(direct_url)?.application_name(APPLICATION).options(FORMS);
         let options = match pooled {
-            true => options.statement_cache_capacity(0),
+            // A pooler knows few of the parameters that a connection may begin with; transactions bring them.
+            true => options.statement_cache_capacity(0).extra_float_digits(None),
             false => options.options(FORMS).statement_cache_capacity(STATEMENT_CACHE),
         };
         let connections = u32::try_from(limits.database_connections).unwrap_or(u32::MAX);

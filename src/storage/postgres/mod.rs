@@ -119,6 +119,7 @@ impl PostgresStorage {
             shared: Arc::new(Shared::new(head)),
         };
         refresh::look(&inner, true).await.map_err(failed)?;
+        follow::look(&inner).await.map_err(failed)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (following, follows) = (inner.clone(), stop.clone());
         tasks.spawn(async move { follow::run(&following, &follows).await });

@@ -44,7 +44,7 @@ impl Shared {
     pub(super) fn new(head: Seq) -> Shared {
         Shared {
             head: watch::Sender::new(head),
-            status: Mutex::default(),
+            status: Mutex::new(Status { capture: Some("it has not begun yet".into()), ..Status::default() }),
             tables: ArcSwap::default(),
             recent: Recent::default(),
             generation: AtomicU64::new(0),
