@@ -260,19 +260,16 @@ pub(super) async fn transaction(
 ) -> Result<TransactionState, sqlx::Error> {
     let row = sqlx::query(
         "SELECT greatest((SELECT max(seq) FROM bourn.activities WHERE transaction_id = $1), \
-           (SELECT max(seq) FROM bourn.audit WHERE transaction_id = $1)), d.position IS NOT NULL, \
-         coalesce(d.position < l.position, false), l.head \
-         FROM bourn.log l LEFT JOIN bourn.ledger d ON d.transaction_id = $1",
+           (SELECT max(seq) FROM bourn.audit WHERE transaction_id = $1), \
+           (SELECT confirmed FROM bourn.ledger WHERE transaction_id = $1)), \
+         EXISTS (SELECT 1 FROM bourn.ledger WHERE transaction_id = $1)",
     )
     .bind(id.as_str())
     .fetch_one(connection)
     .await?;
-    let place = |seq: i64| Seq::from_i64(seq).unwrap_or_default();
-    Ok(match (row.try_get::<Option<i64>, _>(0)?, row.try_get(1)?, row.try_get(2)?) {
-        (Some(seq), ..) => TransactionState::Confirmed(place(seq)),
-        // It changed nothing that the log shows, and the log has come past it.
-        (None, true, true) => TransactionState::Confirmed(place(row.try_get(3)?)),
-        (None, true, false) => TransactionState::Accepted,
-        (None, false, _) => TransactionState::Unknown,
+    Ok(match (row.try_get::<Option<i64>, _>(0)?, row.try_get(1)?) {
+        (Some(seq), _) => TransactionState::Confirmed(Seq::from_i64(seq).unwrap_or_default()),
+        (None, true) => TransactionState::Accepted,
+        (None, false) => TransactionState::Unknown,
     })
 }

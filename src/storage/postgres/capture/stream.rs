@@ -131,7 +131,7 @@ impl Leader<'_> {
             for item in self.items.iter_mut().rev() {
                 match item {
                     Item::Change(change) => change.ids = Some(ids.clone()),
-                    Item::End => break,
+                    Item::End(_) => break,
                 }
             }
         }
