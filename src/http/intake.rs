@@ -2,6 +2,7 @@
 
 use bourn_protocol::query::Query;
 use bourn_protocol::{ClientId, ErrorCode, TransactionId, headers};
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -9,6 +10,7 @@ use hyper::body::{Body, Incoming};
 use serde_json::{Map, Value};
 
 use super::{ApiError, App};
+use crate::config::Size;
 
 /// The parameters of a request.
 pub(super) fn query<B>(request: &Request<B>) -> Result<Query, ApiError> {
@@ -59,22 +61,7 @@ pub(super) async fn json_object(
         let message = "the body must be JSON: send Content-Type: application/json";
         return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     }
-    let limit = app.limits.body_limit.bytes();
-    let too_large =
-        || ApiError::new(ErrorCode::BodyTooLarge, &format!("the body has more than {limit} bytes"));
-    if request.body().size_hint().lower() > app.limits.body_limit.get() {
-        return Err(too_large());
-    }
-    let timeout = app.limits.body_timeout.get();
-    let collected = tokio::time::timeout(timeout, Limited::new(request.into_body(), limit).collect()).await;
-    let body = match collected {
-        Err(_) => return Err(ApiError::new(ErrorCode::RequestTimeout, "the body took too long to arrive")),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large()),
-        Ok(Err(_)) => {
-            return Err(ApiError::new(ErrorCode::InvalidRequest, "the body could not be read to its end"));
-        }
-        Ok(Ok(collected)) => collected.to_bytes(),
-    };
+    let body = collect(app, request, app.limits.body_limit).await?;
     match serde_json::from_slice(&body) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => {
@@ -82,5 +69,25 @@ pub(super) async fn json_object(
         }
         // The parser tells place and kind, and nothing of the content.
         Err(error) => Err(ApiError::new(ErrorCode::InvalidJson, &format!("the body is not JSON: {error}"))),
+    }
+}
+
+/// The whole body, if it has no more bytes than `limit` and comes in time.
+pub(super) async fn collect(app: &App, request: Request<Incoming>, limit: Size) -> Result<Bytes, ApiError> {
+    let too_large = || {
+        let message = format!("the body has more than {} bytes", limit.get());
+        ApiError::new(ErrorCode::BodyTooLarge, &message)
+    };
+    if request.body().size_hint().lower() > limit.get() {
+        return Err(too_large());
+    }
+    let timeout = app.limits.body_timeout.get();
+    let collected =
+        tokio::time::timeout(timeout, Limited::new(request.into_body(), limit.bytes()).collect()).await;
+    match collected {
+        Err(_) => Err(ApiError::new(ErrorCode::RequestTimeout, "the body took too long to arrive")),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(ApiError::new(ErrorCode::InvalidRequest, "the body could not be read to its end")),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
     }
 }

@@ -10,9 +10,11 @@ mod errors;
 mod hot;
 mod intake;
 mod ops;
+mod render;
 mod respond;
 mod router;
 mod sse;
+mod stored;
 mod streams;
 mod transactions;
 
@@ -24,6 +26,7 @@ use std::time::Instant;
 
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 
 use crate::config::Limits;
 use crate::entity::Catalog;
@@ -69,6 +72,10 @@ pub struct App {
     pub tail: Arc<Tail>,
     /// The streamed tables.
     pub catalog: Arc<Catalog>,
+    /// Room for what is being received to be appended, in KiB.
+    pub uploads: Arc<Semaphore>,
+    /// Where the server is reached.
+    pub public_url: String,
     /// Answers that are final.
     pub hot: HotAnswers,
     /// Limits and durations.

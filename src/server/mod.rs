@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,8 +18,9 @@ use crate::http::{App, HotAnswers};
 use crate::read::{Reader, chunk_limits};
 use crate::stopping::Stopping;
 use crate::storage::sqlite::{OpenError, SqliteStorage};
+use crate::storage::streams::StreamChange;
 use crate::storage::{Log, Storage, StorageError};
-use crate::tail::Tail;
+use crate::tail::{Bells, Tail};
 use crate::telemetry::Metrics;
 
 /// How often histograms are folded.
@@ -54,6 +55,8 @@ pub struct Server {
     listener: TcpListener,
     app: Arc<App>,
     tail: Arc<Tail>,
+    bells: Arc<Bells>,
+    changes: broadcast::Receiver<Arc<[StreamChange]>>,
     storage: Arc<dyn Storage>,
 }
 
@@ -71,23 +74,33 @@ impl Server {
         let metrics = Metrics::install().map_err(StartError::Metrics)?;
         let (memory, sweep) = (limits.tail_memory.bytes(), limits.tail_sweep.get());
         let tail = Arc::new(Tail::new(storage.clone(), identity.epoch, chunk_limits(&limits), memory, sweep));
-        let reader = Arc::new(Reader::new(storage.clone(), tail.clone(), identity, &limits));
+        let bells = Arc::new(Bells::default());
+        // Listened to before anybody can be let in.
+        let changes = storage.stream_changes();
+        let reader = Arc::new(Reader::new(storage.clone(), tail.clone(), bells.clone(), identity, &limits));
         let address = limits.listen;
         let listener =
             TcpListener::bind(address).await.map_err(|error| StartError::Bind { address, error })?;
         let stopping = Stopping::default();
+        let public_url = match limits.public_url.trim_end_matches('/') {
+            "" => format!("http://{}", listener.local_addr().unwrap_or(address)),
+            url => url.to_owned(),
+        };
+        let uploads = Arc::new(Semaphore::new(limits.append_memory.bytes() >> 10));
         let hot = HotAnswers::new(limits.chunk_cache.get() / 2);
         let app = App {
             storage: storage.clone(),
             reader,
             tail: tail.clone(),
             catalog,
+            uploads,
+            public_url,
             hot,
             limits,
             metrics,
             stopping,
         };
-        Ok(Server { listener, app: Arc::new(app), tail, storage })
+        Ok(Server { listener, app: Arc::new(app), tail, bells, changes, storage })
     }
 
     /// The address that is listened on; with the port that the system chose, where it was asked to.
@@ -101,12 +114,13 @@ impl Server {
     /// Serves until `stop` fires, then lets what is under way end: live readers get a last event, requests
     /// their answers, queued writes their commit. What is not done by the shutdown timeout is cut off.
     pub async fn run(self, stop: CancellationToken) {
-        let Server { listener, app, tail, storage } = self;
+        let Server { listener, app, tail, bells, changes, storage } = self;
         let stopping = app.stopping.clone();
         let background = TaskTracker::new();
         let ended = CancellationToken::new();
-        let (following, upkeep) = (ended.clone(), ended.clone());
+        let (following, ringing, upkeep) = (ended.clone(), ended.clone(), ended.clone());
         background.spawn(async move { tail.run(following).await });
+        background.spawn(async move { bells.run(changes, ringing).await });
         let metrics = app.metrics.clone();
         background.spawn(async move {
             while tokio::time::timeout(UPKEEP, upkeep.cancelled()).await.is_err() {

@@ -5,6 +5,7 @@
 mod error;
 mod mutation;
 pub mod sqlite;
+pub mod streams;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -204,5 +205,5 @@ pub trait Capture: Send + Sync {
 }
 
 /// A database that does all of it.
-pub trait Storage: Log + Tables + Writer + Capture {}
-impl<T: Log + Tables + Writer + Capture> Storage for T {}
+pub trait Storage: Log + Tables + Writer + Capture + streams::Streams + streams::Subscriptions {}
+impl<T: Log + Tables + Writer + Capture + streams::Streams + streams::Subscriptions> Storage for T {}
