@@ -18,6 +18,7 @@ use crate::entity::ColumnError;
 use crate::read::{Gone, ReadError};
 use crate::storage::streams::{AppendError, CreateError, FindError};
 use crate::storage::{Dependent, StorageError, WriteError};
+use crate::subscriptions::Refusal;
 
 /// Seconds after which a client may try again what a 503 or a 429 refused.
 const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
@@ -208,6 +209,29 @@ impl From<AppendError> for ApiError {
             AppendError::TooLarge(_) => named(ErrorCode::StreamTooLarge),
             AppendError::TooManyProducers => named(ErrorCode::TooMany),
         }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(error: Refusal) -> Self {
+        let code = match &error {
+            Refusal::Storage(error) => return error.clone().into(),
+            Refusal::Claimed { holder, generation } => {
+                let holder = Some((holder.as_str(), *generation));
+                return ApiError::control(ErrorCode::AlreadyClaimed, &error.to_string(), holder);
+            }
+            Refusal::NotFound => ErrorCode::SubscriptionNotFound,
+            Refusal::Exists => ErrorCode::SubscriptionExists,
+            Refusal::Invalid(_) => ErrorCode::InvalidRequest,
+            Refusal::UrlRejected(_) => ErrorCode::WebhookUrlRejected,
+            Refusal::TokenInvalid => ErrorCode::TokenInvalid,
+            Refusal::TokenExpired => ErrorCode::TokenExpired,
+            Refusal::Fenced => ErrorCode::Fenced,
+            Refusal::NoWork => ErrorCode::NoPendingWork,
+            Refusal::Ack(_) => ErrorCode::InvalidAck,
+            Refusal::TooMany(_) => ErrorCode::TooMany,
+        };
+        ApiError::control(code, &error.to_string(), None)
     }
 }
 

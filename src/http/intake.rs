@@ -1,5 +1,7 @@
 //! Taking in what requests carry: bodies within limits, headers by their rules.
 
+use std::time::Duration;
+
 use bourn_protocol::query::Query;
 use bourn_protocol::{ClientId, ErrorCode, TransactionId, headers};
 use bytes::Bytes;
@@ -11,6 +13,11 @@ use serde_json::{Map, Value};
 
 use super::{ApiError, App};
 use crate::config::Size;
+
+/// How much of a body that is too large is read and thrown away, in multiples of the limit.
+const DISCARD_LIMITS: u64 = 4;
+/// How long that may take.
+const DISCARD_TIME: Duration = Duration::from_secs(2);
 
 /// The parameters of a request.
 pub(super) fn query<B>(request: &Request<B>) -> Result<Query, ApiError> {
@@ -78,16 +85,38 @@ pub(super) async fn collect(app: &App, request: Request<Incoming>, limit: Size) 
         let message = format!("the body has more than {} bytes", limit.get());
         ApiError::new(ErrorCode::BodyTooLarge, &message)
     };
-    if request.body().size_hint().lower() > limit.get() {
+    let timeout = app.limits.body_timeout.get();
+    let declared = request.body().size_hint().lower();
+    let mut body = request.into_body();
+    if declared > limit.get() {
+        discard(&mut body, limit).await;
         return Err(too_large());
     }
-    let timeout = app.limits.body_timeout.get();
-    let collected =
-        tokio::time::timeout(timeout, Limited::new(request.into_body(), limit.bytes()).collect()).await;
+    let collected = tokio::time::timeout(timeout, Limited::new(&mut body, limit.bytes()).collect()).await;
     match collected {
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            discard(&mut body, limit).await;
+            Err(too_large())
+        }
         Err(_) => Err(ApiError::new(ErrorCode::RequestTimeout, "the body took too long to arrive")),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(ApiError::new(ErrorCode::InvalidRequest, "the body could not be read to its end")),
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
     }
+}
+
+/// Reads on for a while and keeps nothing: a client that is still sending would find its connection broken, and not
+/// the answer.
+async fn discard(body: &mut Incoming, limit: Size) {
+    let mut left = limit.get().saturating_mul(DISCARD_LIMITS);
+    let read_on = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            left = left.saturating_sub(u64::try_from(bytes).unwrap_or(u64::MAX));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Either way the answer is the same.
+    let _ = tokio::time::timeout(DISCARD_TIME, read_on).await;
 }

@@ -33,6 +33,7 @@ use crate::entity::Catalog;
 use crate::read::Reader;
 use crate::stopping::Stopping;
 use crate::storage::Storage;
+use crate::subscriptions::Subscriptions;
 use crate::tail::Tail;
 use crate::telemetry::{Metrics, ReadMode};
 pub use body::ReplyBody;
@@ -72,6 +73,8 @@ pub struct App {
     pub tail: Arc<Tail>,
     /// The streamed tables.
     pub catalog: Arc<Catalog>,
+    /// Subscriptions to stored streams.
+    pub subscriptions: Arc<Subscriptions>,
     /// Room for what is being received to be appended, in KiB.
     pub uploads: Arc<Semaphore>,
     /// Where the server is reached.

@@ -20,6 +20,7 @@ use crate::stopping::Stopping;
 use crate::storage::sqlite::{OpenError, SqliteStorage};
 use crate::storage::streams::StreamChange;
 use crate::storage::{Log, Storage, StorageError};
+use crate::subscriptions::Subscriptions;
 use crate::tail::{Bells, Tail};
 use crate::telemetry::Metrics;
 
@@ -56,7 +57,7 @@ pub struct Server {
     app: Arc<App>,
     tail: Arc<Tail>,
     bells: Arc<Bells>,
-    changes: broadcast::Receiver<Arc<[StreamChange]>>,
+    changes: [broadcast::Receiver<Arc<[StreamChange]>>; 2],
     storage: Arc<dyn Storage>,
 }
 
@@ -76,7 +77,7 @@ impl Server {
         let tail = Arc::new(Tail::new(storage.clone(), identity.epoch, chunk_limits(&limits), memory, sweep));
         let bells = Arc::new(Bells::default());
         // Listened to before anybody can be let in.
-        let changes = storage.stream_changes();
+        let changes = [storage.stream_changes(), storage.stream_changes()];
         let reader = Arc::new(Reader::new(storage.clone(), tail.clone(), bells.clone(), identity, &limits));
         let address = limits.listen;
         let listener =
@@ -86,6 +87,7 @@ impl Server {
             "" => format!("http://{}", listener.local_addr().unwrap_or(address)),
             url => url.to_owned(),
         };
+        let subscriptions = Subscriptions::open(storage.clone(), &public_url, &limits).await?;
         let uploads = Arc::new(Semaphore::new(limits.append_memory.bytes() >> 10));
         let hot = HotAnswers::new(limits.chunk_cache.get() / 2);
         let app = App {
@@ -93,6 +95,7 @@ impl Server {
             reader,
             tail: tail.clone(),
             catalog,
+            subscriptions: Arc::new(subscriptions),
             uploads,
             public_url,
             hot,
@@ -118,9 +121,13 @@ impl Server {
         let stopping = app.stopping.clone();
         let background = TaskTracker::new();
         let ended = CancellationToken::new();
-        let (following, ringing, upkeep) = (ended.clone(), ended.clone(), ended.clone());
+        let [to_bells, to_subscriptions] = changes;
+        let (following, ringing, watching, upkeep) =
+            (ended.clone(), ended.clone(), ended.clone(), ended.clone());
+        let subscriptions = app.subscriptions.clone();
+        background.spawn(async move { subscriptions.run(to_subscriptions, watching).await });
         background.spawn(async move { tail.run(following).await });
-        background.spawn(async move { bells.run(changes, ringing).await });
+        background.spawn(async move { bells.run(to_bells, ringing).await });
         let metrics = app.metrics.clone();
         background.spawn(async move {
             while tokio::time::timeout(UPKEEP, upkeep.cancelled()).await.is_err() {

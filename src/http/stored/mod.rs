@@ -1,6 +1,7 @@
 //! `/v1/stream/{path…}`: stored streams, the whole Durable Streams protocol. Reading is the same as of any other stream;
 //! this finds the stream and opens the session.
 
+mod control;
 mod write;
 
 use std::sync::Arc;
@@ -24,8 +25,10 @@ pub(super) async fn dispatch(
     raw: &str,
     request: Request<Incoming>,
 ) -> Result<Reply, ApiError> {
-    if raw.split('/').next() == Some(RESERVED) {
-        return Err(ApiError::control(ErrorCode::UnknownPath, "there is no such control endpoint", None));
+    if let Some(rest) = raw.strip_prefix(RESERVED)
+        && (rest.is_empty() || rest.starts_with('/'))
+    {
+        return control::dispatch(app, rest.trim_start_matches('/'), request).await;
     }
     let path = StreamPath::decode(raw).map_err(|refused| ApiError::new(ErrorCode::InvalidPath, refused.0))?;
     match *request.method() {
