@@ -120,7 +120,7 @@ impl Subscriptions {
         for (path, explicit) in paths {
             // What is there already has been seen.
             let tail = self.tail(&path).await?;
-            subscription.link(path, explicit, tail, self.most_streams)?;
+            subscription.link(&path, explicit, tail, self.most_streams)?;
         }
         match self.save(id, &subscription, 0).await? {
             true => Ok((self.describe(id, &subscription), true)),
@@ -160,7 +160,7 @@ impl Subscriptions {
         let most = self.most_streams;
         self.change(id, |subscription, _, _| {
             for (path, tail) in &tails {
-                subscription.link(path.clone(), true, *tail, most)?;
+                subscription.link(path, true, *tail, most)?;
             }
             Ok(())
         })

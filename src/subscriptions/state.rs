@@ -206,7 +206,7 @@ impl Subscription {
     /// When it follows as many as it may.
     pub fn link(
         &mut self,
-        path: StreamPath,
+        path: &StreamPath,
         explicit: bool,
         from: StreamOffset,
         most: usize,

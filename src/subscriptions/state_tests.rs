@@ -25,7 +25,7 @@ fn subscription(webhook: bool) -> Subscription {
         description: None,
     };
     let mut subscription = Subscription::new(configuration, 0);
-    subscription.link(path("a"), true, at(5), 10).unwrap();
+    subscription.link(&path("a"), true, at(5), 10).unwrap();
     subscription
 }
 
@@ -97,11 +97,11 @@ fn a_webhook_that_fails_is_tried_again_later_and_later() {
 #[test]
 fn a_named_stream_stays_where_a_pattern_finds_it_too() {
     let mut s = subscription(true);
-    s.link(path("a"), false, at(0), 10).unwrap();
+    s.link(&path("a"), false, at(0), 10).unwrap();
     s.unlink(&path("a"));
     assert_eq!(s.describe_streams(None)[0]["link_type"], "glob");
-    s.link(path("b"), true, at(0), 2).unwrap();
-    assert!(matches!(s.link(path("c"), true, at(0), 2), Err(Refusal::TooMany(_))));
+    s.link(&path("b"), true, at(0), 2).unwrap();
+    assert!(matches!(s.link(&path("c"), true, at(0), 2), Err(Refusal::TooMany(_))));
     s.unlink(&path("b"));
     assert!(!s.follows(&path("b")));
 }

@@ -187,10 +187,10 @@ impl Subscriptions {
                 let pattern = subscription.configuration.pattern.as_ref();
                 let matches = pattern.is_some_and(|pattern| glob::matches(pattern, path.as_str()));
                 if matches && !subscription.follows(path) {
-                    match subscription.link((*path).clone(), false, StreamOffset::START, most) {
+                    match subscription.link(path, false, StreamOffset::START, most) {
                         Ok(()) => changed = true,
                         Err(error) => {
-                            tracing::warn!(subscription = id, stream = %path, %error, "not followed")
+                            tracing::warn!(subscription = id, stream = %path, %error, "not followed");
                         }
                     }
                 }

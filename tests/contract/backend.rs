@@ -25,6 +25,8 @@ pub trait Backend: Sized {
     /// Closes and opens it again; `meanwhile` is run in between, as SQL.
     async fn reopen(self, meanwhile: &str) -> Self;
     fn storage(&self) -> &dyn Storage;
+    /// Waits until a table of the storage's own has no rows.
+    async fn eventually_empty(&self, table: &str);
     fn entity(&self, table: &str) -> Arc<EntityType>;
     /// Runs SQL on a foreign connection.
     fn sql(&self, sql: &str);
@@ -177,6 +179,11 @@ impl Backend for Sqlite {
 
     fn storage(&self) -> &dyn Storage {
         &self.storage
+    }
+
+    async fn eventually_empty(&self, table: &str) {
+        let count = || self.query(&format!("SELECT count(*) FROM {table}"));
+        eventually(&format!("{table} is empty"), || count() == "0").await;
     }
 
     fn entity(&self, table: &str) -> Arc<EntityType> {

@@ -99,11 +99,10 @@ pub fn judge(
             None if head.producers >= PRODUCERS_MAX => return Err(AppendError::TooManyProducers),
             None => {}
             Some(known) if producer.epoch < known.epoch => return Err(AppendError::StaleEpoch(known.epoch)),
-            Some(known) if producer.epoch > known.epoch => {
-                if producer.seq > 0 {
-                    return Err(AppendError::EpochSeq);
-                }
+            Some(known) if producer.epoch > known.epoch && producer.seq > 0 => {
+                return Err(AppendError::EpochSeq);
             }
+            Some(known) if producer.epoch > known.epoch => {}
             Some(known) if producer.seq <= known.seq => return done(Some(known.seq)),
             Some(known) if producer.seq > known.seq + 1 => {
                 return Err(AppendError::Gap { expected: known.seq + 1, received: producer.seq });

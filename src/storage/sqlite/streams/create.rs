@@ -44,11 +44,10 @@ impl StreamWriter {
             Some((false, configuration, stream)) => {
                 return Ok(matches(&configuration, create).map(|()| Created { stream, new: false }));
             }
-            Some((true, ..)) => {
-                if !collect::remove(self, transaction, &create.path, outcome)? {
-                    return Ok(Err(CreateError::Blocked));
-                }
+            Some((true, ..)) if !collect::remove(self, transaction, &create.path, outcome)? => {
+                return Ok(Err(CreateError::Blocked));
             }
+            Some(_) => {}
             None => {}
         }
         let total: i64 = transaction
