@@ -121,6 +121,7 @@ impl Metrics {
             "activities",
             "transaction",
             "rollback",
+            "stream",
             "health",
             "ready",
             "metrics",

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::stored::StreamOffset;
+
 /// An activity's place in the log: 1, 2, 3 … without gaps. Zero is the place before the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Seq(u64);
@@ -112,27 +114,58 @@ impl FromStr for Offset {
     type Err = InvalidOffset;
     fn from_str(s: &str) -> Result<Self, InvalidOffset> {
         let (epoch, digits) = s.split_once('_').ok_or(InvalidOffset)?;
-        // `u64::from_str` would take a plus sign and any length.
-        if digits.len() != 16 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(InvalidOffset);
-        }
-        let seq = digits.parse().ok().and_then(Seq::new).ok_or(InvalidOffset)?;
-        Ok(Offset { epoch: epoch.parse()?, seq })
+        Ok(Offset { epoch: epoch.parse()?, seq: sixteen_digits(digits).ok_or(InvalidOffset)? })
     }
 }
 
-/// Where a reader asks to start.
+/// A number of exactly sixteen digits; `u64::from_str` would take a plus sign and any length.
+pub(crate) fn sixteen_digits(text: &str) -> Option<Seq> {
+    let digits = text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit());
+    digits.then(|| text.parse().ok()).flatten().and_then(Seq::new)
+}
+
+/// The token of a place in any stream, as it is written on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// In a log, and so in every stream derived from it.
+    Log(Offset),
+    /// In a stored stream.
+    Stored(StreamOffset),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Log(offset) => offset.fmt(f),
+            Place::Stored(offset) => offset.fmt(f),
+        }
+    }
+}
+
+impl From<Offset> for Place {
+    fn from(offset: Offset) -> Place {
+        Place::Log(offset)
+    }
+}
+
+impl From<StreamOffset> for Place {
+    fn from(offset: StreamOffset) -> Place {
+        Place::Stored(offset)
+    }
+}
+
+/// Where a reader asks to start; the tokens are those of the stream it reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReadFrom {
+pub enum ReadFrom<T = Offset> {
     /// `-1`: the start of the stream.
     Start,
     /// `now`: the tail, whatever it is.
     Now,
     /// An offset that the server gave.
-    At(Offset),
+    At(T),
 }
 
-impl FromStr for ReadFrom {
+impl<T: FromStr<Err = InvalidOffset>> FromStr for ReadFrom<T> {
     type Err = InvalidOffset;
     fn from_str(s: &str) -> Result<Self, InvalidOffset> {
         match s {

@@ -8,6 +8,7 @@ mod mutation;
 mod open;
 pub mod postgres;
 pub mod sqlite;
+pub mod streams;
 mod undo;
 
 use std::collections::BTreeMap;
@@ -211,5 +212,5 @@ pub trait Capture: Send + Sync {
 }
 
 /// A database that does all of it.
-pub trait Storage: Log + Tables + Writer + Capture {}
-impl<T: Log + Tables + Writer + Capture> Storage for T {}
+pub trait Storage: Log + Tables + Writer + Capture + streams::Streams + streams::Subscriptions {}
+impl<T: Log + Tables + Writer + Capture + streams::Streams + streams::Subscriptions> Storage for T {}

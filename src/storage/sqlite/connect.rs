@@ -8,7 +8,10 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 
 use crate::storage::OpenError;
 
-const MIGRATIONS: [(i64, &str); 1] = [(1, include_str!("../../../migrations/sqlite/0001_log.sql"))];
+const MIGRATIONS: [(i64, &str); 2] = [
+    (1, include_str!("../../../migrations/sqlite/0001_log.sql")),
+    (2, include_str!("../../../migrations/sqlite/0002_streams.sql")),
+];
 pub(super) const DEMO: &str = include_str!("../../../migrations/sqlite/demo.sql");
 /// Prepared statements kept per connection.
 const STATEMENT_CACHE: usize = 128;

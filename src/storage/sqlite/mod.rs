@@ -17,13 +17,15 @@ mod rollback;
 mod rows;
 mod sequencer;
 mod sql;
+mod streams;
+mod subscriptions;
 mod triggers;
 mod watch;
 mod writer;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -98,6 +100,7 @@ pub struct SqliteStorage {
     jobs: mpsc::Sender<Job>,
     head: tokio::sync::watch::Receiver<Seq>,
     shared: Arc<Shared>,
+    streams: Arc<streams::Shared>,
     /// Dropped with the storage, which ends the watcher.
     _watcher: std::sync::mpsc::SyncSender<()>,
 }
@@ -125,12 +128,16 @@ impl SqliteStorage {
         let (head, _) = tokio::sync::watch::channel(sequencer::seal_now(&connection).map_err(failed)?);
         let (jobs, queue) = mpsc::channel(limits.write_queue);
         let shared = Arc::new(Shared::default());
+        let stored = Arc::new(streams::Shared::new());
+        let stream_version = Arc::new(AtomicI64::new(streams::version(&connection).map_err(failed)?));
         let (watcher, stop) = std::sync::mpsc::sync_channel(0);
         let watching = watch::Watcher {
             connection: connect::reader(path, busy).map_err(failed)?,
             jobs: jobs.clone(),
             head: head.clone(),
             shared: shared.clone(),
+            streams: stored.clone(),
+            stream_version: stream_version.clone(),
             schema_version: connect::schema_version(&connection).map_err(failed)?,
             interval: limits.poll_interval.get(),
             stop,
@@ -144,13 +151,14 @@ impl SqliteStorage {
             batch: limits.write_batch,
             ledger_retention: limits.ledger_retention.get(),
             busy,
+            streams: streams::StreamWriter::new(limits, stored.clone(), stream_version),
         };
         // Done here, so that whoever gets the storage finds its tables known.
         let reconciles = writing.refresh(VecDeque::new());
         spawn("bourn-writer", path, move || writing.run(reconciles))?;
         spawn("bourn-watcher", path, move || watching.run())?;
         let pool = ReadPool::new(path, busy, limits.read_connections);
-        Ok(SqliteStorage { pool, jobs, head: head.subscribe(), shared, _watcher: watcher })
+        Ok(SqliteStorage { pool, jobs, head: head.subscribe(), shared, streams: stored, _watcher: watcher })
     }
 
     fn schema(entity: &EntityType) -> Result<Arc<TableSchema>, StorageError> {

@@ -2,9 +2,9 @@
 //! committed, and whether the schema has changed.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, watch};
@@ -12,13 +12,19 @@ use tokio::sync::{mpsc, watch};
 use bourn_protocol::Seq;
 
 use super::writer::Job;
-use super::{Shared, advance, connect, error, sequencer};
+use super::{Shared, advance, connect, error, sequencer, streams};
+
+/// How often it is looked whether stored streams have expired.
+const COLLECT_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) struct Watcher {
     pub(super) connection: Connection,
     pub(super) jobs: mpsc::Sender<Job>,
     pub(super) head: watch::Sender<Seq>,
     pub(super) shared: Arc<Shared>,
+    pub(super) streams: Arc<streams::Shared>,
+    /// The last commit that is known to have touched streams.
+    pub(super) stream_version: Arc<AtomicI64>,
     /// The schema as it was before the writer first looked at the tables.
     pub(super) schema_version: i64,
     pub(super) interval: Duration,
@@ -32,7 +38,12 @@ impl Watcher {
         // An impossible value, so that the first look sees a change.
         let mut data_version = -1;
         let mut unsealed = false;
+        let mut collected_at = Instant::now();
         while self.stop.recv_timeout(self.interval) == Err(RecvTimeoutError::Timeout) {
+            if collected_at.elapsed() >= COLLECT_EVERY {
+                collected_at = Instant::now();
+                self.collect();
+            }
             match self.look(&mut data_version, unsealed) {
                 Ok(found) => {
                     unsealed = found;
@@ -46,6 +57,15 @@ impl Watcher {
         }
     }
 
+    /// Has removed what stored streams leave behind.
+    fn collect(&self) {
+        let wanted = streams::wants_collecting(&self.connection, streams::unix_millis());
+        // A full queue, or a failure, and it is asked for again later.
+        if wanted.is_ok_and(|wanted| wanted) {
+            let _ = self.jobs.try_send(Job::Stream(streams::StreamJob::Collect));
+        }
+    }
+
     /// One look; says whether something waits to be sealed.
     fn look(&mut self, data_version: &mut i64, unsealed: bool) -> rusqlite::Result<bool> {
         let owed = self.shared.refresh_owed.load(Ordering::Relaxed);
@@ -53,6 +73,10 @@ impl Watcher {
             self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
         if data == *data_version && !unsealed && !owed {
             return Ok(false);
+        }
+        let version = streams::version(&self.connection)?;
+        if self.stream_version.fetch_max(version, Ordering::Relaxed) < version {
+            self.streams.foreign_commit();
         }
         let schema = connect::schema_version(&self.connection)?;
         if schema != self.schema_version || owed {
