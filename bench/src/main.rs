@@ -14,6 +14,7 @@ mod process;
 mod publish;
 mod readers;
 mod report;
+mod stored;
 mod wire;
 mod writes;
 
@@ -56,6 +57,8 @@ enum Command {
     Writes(writes::Options),
     /// From a commit to its event, for the server's own writes and for another process's.
     CommitToEvent(commit_to_event::Options),
+    /// Stored streams, beside other servers of the protocol.
+    Stored(stored::Options),
     /// Everything, with modest settings.
     All,
     /// A server with one prebuilt answer (started by the measurements).
@@ -79,6 +82,7 @@ fn main() -> anyhow::Result<()> {
             Command::CatchUp(options) => catch_up::run(&bench, &options).await,
             Command::Writes(options) => writes::run(&bench, &options).await,
             Command::CommitToEvent(options) => commit_to_event::run(&bench, &options).await,
+            Command::Stored(options) => stored::run(&bench, &options).await,
             Command::All => all(&bench).await,
             Command::BaselineStatic(options) => baseline::serve_static(&options).await,
             Command::BaselineSse => baseline::serve_events().await,
@@ -90,6 +94,7 @@ fn main() -> anyhow::Result<()> {
 async fn all(bench: &Bench) -> anyhow::Result<()> {
     writes::run(bench, &writes::Options::default()).await?;
     commit_to_event::run(bench, &commit_to_event::Options::default()).await?;
+    stored::run(bench, &stored::Options::default()).await?;
     catch_up::run(bench, &catch_up::Options::default()).await?;
     long_poll::run(bench, &long_poll::Options::default()).await?;
     fan_out::run(bench, &fan_out::Options::modest()).await

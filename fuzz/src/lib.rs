@@ -58,7 +58,7 @@ pub fn events(data: &[u8]) {
     push_data(&mut frame, text.as_bytes());
     let data_events = frame.len();
     let cursor = Cursor::parse("1").expect("a number is a cursor");
-    let closed = data.len() % 2 == 0;
+    let closed = data.len().is_multiple_of(2);
     push_control(&mut frame, Control { next: StreamOffset::START.into(), cursor, up_to_date: true, closed });
     assert!(!frame.contains(&b'\r') && !frame.contains(&0));
     let blank = |frame: &[u8]| frame.windows(2).filter(|pair| pair == b"\n\n").count();
