@@ -18,6 +18,8 @@ use bourn_protocol::{ContentType, StreamOffset, StreamPath};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::Limits;
 use crate::storage::streams::{AppendStream, FindError, Secrets, StoredSubscription};
@@ -42,6 +44,9 @@ pub struct Subscriptions {
     sender: webhook::Sender,
     /// Places for webhooks on their way.
     sending: Arc<Semaphore>,
+    /// The webhooks themselves, and what ends them when the server stops.
+    tasks: TaskTracker,
+    ended: CancellationToken,
     /// Rung when a subscription has changed: what is due next may be something else.
     changed: Notify,
 }
@@ -78,6 +83,8 @@ impl Subscriptions {
             most_streams: limits.subscription_streams,
             sender: webhook::Sender::new(limits.webhook_allow_private, limits.webhook_timeout.get()),
             sending: Arc::new(Semaphore::new(limits.webhooks)),
+            tasks: TaskTracker::new(),
+            ended: CancellationToken::new(),
             changed: Notify::new(),
         })
     }

@@ -61,8 +61,20 @@ impl News {
 }
 
 impl Subscriptions {
-    /// Does what is due until it is told to stop. `changes` was subscribed to before anybody could append.
+    /// Does what is due until it is told to stop, and ends what it has begun. `changes` was subscribed to before anybody could
+    /// append.
     pub async fn run(
+        self: Arc<Self>,
+        changes: broadcast::Receiver<Arc<[StreamChange]>>,
+        stop: CancellationToken,
+    ) {
+        self.clone().follow(changes, stop).await;
+        self.ended.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn follow(
         self: Arc<Self>,
         mut changes: broadcast::Receiver<Arc<[StreamChange]>>,
         stop: CancellationToken,

@@ -146,13 +146,19 @@ async fn send(
 impl Subscriptions {
     /// Sends the current wake of a subscription, in a task of its own that ends within the webhook's timeout.
     pub(super) fn send(self: Arc<Self>, id: String) {
-        tokio::spawn(async move {
-            let place = self.sending.clone().acquire_owned().await;
-            if place.is_err() {
-                return;
-            }
-            if let Err(error) = self.deliver(&id).await {
-                tracing::warn!(subscription = id, %error, "a webhook's outcome could not be noted");
+        let ended = self.ended.clone();
+        self.tasks.clone().spawn(async move {
+            let sent = async {
+                // Never closed.
+                let _place = self.sending.acquire().await;
+                self.deliver(&id).await
+            };
+            tokio::select! {
+                sent = sent => if let Err(error) = sent {
+                    tracing::warn!(subscription = id, %error, "a webhook's outcome could not be noted");
+                },
+                // Its lease ends, and it is sent again.
+                () = ended.cancelled() => {}
             }
         });
     }

@@ -169,7 +169,7 @@ impl Client {
             let figures = self.get("/metrics").await;
             let there =
                 |mode: &&str| figures.text().contains(&format!("bourn_live_readers{{mode=\"{mode}\"}} 1"));
-            modes.iter().all(|mode| there(mode))
+            modes.iter().all(there)
         })
         .await;
     }

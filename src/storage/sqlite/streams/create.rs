@@ -89,6 +89,7 @@ impl StreamWriter {
         transaction.prepare_cached("UPDATE bourn_stream_totals SET streams = streams + 1")?.execute([])?;
         let stream = entry.0.info(now);
         self.heads.insert(create.path.clone(), entry.0);
+        outcome.used.push(create.path.clone());
         Ok(Ok(Created { stream, new: true }))
     }
 

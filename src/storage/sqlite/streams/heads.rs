@@ -93,6 +93,7 @@ impl Entry {
     /// It was used: it lives on.
     pub(super) fn used(&mut self, now: i64) {
         if matches!(self.lifetime, Lifetime::Idle(_)) {
+            // It may have been saved as later than it need be, for a reader's sake.
             self.deadline = self.deadline.max(self.lifetime.deadline(now));
         }
         self.dirty = true;

@@ -62,6 +62,10 @@ impl Answer {
 #[derive(Default)]
 pub(super) struct Outcome {
     pub(super) deleted: Vec<(u64, StreamPath)>,
+    /// Streams that were used, some of them more than once.
+    pub(super) used: Vec<StreamPath>,
+    /// A deadline was moved that other servers must know of.
+    touched: bool,
     /// There is more to collect.
     pub(super) more: bool,
 }
@@ -146,7 +150,8 @@ impl StreamWriter {
             self.apply(&transaction, job, now, answers, &mut outcome)?;
         }
         let (mut moved, mut changes) = (Vec::new(), Vec::new());
-        for entry in self.heads.values_mut().filter(|entry| entry.dirty) {
+        for path in &outcome.used {
+            let Some(entry) = self.heads.get_mut(path).filter(|entry| entry.dirty) else { continue };
             entry.save(&transaction)?;
             let stream = entry.info(now);
             let (id, path) = (stream.id, stream.path.clone());
@@ -155,11 +160,12 @@ impl StreamWriter {
         }
         let deleted: Vec<StreamPath> = outcome.deleted.iter().map(|(_, path)| path.clone()).collect();
         changes.extend(outcome.deleted.into_iter().map(|(id, path)| StreamChange::Deleted { id, path }));
-        if !changes.is_empty() {
+        let counts = !changes.is_empty() || outcome.touched;
+        if counts {
             transaction.prepare_cached("UPDATE bourn_stream_totals SET version = version + 1")?.execute([])?;
         }
         transaction.commit()?;
-        self.version = found + i64::from(!changes.is_empty());
+        self.version = found + i64::from(counts);
         if self.published.swap(self.version, Ordering::Relaxed) != found {
             self.shared.foreign_commit();
         }
@@ -207,6 +213,7 @@ impl StreamWriter {
                 if let Some(entry) = self.entry(transaction, &path)?.filter(|entry| !entry.deleted) {
                     entry.deadline = entry.deadline.max(Some(deadline));
                     entry.save(transaction)?;
+                    outcome.touched = true;
                 }
             }
             StreamJob::Collect => outcome.more |= collect::step(self, transaction, now, outcome)?,
@@ -249,6 +256,7 @@ impl StreamWriter {
             }));
         }
         let Some(entry) = self.heads.get_mut(&append.path) else { return Ok(Err(AppendError::Missing)) };
+        outcome.used.push(append.path.clone());
         let known = match &append.producer {
             Some(producer) => entry.producer(transaction, &producer.id)?,
             None => None,
