@@ -12,5 +12,6 @@ pub mod read;
 pub mod server;
 pub mod stopping;
 pub mod storage;
+pub mod subscriptions;
 pub mod tail;
 pub mod telemetry;

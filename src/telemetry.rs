@@ -121,6 +121,7 @@ impl Metrics {
             "activities",
             "transaction",
             "rollback",
+            "stream",
             "health",
             "ready",
             "metrics",
@@ -213,6 +214,7 @@ fn describe() {
         ("bourn_bytes_delivered_total", "Bytes of batches delivered to readers, by mode"),
         ("bourn_chunk_cache_total", "Look-ups in the chunk cache, by outcome"),
         ("bourn_writes_total", "Mutations, by operation and outcome"),
+        ("bourn_webhooks_total", "Webhooks, by outcome"),
         ("bourn_errors_total", "Answers with an error status, by endpoint and status"),
         ("bourn_connections_total", "Connections, by outcome"),
     ];

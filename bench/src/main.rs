@@ -15,6 +15,7 @@ mod process;
 mod publish;
 mod readers;
 mod report;
+mod stored;
 mod wire;
 mod writes;
 
@@ -59,6 +60,8 @@ enum Command {
     CommitToEvent(commit_to_event::Options),
     /// Capture from PostgreSQL: latency, throughput, cost to the writers, backfill, a second server.
     Postgres(postgres::Options),
+    /// Stored streams, beside other servers of the protocol.
+    Stored(stored::Options),
     /// Everything but `postgres`, with modest settings.
     All,
     /// A server with one prebuilt answer (started by the measurements).
@@ -83,6 +86,7 @@ fn main() -> anyhow::Result<()> {
             Command::Writes(options) => writes::run(&bench, &options).await,
             Command::CommitToEvent(options) => commit_to_event::run(&bench, &options).await,
             Command::Postgres(options) => postgres::run(&bench, &options).await,
+            Command::Stored(options) => stored::run(&bench, &options).await,
             Command::All => all(&bench).await,
             Command::BaselineStatic(options) => baseline::serve_static(&options).await,
             Command::BaselineSse => baseline::serve_events().await,
@@ -94,6 +98,7 @@ fn main() -> anyhow::Result<()> {
 async fn all(bench: &Bench) -> anyhow::Result<()> {
     writes::run(bench, &writes::Options::default()).await?;
     commit_to_event::run(bench, &commit_to_event::Options::default()).await?;
+    stored::run(bench, &stored::Options::default()).await?;
     catch_up::run(bench, &catch_up::Options::default()).await?;
     long_poll::run(bench, &long_poll::Options::default()).await?;
     fan_out::run(bench, &fan_out::Options::modest()).await

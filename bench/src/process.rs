@@ -89,6 +89,32 @@ impl Bench {
         &self.dir
     }
 
+    /// Another server, by the shell command that starts it.
+    pub(crate) async fn foreign(&self, command: &str, scratch: &Path) -> Result<Server> {
+        let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let command = command
+            .replace("{port}", &address.port().to_string())
+            .replace("{dir}", &scratch.display().to_string());
+        let mut shell = Command::new("sh");
+        // The shell becomes the server, so that its CPU time is the server's.
+        shell.args(["-c", &format!("exec {command}")]);
+        let mut child = shell
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        let stdout = BufReader::new(child.stdout.take().context("the child has no standard output")?);
+        let pid = child.id().context("the child has ended")?;
+        let listens = async {
+            while tokio::net::TcpStream::connect(address).await.is_err() {
+                tokio::time::sleep(READY).await;
+            }
+        };
+        tokio::time::timeout(START, listens).await.with_context(|| format!("`{command}` does not listen"))?;
+        Ok(Server { address, pid, child, _stdout: stdout })
+    }
+
     /// This program again, as a baseline.
     pub(crate) async fn baseline(&self, arguments: &[&str]) -> Result<Server> {
         let mut command = Command::new(std::env::current_exe()?);

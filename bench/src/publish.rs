@@ -64,6 +64,8 @@ pub(crate) struct Publisher {
 enum Kind {
     /// Rows of the demo's `pages`; the text tells this publisher's ids from others.
     Pages(String),
+    /// Appends to so many stored streams in turn.
+    Stored(usize),
     /// The body as it is, to the baseline.
     Bare,
 }
@@ -73,6 +75,11 @@ impl Publisher {
     pub(crate) fn pages(address: SocketAddr, size: usize) -> Publisher {
         let kind = Kind::Pages(format!("b{:x}", now_nanos()));
         Publisher { address, kind, size, serial: AtomicU64::new(0) }
+    }
+
+    /// Appends of this size to stored streams.
+    pub(crate) fn stored(address: SocketAddr, size: usize, streams: usize) -> Publisher {
+        Publisher { address, kind: Kind::Stored(streams), size, serial: AtomicU64::new(0) }
     }
 
     /// Bodies of this size for the baseline.
@@ -89,6 +96,12 @@ impl Publisher {
         let text = stamped(self.size);
         match &self.kind {
             Kind::Bare => wire::post(self.address, "/publish", "", &text),
+            Kind::Stored(streams) => {
+                let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+                let stream = serial % u64::try_from(*streams).unwrap_or(1).max(1);
+                let path = format!("/v1/stream/bench-{stream}");
+                wire::post(self.address, &path, "Content-Type: text/plain\r\n", &text)
+            }
             Kind::Pages(run) => {
                 let serial = self.serial.fetch_add(1, Ordering::Relaxed);
                 let body = format!(

@@ -52,8 +52,22 @@ codes! {
     MissingColumn = "MISSING_COLUMN", 400;
     /// The body sets a column that the server keeps.
     ReadOnlyColumn = "READ_ONLY_COLUMN", 400;
-    /// The request could not be read: TLS on the plain port, or broken HTTP.
+    /// The request could not be read: TLS on the plain port, broken HTTP, or a control request that breaks a rule.
     InvalidRequest = "INVALID_REQUEST", 400;
+    /// A producer's new epoch must begin with sequence 0.
+    InvalidProducerSeq = "INVALID_PRODUCER_SEQ", 400;
+    /// The fork's offset, or the part past it, is not in the source.
+    InvalidForkOffset = "INVALID_FORK_OFFSET", 400;
+    /// Nothing was sent to append.
+    EmptyBody = "EMPTY_BODY", 400;
+    /// The webhook's URL leads where the server does not send.
+    WebhookUrlRejected = "WEBHOOK_URL_REJECTED", 400;
+    /// The token is none of this subscription's.
+    TokenInvalid = "TOKEN_INVALID", 401;
+    /// The token's time is over.
+    TokenExpired = "TOKEN_EXPIRED", 401;
+    /// A newer life of the producer has appended.
+    StaleProducer = "STALE_PRODUCER", 403;
     /// No row has this id.
     NotFound = "NOT_FOUND", 404;
     /// No entity type has this table.
@@ -62,6 +76,12 @@ codes! {
     UnknownPath = "UNKNOWN_PATH", 404;
     /// The log has no such transaction.
     UnknownTransaction = "UNKNOWN_TRANSACTION", 404;
+    /// No stored stream has this path.
+    StreamNotFound = "STREAM_NOT_FOUND", 404;
+    /// The stream to fork does not exist.
+    SourceNotFound = "SOURCE_NOT_FOUND", 404;
+    /// No subscription has this id.
+    SubscriptionNotFound = "SUBSCRIPTION_NOT_FOUND", 404;
     /// The endpoint has no such method.
     MethodNotAllowed = "METHOD_NOT_ALLOWED", 405;
     /// The request took longer to arrive than the server waits.
@@ -74,10 +94,40 @@ codes! {
     NotUnique = "NOT_UNIQUE", 409;
     /// Later transactions touched the rows to be rolled back.
     RollbackBlocked = "ROLLBACK_BLOCKED", 409;
+    /// The stream exists and is not what was asked for.
+    StreamExists = "STREAM_EXISTS", 409;
+    /// The stream is closed: nothing more can be appended.
+    StreamClosed = "STREAM_CLOSED", 409;
+    /// The stream's content type is another one.
+    ContentTypeMismatch = "CONTENT_TYPE_MISMATCH", 409;
+    /// `Stream-Seq` is not above the last one.
+    SequenceConflict = "SEQUENCE_CONFLICT", 409;
+    /// Appends of this producer are missing before this one.
+    ProducerGap = "PRODUCER_GAP", 409;
+    /// The stream to fork was deleted and is kept for its other forks alone.
+    SourceDeleted = "SOURCE_DELETED", 409;
+    /// The path is that of a deleted stream that forks still need.
+    PathBlocked = "PATH_BLOCKED", 409;
+    /// The fork would be further from its root than the server follows.
+    ForkTooDeep = "FORK_TOO_DEEP", 409;
+    /// The subscription exists with another configuration.
+    SubscriptionExists = "SUBSCRIPTION_ALREADY_EXISTS", 409;
+    /// The wake is not the current one.
+    Fenced = "FENCED", 409;
+    /// Another worker holds the subscription.
+    AlreadyClaimed = "ALREADY_CLAIMED", 409;
+    /// Nothing waits to be worked on.
+    NoPendingWork = "NO_PENDING_WORK", 409;
+    /// The acknowledged offset is not one that can be.
+    InvalidAck = "INVALID_OFFSET", 409;
+    /// The stream was deleted and is kept for its forks alone.
+    StreamGone = "STREAM_GONE", 410;
     /// The offset belongs to another log, lies past the tail, or behind what is kept.
     OffsetGone = "OFFSET_GONE", 410;
     /// The body is larger than the server takes.
     BodyTooLarge = "BODY_TOO_LARGE", 413;
+    /// The stream would be larger than the server lets one be.
+    StreamTooLarge = "STREAM_TOO_LARGE", 413;
     /// The query string is longer than the server takes.
     UriTooLong = "URI_TOO_LONG", 414;
     /// The body is not `application/json`.
@@ -92,6 +142,10 @@ codes! {
     RollbackTooLarge = "ROLLBACK_TOO_LARGE", 422;
     /// The entity type wants the expected transaction id.
     ExpectationRequired = "EXPECTATION_REQUIRED", 428;
+    /// The server has as many streams, producers or subscriptions as it takes.
+    TooMany = "TOO_MANY", 429;
+    /// More is being uploaded than the server holds at once.
+    TooManyUploads = "TOO_MANY_UPLOADS", 429;
     /// A fault of the server's own.
     Internal = "INTERNAL", 500;
     /// Another process holds the database; a retry may help.
@@ -116,6 +170,8 @@ impl ErrorCode {
     pub const fn error(self) -> &'static str {
         match self.status() {
             400 => "bad_request",
+            401 => "unauthorized",
+            403 => "forbidden",
             404 => "not_found",
             405 => "method_not_allowed",
             408 => "timeout",
@@ -126,6 +182,7 @@ impl ErrorCode {
             415 => "unsupported_media_type",
             422 => "unprocessable",
             428 => "precondition_required",
+            429 => "too_many_requests",
             503 => "unavailable",
             _ => "internal",
         }
@@ -155,6 +212,28 @@ impl<'a> ErrorBody<'a> {
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).unwrap_or_default()
     }
+}
+
+/// The body of an error under `__ds`, which the Durable Streams protocol words in its own way.
+#[derive(Debug, Clone, Serialize)]
+pub struct ControlErrorBody<'a> {
+    /// Everything about it.
+    pub error: ControlError<'a>,
+}
+
+/// What a [`ControlErrorBody`] says.
+#[derive(Debug, Clone, Serialize)]
+pub struct ControlError<'a> {
+    /// The code for programs.
+    pub code: &'static str,
+    /// What was wrong and what would be right.
+    pub message: &'a str,
+    /// The worker that holds the subscription.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub current_holder: Option<&'a str>,
+    /// The wake it holds it for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
 }
 
 /// The body of a `TRANSACTION_CONFLICT`: exactly these five fields.

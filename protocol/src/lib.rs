@@ -18,9 +18,11 @@ pub mod openapi;
 pub mod query;
 pub mod selector;
 pub mod sse;
+pub mod stored;
 
 pub use activity::{Action, ActivityRef, Last, MessageKind, Wording};
 pub use error::{ErrorBody, ErrorCode};
 pub use ids::{ClientId, EntityKey, Scope, TransactionId};
-pub use offset::{Epoch, Offset, ReadFrom, Seq};
+pub use offset::{Epoch, Offset, Place, ReadFrom, Seq};
 pub use selector::Selector;
+pub use stored::{ContentType, StreamOffset, StreamPath};

@@ -17,3 +17,25 @@ pub const TRANSACTION_WAIT_MAX_SECS: u64 = 60;
 pub const ROLLBACK_MAX: usize = 10_000;
 /// Most bytes of a query string.
 pub const QUERY_MAX_BYTES: usize = 4_096;
+/// Most bytes of a stored stream's path, decoded.
+pub const STREAM_PATH_MAX_BYTES: usize = 1_024;
+/// Most bytes of a content type, a `Stream-Seq` and a producer's id.
+pub const STREAM_HEADER_MAX_BYTES: usize = 256;
+/// The largest epoch and sequence of a producer: what a JavaScript number holds exactly.
+pub const PRODUCER_NUMBER_MAX: u64 = (1 << 53) - 1;
+/// Longest `Stream-TTL`, in seconds: a hundred years.
+pub const STREAM_TTL_MAX_SECS: u64 = 3_155_760_000;
+/// Most streams between a fork and the stream at its root.
+pub const FORK_DEPTH_MAX: usize = 64;
+/// Most producers that one stream remembers.
+pub const PRODUCERS_MAX: u32 = 10_000;
+/// Most appends in one chunk of a stored stream.
+pub const CHUNK_APPENDS_MAX: usize = 16_384;
+/// Most bytes of a subscription's id, pattern, description and worker name, and of a webhook's URL.
+pub const SUBSCRIPTION_TEXT_MAX_BYTES: usize = 2_048;
+/// Shortest lease, in milliseconds.
+pub const LEASE_MIN_MILLIS: u64 = 1_000;
+/// Longest lease.
+pub const LEASE_MAX_MILLIS: u64 = 600_000;
+/// The lease when none is asked for.
+pub const LEASE_DEFAULT_MILLIS: u64 = 30_000;

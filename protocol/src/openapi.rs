@@ -1,6 +1,8 @@
 //! The OpenAPI description, generated from the types and limits of this crate. `openapi.json` beside the crate
 //! is its golden file; after a change, `cargo run -p bourn-protocol --example openapi > protocol/openapi.json`.
 
+mod stored;
+
 use serde_json::{Map, Value, json};
 
 use crate::error::ErrorCode;
@@ -10,7 +12,7 @@ use crate::limits;
 /// The description of every endpoint.
 #[must_use]
 pub fn document() -> Value {
-    json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": {
             "title": "Bourn",
@@ -75,7 +77,13 @@ pub fn document() -> Value {
             },
         },
         "components": { "schemas": schemas() },
-    })
+    });
+    for (place, more) in [("/paths", stored::paths()), ("/components/schemas", stored::schemas())] {
+        if let Some(Value::Object(there)) = document.pointer_mut(place) {
+            there.extend(more);
+        }
+    }
+    document
 }
 
 fn parameter(place: &str, name: &str, text: &str, kind: &Value) -> Value {

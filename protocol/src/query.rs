@@ -1,9 +1,11 @@
 //! Query strings: split once, every parameter asked for by name at most once, the rest refused by name.
 
+use std::str::FromStr;
+
 use crate::cursor::Cursor;
 use crate::error::ErrorCode;
 use crate::limits::QUERY_MAX_BYTES;
-use crate::offset::ReadFrom;
+use crate::offset::{InvalidOffset, Offset, ReadFrom};
 
 /// A query string was refused: a code and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -152,16 +154,16 @@ pub enum Live {
 
 /// The parameters of a stream read (Durable Streams protocol, 5.6 to 5.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StreamRead {
+pub struct StreamRead<T = Offset> {
     /// Where to start.
-    pub from: ReadFrom,
+    pub from: ReadFrom<T>,
     /// How to follow, if at all.
     pub live: Option<Live>,
     /// The cursor the client echoes.
     pub cursor: Option<Cursor>,
 }
 
-impl StreamRead {
+impl<T: FromStr<Err = InvalidOffset>> StreamRead<T> {
     /// The names of the parameters this reads.
     pub const PARAMETERS: [&'static str; 3] = ["offset", "live", "cursor"];
 
@@ -169,7 +171,7 @@ impl StreamRead {
     ///
     /// # Errors
     /// When one of them is malformed or repeated, or `live` comes without `offset`.
-    pub fn parse(query: &Query) -> Result<Option<StreamRead>, InvalidQuery> {
+    pub fn parse(query: &Query) -> Result<Option<StreamRead<T>>, InvalidQuery> {
         let live = match query.once("live", ErrorCode::InvalidLive)? {
             None => None,
             Some("long-poll") => Some(Live::LongPoll),
@@ -189,7 +191,7 @@ impl StreamRead {
                 }),
             };
         };
-        let from = offset.parse().map_err(|error: crate::offset::InvalidOffset| InvalidQuery {
+        let from = offset.parse().map_err(|error: InvalidOffset| InvalidQuery {
             code: ErrorCode::InvalidOffset,
             message: error.to_string(),
         })?;
@@ -254,7 +256,7 @@ mod tests {
         #[test]
         fn parsing_never_panics(raw in "[a-z=&%+0-9-]{0,80}|\\PC{0,40}") {
             if let Ok(query) = Query::parse(Some(&raw)) {
-                let _ = StreamRead::parse(&query);
+                let _ = StreamRead::<Offset>::parse(&query);
             }
         }
     }

@@ -5,17 +5,19 @@
 
 use crate::cursor::Cursor;
 use crate::json::push_number;
-use crate::offset::Offset;
+use crate::offset::Place;
 
 /// What a control event says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Control {
     /// The place after the data just sent.
-    pub next: Offset,
+    pub next: Place,
     /// The cursor for the reconnect.
     pub cursor: Cursor,
     /// Nothing more is in the stream now.
     pub up_to_date: bool,
+    /// Nothing more will ever be in the stream: there is nothing to reconnect for.
+    pub closed: bool,
 }
 
 /// Appends a `data` event. The payload's line ends become further `data:` lines, so no payload can end the
@@ -33,9 +35,14 @@ pub fn push_control(out: &mut Vec<u8>, control: Control) {
     out.extend_from_slice(next.as_bytes());
     out.extend_from_slice(b"\nevent: control\ndata:{\"streamNextOffset\":\"");
     out.extend_from_slice(next.as_bytes());
-    out.extend_from_slice(b"\",\"streamCursor\":\"");
-    push_number(out, control.cursor.get());
     out.push(b'"');
+    if control.closed {
+        out.extend_from_slice(b",\"streamClosed\":true");
+    } else {
+        out.extend_from_slice(b",\"streamCursor\":\"");
+        push_number(out, control.cursor.get());
+        out.push(b'"');
+    }
     if control.up_to_date {
         out.extend_from_slice(b",\"upToDate\":true");
     }
@@ -83,21 +90,34 @@ fn push_lines(out: &mut Vec<u8>, payload: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::offset::Seq;
+    use crate::offset::{Offset, Seq};
     use proptest::prelude::*;
 
     #[test]
     fn a_batch_is_a_data_event_and_a_control_event_that_carries_the_id() {
         let mut out = Vec::new();
         push_data(&mut out, b"[{\"a\":1}]");
-        let next = Offset { epoch: "k3f9".parse().unwrap(), seq: Seq::new(1234).unwrap() };
+        let next = Offset::new("k3f9".parse().unwrap(), Seq::new(1234).unwrap()).into();
         let cursor = Cursor::parse("1234").unwrap();
-        push_control(&mut out, Control { next, cursor, up_to_date: true });
+        push_control(&mut out, Control { next, cursor, up_to_date: true, closed: false });
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "event: data\ndata:[{\"a\":1}]\n\n\
              id: k3f9_0000000000001234\nevent: control\n\
              data:{\"streamNextOffset\":\"k3f9_0000000000001234\",\"streamCursor\":\"1234\",\"upToDate\":true}\n\n"
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_closed_stream_gives_no_cursor_to_come_back_with() {
+        let mut out = Vec::new();
+        let next = crate::StreamOffset { position: Seq::new(5).unwrap(), owner: 7 }.into();
+        let cursor = Cursor::parse("1234").unwrap();
+        push_control(&mut out, Control { next, cursor, up_to_date: true, closed: true });
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "id: 0000000000000005_0000000000000007\nevent: control\ndata:{\"streamNextOffset\":\
+             \"0000000000000005_0000000000000007\",\"streamClosed\":true,\"upToDate\":true}\n\n"
         );
     }
 

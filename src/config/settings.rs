@@ -34,7 +34,7 @@ macro_rules! settings {
                 $({
                     $(text.push_str(concat!("#", $doc, "\n"));)+
                     let value = self.$name.to_string();
-                    let bare = value.parse::<usize>().is_ok();
+                    let bare = value.parse::<usize>().is_ok() || value.parse::<bool>().is_ok();
                     let value = if bare { value } else { toml::Value::String(value).to_string() };
                     text.push_str(&format!("{} = {value}\n", stringify!($name)));
                 })*
@@ -101,6 +101,27 @@ settings! {
     /// How long a stop may take before what is left is cut off.
     shutdown_timeout("BOURN_SHUTDOWN_TIMEOUT"): Span = "10s";
 
+    /// Most bytes that are appended to a stored stream at once.
+    append_limit("BOURN_APPEND_LIMIT"): Size = "8MiB";
+    /// Most bytes of all appends that are being received at once; one more is answered with 429.
+    append_memory("BOURN_APPEND_MEMORY"): Size = "256MiB";
+    /// Most bytes of one stored stream.
+    stream_limit("BOURN_STREAM_LIMIT"): Size = "64GiB";
+    /// Most stored streams; one more is answered with 429.
+    streams("BOURN_STREAMS"): usize = "1000000";
+    /// Most subscriptions to stored streams; one more is answered with 429.
+    subscriptions("BOURN_SUBSCRIPTIONS"): usize = "1000";
+    /// Most streams that one subscription follows.
+    subscription_streams("BOURN_SUBSCRIPTION_STREAMS"): usize = "1000";
+    /// Where clients and webhooks reach this server, as `https://streams.example.com`; empty: its own address.
+    public_url("BOURN_PUBLIC_URL"): String = "";
+    /// Whether webhooks may go to private and loopback addresses: `true` or `false`.
+    webhook_allow_private("BOURN_WEBHOOK_ALLOW_PRIVATE"): bool = "false";
+    /// How long a webhook may take to be answered.
+    webhook_timeout("BOURN_WEBHOOK_TIMEOUT"): Span = "10s";
+    /// Most webhooks on their way at once.
+    webhooks("BOURN_WEBHOOKS"): usize = "64";
+
     /// Most messages in a chunk. Every server of one database must have the same.
     chunk_messages("BOURN_CHUNK_MESSAGES"): usize = "1000";
     /// Most bytes in a chunk. Every server of one database must have the same.
@@ -149,6 +170,8 @@ impl Limits {
             ("write_batch", self.write_batch),
             ("read_connections", self.read_connections),
             ("database_connections", self.database_connections),
+            ("webhooks", self.webhooks),
+            ("append_limit", self.append_limit.bytes()),
             ("body_limit", self.body_limit.bytes()),
             ("chunk_bytes", self.chunk_bytes.bytes()),
         ];
@@ -158,6 +181,9 @@ impl Limits {
         }
         if self.transaction_bytes.get() < self.chunk_bytes.get() {
             return invalid("`transaction_bytes` must be at least `chunk_bytes`".into());
+        }
+        if self.append_memory.get() < self.append_limit.get() {
+            return invalid("`append_memory` must be at least `append_limit`".into());
         }
         if !(8 << 10..=1 << 20).contains(&self.header_limit.get()) {
             return invalid("`header_limit` must be from 8KiB to 1MiB".into());

@@ -2,12 +2,13 @@
 //! come this far.
 
 use bourn_protocol::cache::Freshness;
-use bourn_protocol::error::ConflictBody;
+use bourn_protocol::error::{ConflictBody, ControlError, ControlErrorBody};
 use bourn_protocol::ids::InvalidId;
 use bourn_protocol::query::InvalidQuery;
-use bourn_protocol::{ErrorBody, ErrorCode};
+use bourn_protocol::stored::{NotJson, Refused};
+use bourn_protocol::{ErrorBody, ErrorCode, headers};
 use bytes::Bytes;
-use http::header::{ALLOW, RETRY_AFTER};
+use http::header::{ALLOW, HeaderName, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use serde_json::value::RawValue;
 
@@ -15,9 +16,11 @@ use super::Reply;
 use super::respond::Build;
 use crate::entity::ColumnError;
 use crate::read::{Gone, ReadError};
+use crate::storage::streams::{AppendError, CreateError, FindError};
 use crate::storage::{Dependent, StorageError, WriteError};
+use crate::subscriptions::Refusal;
 
-/// Seconds after which a client may try again what a 503 refused.
+/// Seconds after which a client may try again what a 503 or a 429 refused.
 const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
 
 /// A request that cannot be answered with what it asked for.
@@ -27,21 +30,45 @@ pub struct ApiError {
     /// The whole body.
     body: Vec<u8>,
     cache: Freshness,
-    allow: Option<&'static str>,
+    /// What the answer says beside the body.
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl ApiError {
     /// An error with the ordinary body.
     #[must_use]
     pub fn new(code: ErrorCode, message: &str) -> ApiError {
-        ApiError { code, body: ErrorBody::new(code, message).to_json(), cache: Freshness::Never, allow: None }
+        ApiError {
+            code,
+            body: ErrorBody::new(code, message).to_json(),
+            cache: Freshness::Never,
+            headers: Vec::new(),
+        }
     }
 
     /// The method does not apply; `allow` lists those that do.
     #[must_use]
     pub fn method(allow: &'static str) -> ApiError {
         let message = format!("this path takes {allow}");
-        ApiError { allow: Some(allow), ..ApiError::new(ErrorCode::MethodNotAllowed, &message) }
+        ApiError::new(ErrorCode::MethodNotAllowed, &message).with(ALLOW, allow)
+    }
+
+    /// With a header.
+    #[must_use]
+    pub fn with(mut self, name: HeaderName, value: &str) -> ApiError {
+        self.headers.extend(HeaderValue::from_str(value).map(|value| (name, value)));
+        self
+    }
+
+    /// Worded as the Durable Streams protocol words errors of its control endpoints.
+    #[must_use]
+    pub fn control(code: ErrorCode, message: &str, holder: Option<(&str, u64)>) -> ApiError {
+        let (current_holder, generation) = holder.unzip();
+        let body = ControlErrorBody {
+            error: ControlError { code: code.as_str(), message, current_holder, generation },
+        };
+        let body = serde_json::to_vec(&body).unwrap_or_default();
+        ApiError { body, ..ApiError::new(code, message) }
     }
 
     /// The code it will be answered with.
@@ -53,10 +80,10 @@ impl ApiError {
     pub(super) fn into_reply(self) -> Reply {
         let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut build = Build::new(status).cache(&self.cache.cache_control(std::time::Duration::ZERO));
-        if let Some(allow) = self.allow {
-            build = build.header(ALLOW, HeaderValue::from_static(allow));
+        for (name, value) in self.headers {
+            build = build.header(name, value);
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             build = build.header(RETRY_AFTER, RETRY_AFTER_SECS);
         }
         build.json(self.body)
@@ -106,12 +133,105 @@ impl From<ReadError> for ApiError {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Storage(error) => error.into(),
+            ReadError::Find(error) => error.into(),
+            ReadError::Misplaced => ApiError::new(ErrorCode::InvalidOffset, &error.to_string()),
             ReadError::Gone(gone) => {
                 // What lies past the tail today may be there tomorrow; the rest will not come back.
                 let cache = if gone == Gone::PastTail { Freshness::Never } else { Freshness::Gone };
                 ApiError { cache, ..ApiError::new(ErrorCode::OffsetGone, &error.to_string()) }
             }
         }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(error: Refused) -> Self {
+        ApiError::new(ErrorCode::InvalidHeader, error.0)
+    }
+}
+
+impl From<NotJson> for ApiError {
+    fn from(error: NotJson) -> Self {
+        ApiError::new(ErrorCode::InvalidJson, &error.to_string())
+    }
+}
+
+impl From<FindError> for ApiError {
+    fn from(error: FindError) -> Self {
+        let code = match error {
+            FindError::Storage(error) => return error.into(),
+            FindError::Missing => ErrorCode::StreamNotFound,
+            FindError::Gone => ErrorCode::StreamGone,
+        };
+        ApiError::new(code, &error.to_string())
+    }
+}
+
+impl From<CreateError> for ApiError {
+    fn from(error: CreateError) -> Self {
+        let code = match error {
+            CreateError::Storage(error) => return error.into(),
+            CreateError::NotJson(error) => return error.into(),
+            CreateError::Exists(_) => ErrorCode::StreamExists,
+            CreateError::Blocked => ErrorCode::PathBlocked,
+            CreateError::SourceMissing => ErrorCode::SourceNotFound,
+            CreateError::SourceGone => ErrorCode::SourceDeleted,
+            CreateError::ContentType(_) => ErrorCode::ContentTypeMismatch,
+            CreateError::ForkOffset(_) => ErrorCode::InvalidForkOffset,
+            CreateError::TooDeep => ErrorCode::ForkTooDeep,
+            CreateError::TooLarge(_) => ErrorCode::StreamTooLarge,
+            CreateError::TooMany => ErrorCode::TooMany,
+        };
+        ApiError::new(code, &error.to_string())
+    }
+}
+
+impl From<AppendError> for ApiError {
+    fn from(error: AppendError) -> Self {
+        let named = |code| ApiError::new(code, &error.to_string());
+        let header = HeaderName::from_static;
+        match error {
+            AppendError::Storage(error) => error.into(),
+            AppendError::Missing => named(ErrorCode::StreamNotFound),
+            AppendError::Gone => named(ErrorCode::StreamGone),
+            AppendError::Closed(tail) => named(ErrorCode::StreamClosed)
+                .with(header(headers::STREAM_CLOSED), "true")
+                .with(header(headers::STREAM_NEXT_OFFSET), &tail.to_string()),
+            AppendError::ContentType(_) => named(ErrorCode::ContentTypeMismatch),
+            AppendError::Sequence => named(ErrorCode::SequenceConflict),
+            AppendError::StaleEpoch(epoch) => {
+                named(ErrorCode::StaleProducer).with(header(headers::PRODUCER_EPOCH), &epoch.to_string())
+            }
+            AppendError::EpochSeq => named(ErrorCode::InvalidProducerSeq),
+            AppendError::Gap { expected, received } => named(ErrorCode::ProducerGap)
+                .with(header(headers::PRODUCER_EXPECTED_SEQ), &expected.to_string())
+                .with(header(headers::PRODUCER_RECEIVED_SEQ), &received.to_string()),
+            AppendError::TooLarge(_) => named(ErrorCode::StreamTooLarge),
+            AppendError::TooManyProducers => named(ErrorCode::TooMany),
+        }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(error: Refusal) -> Self {
+        let code = match &error {
+            Refusal::Storage(error) => return error.clone().into(),
+            Refusal::Claimed { holder, generation } => {
+                let holder = Some((holder.as_str(), *generation));
+                return ApiError::control(ErrorCode::AlreadyClaimed, &error.to_string(), holder);
+            }
+            Refusal::NotFound => ErrorCode::SubscriptionNotFound,
+            Refusal::Exists => ErrorCode::SubscriptionExists,
+            Refusal::Invalid(_) => ErrorCode::InvalidRequest,
+            Refusal::UrlRejected(_) => ErrorCode::WebhookUrlRejected,
+            Refusal::TokenInvalid => ErrorCode::TokenInvalid,
+            Refusal::TokenExpired => ErrorCode::TokenExpired,
+            Refusal::Fenced => ErrorCode::Fenced,
+            Refusal::NoWork => ErrorCode::NoPendingWork,
+            Refusal::Ack(_) => ErrorCode::InvalidAck,
+            Refusal::TooMany(_) => ErrorCode::TooMany,
+        };
+        ApiError::control(code, &error.to_string(), None)
     }
 }
 
@@ -143,7 +263,12 @@ fn conflict(row: &Bytes, expected: &str, actual: Option<&str>) -> ApiError {
     match RawValue::from_string(text) {
         Ok(row) => {
             let body = ConflictBody::new(&row, expected, actual).to_json();
-            ApiError { code: ErrorCode::TransactionConflict, body, cache: Freshness::Never, allow: None }
+            ApiError {
+                code: ErrorCode::TransactionConflict,
+                body,
+                cache: Freshness::Never,
+                headers: Vec::new(),
+            }
         }
         Err(_) => ApiError::new(ErrorCode::Internal, "the row cannot be shown as JSON"),
     }
@@ -161,5 +286,5 @@ fn blocked(error: &WriteError, dependents: &[Dependent]) -> ApiError {
     let code = ErrorCode::RollbackBlocked;
     let body =
         serde_json::to_vec(&Body { error: ErrorBody::new(code, &message), dependents }).unwrap_or_default();
-    ApiError { code, body, cache: Freshness::Never, allow: None }
+    ApiError { code, body, cache: Freshness::Never, headers: Vec::new() }
 }

@@ -1,7 +1,10 @@
 //! Taking in what requests carry: bodies within limits, headers by their rules.
 
+use std::time::Duration;
+
 use bourn_protocol::query::Query;
 use bourn_protocol::{ClientId, ErrorCode, TransactionId, headers};
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -9,6 +12,12 @@ use hyper::body::{Body, Incoming};
 use serde_json::{Map, Value};
 
 use super::{ApiError, App};
+use crate::config::Size;
+
+/// How much of a body that is too large is read and thrown away, in multiples of the limit.
+const DISCARD_LIMITS: u64 = 4;
+/// How long that may take.
+const DISCARD_TIME: Duration = Duration::from_secs(2);
 
 /// The parameters of a request.
 pub(super) fn query<B>(request: &Request<B>) -> Result<Query, ApiError> {
@@ -59,22 +68,7 @@ pub(super) async fn json_object(
         let message = "the body must be JSON: send Content-Type: application/json";
         return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     }
-    let limit = app.limits.body_limit.bytes();
-    let too_large =
-        || ApiError::new(ErrorCode::BodyTooLarge, &format!("the body has more than {limit} bytes"));
-    if request.body().size_hint().lower() > app.limits.body_limit.get() {
-        return Err(too_large());
-    }
-    let timeout = app.limits.body_timeout.get();
-    let collected = tokio::time::timeout(timeout, Limited::new(request.into_body(), limit).collect()).await;
-    let body = match collected {
-        Err(_) => return Err(ApiError::new(ErrorCode::RequestTimeout, "the body took too long to arrive")),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large()),
-        Ok(Err(_)) => {
-            return Err(ApiError::new(ErrorCode::InvalidRequest, "the body could not be read to its end"));
-        }
-        Ok(Ok(collected)) => collected.to_bytes(),
-    };
+    let body = collect(app, request, app.limits.body_limit).await?;
     match serde_json::from_slice(&body) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => {
@@ -83,4 +77,46 @@ pub(super) async fn json_object(
         // The parser tells place and kind, and nothing of the content.
         Err(error) => Err(ApiError::new(ErrorCode::InvalidJson, &format!("the body is not JSON: {error}"))),
     }
+}
+
+/// The whole body, if it has no more bytes than `limit` and comes in time.
+pub(super) async fn collect(app: &App, request: Request<Incoming>, limit: Size) -> Result<Bytes, ApiError> {
+    let too_large = || {
+        let message = format!("the body has more than {} bytes", limit.get());
+        ApiError::new(ErrorCode::BodyTooLarge, &message)
+    };
+    let timeout = app.limits.body_timeout.get();
+    let declared = request.body().size_hint().lower();
+    let mut body = request.into_body();
+    if declared > limit.get() {
+        discard(&mut body, limit).await;
+        return Err(too_large());
+    }
+    let collected = tokio::time::timeout(timeout, Limited::new(&mut body, limit.bytes()).collect()).await;
+    match collected {
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            discard(&mut body, limit).await;
+            Err(too_large())
+        }
+        Err(_) => Err(ApiError::new(ErrorCode::RequestTimeout, "the body took too long to arrive")),
+        Ok(Err(_)) => Err(ApiError::new(ErrorCode::InvalidRequest, "the body could not be read to its end")),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+    }
+}
+
+/// Reads on for a while and keeps nothing: a client that is still sending would find its connection broken, and not
+/// the answer.
+async fn discard(body: &mut Incoming, limit: Size) {
+    let mut left = limit.get().saturating_mul(DISCARD_LIMITS);
+    let read_on = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            left = left.saturating_sub(u64::try_from(bytes).unwrap_or(u64::MAX));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Either way the answer is the same.
+    let _ = tokio::time::timeout(DISCARD_TIME, read_on).await;
 }

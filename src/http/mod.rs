@@ -10,9 +10,11 @@ mod errors;
 mod hot;
 mod intake;
 mod ops;
+mod render;
 mod respond;
 mod router;
 mod sse;
+mod stored;
 mod streams;
 mod transactions;
 
@@ -24,12 +26,14 @@ use std::time::Instant;
 
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 
 use crate::config::Limits;
 use crate::entity::Catalog;
 use crate::read::Reader;
 use crate::stopping::Stopping;
 use crate::storage::Storage;
+use crate::subscriptions::Subscriptions;
 use crate::tail::Tail;
 use crate::telemetry::{Metrics, ReadMode};
 pub use body::ReplyBody;
@@ -69,6 +73,12 @@ pub struct App {
     pub tail: Arc<Tail>,
     /// The streamed tables.
     pub catalog: Arc<Catalog>,
+    /// Subscriptions to stored streams.
+    pub subscriptions: Arc<Subscriptions>,
+    /// Room for what is being received to be appended, in KiB.
+    pub uploads: Arc<Semaphore>,
+    /// Where the server is reached.
+    pub public_url: String,
     /// Answers that are final.
     pub hot: HotAnswers,
     /// Limits and durations.

@@ -1,6 +1,6 @@
 //! Putting answers together.
 
-use bourn_protocol::{ErrorBody, ErrorCode, Offset, headers};
+use bourn_protocol::{ErrorBody, ErrorCode, Place, headers};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
@@ -39,12 +39,19 @@ impl Build {
         }
     }
 
-    pub(super) fn next_offset(self, offset: Offset) -> Build {
-        self.text(HeaderName::from_static(headers::STREAM_NEXT_OFFSET), &offset.to_string())
+    pub(super) fn next_offset(self, offset: impl Into<Place>) -> Build {
+        self.text(HeaderName::from_static(headers::STREAM_NEXT_OFFSET), &offset.into().to_string())
     }
 
     pub(super) fn up_to_date(self) -> Build {
         self.header(HeaderName::from_static(headers::STREAM_UP_TO_DATE), TRUE)
+    }
+
+    pub(super) fn closed_if(self, closed: bool) -> Build {
+        match closed {
+            true => self.header(HeaderName::from_static(headers::STREAM_CLOSED), TRUE),
+            false => self,
+        }
     }
 
     pub(super) fn etag(self, tag: &str) -> Build {

@@ -9,7 +9,7 @@ use http::{Method, Request};
 use hyper::body::Incoming;
 use matchit::{Params, Router};
 
-use super::{ApiError, App, Reply, activities, cors, entities, ops, streams, transactions};
+use super::{ApiError, App, Reply, activities, cors, entities, ops, stored, streams, transactions};
 
 /// The endpoints, named as metrics name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,7 @@ pub(super) enum Endpoint {
     Activities,
     Transaction,
     Rollback,
+    Stream,
     Health,
     Ready,
     Metrics,
@@ -32,6 +33,7 @@ impl Endpoint {
             Endpoint::Activities => "activities",
             Endpoint::Transaction => "transaction",
             Endpoint::Rollback => "rollback",
+            Endpoint::Stream => "stream",
             Endpoint::Health => "health",
             Endpoint::Ready => "ready",
             Endpoint::Metrics => "metrics",
@@ -39,12 +41,13 @@ impl Endpoint {
     }
 }
 
-const ROUTES: [(&str, Endpoint); 8] = [
+const ROUTES: [(&str, Endpoint); 9] = [
     ("/v1/entities/{table}", Endpoint::Entities),
     ("/v1/entities/{table}/{id}", Endpoint::Row),
     ("/v1/activities", Endpoint::Activities),
     ("/v1/transactions/{id}", Endpoint::Transaction),
     ("/v1/transactions/{id}/rollback", Endpoint::Rollback),
+    ("/v1/stream/{*path}", Endpoint::Stream),
     ("/health", Endpoint::Health),
     ("/ready", Endpoint::Ready),
     ("/metrics", Endpoint::Metrics),
@@ -67,8 +70,7 @@ pub(super) async fn dispatch(
 ) -> (&'static str, Result<Reply, ApiError>) {
     let path = request.uri().path().to_owned();
     let Ok(matched) = ROUTER.at(&path) else {
-        let message =
-            "there is nothing here; see /v1/entities/{table}, /v1/activities, /v1/transactions/{id}";
+        let message = "there is nothing here; see /v1/entities/{table}, /v1/activities, /v1/transactions/{id}, /v1/stream/{path}";
         return ("unknown", Err(ApiError::new(ErrorCode::UnknownPath, message)));
     };
     let endpoint = *matched.value;
@@ -116,6 +118,7 @@ async fn at(
             transactions::rollback(app, &segment(params, "id")?, request).await
         }
         Endpoint::Rollback => Err(ApiError::method("POST")),
+        Endpoint::Stream => stored::dispatch(app, params.get("path").unwrap_or_default(), request).await,
         Endpoint::Health if reads => Ok(ops::health()),
         Endpoint::Ready if reads => Ok(ops::ready(app).await),
         Endpoint::Metrics if reads => Ok(ops::metrics(app)),
@@ -139,7 +142,7 @@ mod tests {
     #[test]
     fn every_route_leads_to_its_endpoint() {
         for (path, endpoint) in ROUTES {
-            let path = path.replace("{table}", "pages").replace("{id}", "p1");
+            let path = path.replace("{table}", "pages").replace("{id}", "p1").replace("{*path}", "a/b");
             assert_eq!(ROUTER.at(&path).map(|found| *found.value), Ok(endpoint), "{path}");
         }
     }

@@ -1,22 +1,27 @@
 //! Server-sent events: a read session followed for as long as the connection lives. A batch is rendered once
 //! for all its live readers; what waits for a connection leaves in one write.
 
+use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bourn_protocol::cursor::Cursor;
+use bourn_protocol::headers;
 use bourn_protocol::sse::{
     Control, DATA_BEGIN, DATA_END, HEARTBEAT, is_one_line, push_control, push_data, push_retry,
 };
+use bourn_protocol::stored::Form;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use super::body::Frames;
+use super::render::unix_secs;
 use super::respond::Build;
-use super::streams::unix_secs;
 use super::{App, Reply, ReplyBody};
 use crate::config::Limits;
 use crate::read::{Batch, Session};
@@ -27,7 +32,12 @@ const FRAME_OVERHEAD: usize = 192;
 
 /// The answer that follows a session.
 pub(super) fn reply(app: &Arc<App>, session: Session, cursor: Option<Cursor>) -> Reply {
-    Build::new(StatusCode::OK)
+    let mut build = Build::new(StatusCode::OK);
+    if session.form() == Form::Binary {
+        let name = HeaderName::from_static(headers::STREAM_SSE_DATA_ENCODING);
+        build = build.header(name, HeaderValue::from_static("base64"));
+    }
+    build
         .header(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"))
         .header(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"))
         .header(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"))
@@ -56,19 +66,23 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
                 }
             };
             let control = Control {
-                next: session.offset(),
+                next: session.place(),
                 cursor: Cursor::next(unix_secs(), cursor),
                 up_to_date: batch.up_to_date(),
+                closed: batch.closed(),
             };
             if batch.messages() > 0 {
                 greeted = true;
                 // Kept small on purpose: what lives across a `yield` is multiplied by every reader.
                 let live = matches!(batch, Batch::Live(_));
-                let body = batch.body();
+                let body = as_text(session.form(), batch.body());
                 delivered.count(batch.messages(), body.len());
                 match batch {
                     // A reader with a cursor of its own is told one of its own.
                     Batch::Live(live) if cursor.is_none() => yield live.frame(|| whole(&body, control)),
+                    Batch::Chunk(chunk) if !chunk.sealed && cursor.is_none() => {
+                        yield chunk.frame(|| whole(&body, control));
+                    }
                     _ if is_one_line(&body) => {
                         // In pieces, so that a chunk's bytes are the cache's own and not a copy for each reader.
                         yield Bytes::from_static(DATA_BEGIN);
@@ -77,14 +91,20 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
                     }
                     _ => yield whole(&body, control),
                 }
+                if control.closed {
+                    return;
+                }
                 sent_at = Instant::now();
                 // A reader that is never done catching up ends like any other; a live one waits below soon enough.
                 if sent_at < end && (live || !app.stopping.is_given()) {
                     continue;
                 }
-            } else if !greeted {
+            } else if !greeted || control.closed {
                 greeted = true;
                 yield control_frame(control);
+                if control.closed {
+                    return;
+                }
             }
             tokio::select! {
                 () = session.changed() => {}
@@ -107,6 +127,18 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
             }
         }
     })
+}
+
+/// What an event can carry: text as it is, as far as it is text, and anything else in base64.
+fn as_text(form: Form, body: Bytes) -> Bytes {
+    match form {
+        Form::Json => body,
+        Form::Text => match String::from_utf8_lossy(&body) {
+            Cow::Borrowed(_) => body,
+            Cow::Owned(text) => text.into(),
+        },
+        Form::Binary => BASE64.encode(&body).into(),
+    }
 }
 
 fn lifetime(limits: &Limits) -> Duration {

@@ -1,20 +1,18 @@
-//! The chunk cache: what catch-up reads return, kept within a budget of bytes. Concurrent misses of one chunk
-//! are one query.
+//! The chunk cache: what reads return, kept within a budget of bytes. Concurrent misses of one chunk are one query.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use bourn_protocol::chunk::{ChunkBuilder, ChunkLimits};
-use bourn_protocol::{Epoch, Selector, Seq};
+use bourn_protocol::{Place, Selector, Seq};
 use bytes::Bytes;
 use metrics::Counter;
 use moka::future::Cache;
 
-use crate::storage::{Storage, StorageError};
+use crate::storage::Kept;
 
 /// A chunk as the renderers need it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct CachedChunk {
-    /// A JSON array of messages.
+    /// Its bytes: of JSON an array of messages.
     pub body: Bytes,
     /// How many messages it holds.
     pub messages: usize,
@@ -22,89 +20,93 @@ pub struct CachedChunk {
     pub start: Seq,
     /// Where reading continues.
     pub next: Seq,
+    /// The token of that place.
+    pub offset: Place,
     /// It is final.
     pub sealed: bool,
+    /// The stream ends with it for good.
+    pub closed: bool,
     /// Its entity tag.
     pub etag: String,
+    /// What the stream did not keep when the chunk was read.
+    pub kept: Kept,
+    /// The chunk as an event, made by the first reader at the tail that needs it.
+    pub(super) frame: OnceLock<Bytes>,
 }
 
-/// What a chunk depends on: the stream and the start; and, while it is not final, the head of the log.
+impl CachedChunk {
+    /// The chunk rendered, once for all who read it at the tail.
+    pub fn frame(&self, render: impl FnOnce() -> Bytes) -> Bytes {
+        self.frame.get_or_init(render).clone()
+    }
+}
+
+/// The streams that chunks are of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
-    stream: Selector,
-    start: Seq,
-    head: Option<Seq>,
+pub(super) enum StreamKey {
+    /// As it was in this generation of the log.
+    Derived(Selector, u64),
+    /// By its number, which is never another's.
+    Stored(u64),
+}
+
+/// What a chunk depends on: the stream and the start; and, while it is not final, how far the stream was known to
+/// reach, and whether it was known to be closed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) stream: StreamKey,
+    pub(super) start: Seq,
+    pub(super) head: Option<(Seq, bool)>,
 }
 
 pub(super) struct ChunkCache {
-    storage: Arc<dyn Storage>,
-    epoch: Epoch,
-    limits: ChunkLimits,
     cache: Cache<Key, Arc<CachedChunk>>,
     hits: Counter,
     misses: Counter,
 }
 
 impl ChunkCache {
-    pub(super) fn new(
-        storage: Arc<dyn Storage>,
-        epoch: Epoch,
-        limits: ChunkLimits,
-        bytes: u64,
-    ) -> ChunkCache {
+    pub(super) fn new(bytes: u64) -> ChunkCache {
         let cache = Cache::builder()
             .max_capacity(bytes)
             .weigher(|key: &Key, chunk: &Arc<CachedChunk>| {
-                let names = key.stream.scope.as_ref().map_or(0, |scope| scope.as_str().len());
-                u32::try_from(chunk.body.len() + names + 512).unwrap_or(u32::MAX)
+                let names = match &key.stream {
+                    StreamKey::Derived(stream, _) => {
+                        stream.scope.as_ref().map_or(0, |scope| scope.as_str().len())
+                    }
+                    StreamKey::Stored(_) => 0,
+                };
+                // A chunk at the tail may be kept as an event, too.
+                let copies = if chunk.sealed { 1 } else { 2 };
+                u32::try_from(copies * chunk.body.len() + names + 512).unwrap_or(u32::MAX)
             })
             .build();
         let counted = |outcome| metrics::counter!("bourn_chunk_cache_total", "outcome" => outcome);
-        ChunkCache { storage, epoch, limits, cache, hits: counted("hit"), misses: counted("miss") }
+        ChunkCache { cache, hits: counted("hit"), misses: counted("miss") }
     }
 
-    /// The chunk that follows `start`; `head` is the head of the log as this server knows it.
-    pub(super) async fn get(
+    /// The chunk of a key without a head; `head` is how far the stream reaches as this server knows it, and whether it
+    /// is closed; `load` asks the database.
+    pub(super) async fn get<E: Clone + Send + Sync + 'static>(
         &self,
-        stream: &Selector,
-        start: Seq,
-        head: Seq,
-    ) -> Result<Arc<CachedChunk>, StorageError> {
-        let final_key = Key { stream: stream.clone(), start, head: None };
-        if let Some(chunk) = self.cache.get(&final_key).await {
+        key: Key,
+        head: (Seq, bool),
+        load: impl Future<Output = Result<CachedChunk, E>>,
+    ) -> Result<Arc<CachedChunk>, E> {
+        if let Some(chunk) = self.cache.get(&key).await {
             self.hits.increment(1);
             return Ok(chunk);
         }
-        let key = Key { head: Some(head), ..final_key.clone() };
-        let entry = self.cache.entry(key.clone()).or_try_insert_with(self.load(stream, start)).await;
-        let entry = entry.map_err(|error: Arc<StorageError>| StorageError::clone(&error))?;
+        let passing = Key { head: Some(head), ..key.clone() };
+        let load = async { load.await.map(Arc::new) };
+        let entry = self.cache.entry(passing.clone()).or_try_insert_with(load).await;
+        let entry = entry.map_err(|error: Arc<E>| E::clone(&error))?;
         if entry.is_fresh() { &self.misses } else { &self.hits }.increment(1);
         let chunk = entry.into_value();
         if chunk.sealed {
-            self.cache.insert(final_key, chunk.clone()).await;
-            self.cache.invalidate(&key).await;
+            self.cache.insert(key, chunk.clone()).await;
+            self.cache.invalidate(&passing).await;
         }
         Ok(chunk)
-    }
-
-    async fn load(&self, stream: &Selector, start: Seq) -> Result<Arc<CachedChunk>, StorageError> {
-        let builder = ChunkBuilder::new(stream.wording(), self.epoch, start, self.limits);
-        let chunk = self.storage.fill(stream, builder).await?.finish();
-        let etag = bourn_protocol::cache::entity_tag(
-            self.epoch,
-            &stream.fingerprint(),
-            start,
-            chunk.next,
-            chunk.sealed,
-        );
-        let body = Bytes::from(chunk.body);
-        Ok(Arc::new(CachedChunk {
-            body,
-            messages: chunk.messages,
-            start,
-            next: chunk.next,
-            sealed: chunk.sealed,
-            etag,
-        }))
     }
 }

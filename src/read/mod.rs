@@ -3,19 +3,26 @@
 //! long-poll and SSE only render what it yields.
 
 mod chunks;
+mod log;
+mod stored;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bourn_protocol::chunk::ChunkLimits;
-use bourn_protocol::{Epoch, Offset, ReadFrom, Selector, Seq};
+use bourn_protocol::stored::Form;
+use bourn_protocol::{ContentType, Epoch, Offset, Place, ReadFrom, Selector, Seq, StreamOffset, StreamPath};
 use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::config::Limits;
+use crate::storage::streams::{FillError, FindError};
 use crate::storage::{LogBounds, Storage, StorageError};
-use crate::tail::{Channel, LiveBatch, Place, Tail};
+use crate::tail::{Bells, LiveBatch, Tail};
 pub use chunks::CachedChunk;
 use chunks::ChunkCache;
+use log::{Follower, LogSession};
+use stored::StoredSession;
 
 /// A read could not be done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,9 +30,34 @@ pub enum ReadError {
     /// The offset is not one that can be read from.
     #[error("{}", .0.explain())]
     Gone(Gone),
+    /// There is no such stored stream.
+    #[error(transparent)]
+    Find(FindError),
+    /// The offset was made up.
+    #[error("{}", bourn_protocol::offset::InvalidOffset)]
+    Misplaced,
     /// The database could not do it.
     #[error(transparent)]
     Storage(#[from] StorageError),
+}
+
+impl From<FindError> for ReadError {
+    fn from(error: FindError) -> Self {
+        match error {
+            FindError::Storage(error) => ReadError::Storage(error),
+            other => ReadError::Find(other),
+        }
+    }
+}
+
+impl From<FillError> for ReadError {
+    fn from(error: FillError) -> Self {
+        match error {
+            FillError::Missing => ReadError::Find(FindError::Missing),
+            FillError::Misplaced => ReadError::Misplaced,
+            FillError::Storage(error) => ReadError::Storage(error),
+        }
+    }
 }
 
 /// Why an offset is gone.
@@ -37,6 +69,8 @@ pub enum Gone {
     PastTail,
     /// What followed it is not kept any more.
     BehindHorizon,
+    /// It belongs to a stream that was at this path before.
+    OtherStream,
 }
 
 impl Gone {
@@ -47,6 +81,9 @@ impl Gone {
             }
             Gone::PastTail => {
                 "the offset lies past the end of the log: the database has lost changes; start again from -1 or from the list"
+            }
+            Gone::OtherStream => {
+                "the offset is none of this stream's: the stream was made anew; start again from -1"
             }
             Gone::BehindHorizon => {
                 "what followed the offset is not kept any more; start again from -1 or from the list"
@@ -59,23 +96,27 @@ impl Gone {
 pub struct Reader {
     storage: Arc<dyn Storage>,
     chunks: ChunkCache,
+    limits: ChunkLimits,
     tail: Arc<Tail>,
+    bells: Arc<Bells>,
     identity: LogBounds,
     head: watch::Receiver<Seq>,
+    generation: watch::Receiver<u64>,
 }
 
 impl Reader {
-    /// A reader of the storage's log.
+    /// A reader of the storage's log and of its stored streams.
     #[must_use]
-    pub fn new(storage: Arc<dyn Storage>, tail: Arc<Tail>, identity: LogBounds, limits: &Limits) -> Reader {
-        let head = storage.head();
-        let chunks = ChunkCache::new(
-            storage.clone(),
-            identity.epoch,
-            chunk_limits(limits),
-            limits.chunk_cache.get() / 2,
-        );
-        Reader { storage, chunks, tail, identity, head }
+    pub fn new(
+        storage: Arc<dyn Storage>,
+        tail: Arc<Tail>,
+        bells: Arc<Bells>,
+        identity: LogBounds,
+        limits: &Limits,
+    ) -> Reader {
+        let (head, generation) = (storage.head(), storage.generation());
+        let chunks = ChunkCache::new(limits.chunk_cache.get() / 2);
+        Reader { storage, chunks, limits: chunk_limits(limits), tail, bells, identity, head, generation }
     }
 
     /// The log's own mark.
@@ -87,7 +128,7 @@ impl Reader {
     /// The token of a place.
     #[must_use]
     pub fn offset(&self, seq: Seq) -> Offset {
-        Offset { epoch: self.identity.epoch, seq }
+        Offset::new(self.identity.epoch, seq)
     }
 
     /// The tail of a stream, as the database has it.
@@ -110,24 +151,43 @@ impl Reader {
     ) -> Result<Session, ReadError> {
         // The channel first: what is committed from here on is in the log when it is read, or in the channel.
         let channel = live.then(|| self.tail.channel(&stream));
+        let mut since = None;
         let position = match from {
             ReadFrom::Start => Seq::ZERO,
             ReadFrom::Now => self.storage.stream_tail(&stream).await?,
             ReadFrom::At(offset) => {
                 self.check(offset).await?;
+                since = offset.since;
                 offset.seq
             }
         };
         let follower = channel.map(|channel| Follower { bell: channel.bell(), channel });
-        Ok(Session { reader: self.clone(), stream, position, covered: position, follower })
+        Ok(Session::Log(LogSession {
+            reader: self.clone(),
+            stream,
+            position,
+            covered: position,
+            since,
+            follower,
+        }))
+    }
+
+    /// Opens a session on a stored stream; a read counts as a use of it.
+    ///
+    /// # Errors
+    /// When there is no such stream, the offset is none of its own, or the database cannot be asked.
+    pub async fn open_stored(
+        self: &Arc<Self>,
+        path: &StreamPath,
+        from: ReadFrom<StreamOffset>,
+        live: bool,
+    ) -> Result<Session, ReadError> {
+        StoredSession::open(self.clone(), path, from, live).await.map(Session::Stored)
     }
 
     async fn check(&self, offset: Offset) -> Result<(), ReadError> {
         if offset.epoch != self.identity.epoch {
             return Err(ReadError::Gone(Gone::OtherLog));
-        }
-        if offset.seq != Seq::ZERO && offset.seq < self.identity.horizon {
-            return Err(ReadError::Gone(Gone::BehindHorizon));
         }
         // This server may be a moment behind another one: the database decides.
         if offset.seq > *self.head.borrow() && offset.seq > self.storage.bounds().await?.head {
@@ -147,20 +207,83 @@ pub fn chunk_limits(limits: &Limits) -> ChunkLimits {
     }
 }
 
-struct Follower {
-    channel: Arc<Channel>,
-    bell: watch::Receiver<Seq>,
+/// A place in a stream that moves as batches are taken.
+pub enum Session {
+    /// On the log.
+    Log(LogSession),
+    /// On a stored stream.
+    Stored(StoredSession),
 }
 
-/// A place in a stream that moves as batches are taken.
-pub struct Session {
-    reader: Arc<Reader>,
-    stream: Selector,
-    position: Seq,
-    /// Nothing of the stream lies between the position and here: a quiet stream's reader stands far behind the
-    /// log's head, and still lacks nothing.
-    covered: Seq,
-    follower: Option<Follower>,
+impl Session {
+    /// The token of the place where the session stands.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        match self {
+            Session::Log(session) => session.offset().into(),
+            Session::Stored(session) => session.offset().into(),
+        }
+    }
+
+    /// What the stream holds.
+    #[must_use]
+    pub fn content_type(&self) -> ContentType {
+        match self {
+            Session::Log(_) => ContentType::json(),
+            Session::Stored(session) => session.content_type().clone(),
+        }
+    }
+
+    /// How long a cache may keep what is read, where that ends with the stream.
+    #[must_use]
+    pub fn lifetime_left(&self) -> Option<Duration> {
+        match self {
+            Session::Log(_) => None,
+            Session::Stored(session) => {
+                session.lifetime_left().map(|millis| Duration::from_millis(millis.unsigned_abs()))
+            }
+        }
+    }
+
+    /// How the stream's bytes are given out.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        match self {
+            Session::Log(_) => Form::Json,
+            Session::Stored(session) => session.content_type().form(),
+        }
+    }
+
+    /// Takes what follows, at once; it is empty at the tail.
+    ///
+    /// # Errors
+    /// When the database cannot be read, or the stream is not there any more.
+    pub async fn read(&mut self) -> Result<Batch, ReadError> {
+        match self {
+            Session::Log(session) => session.read().await,
+            Session::Stored(session) => session.read().await,
+        }
+    }
+
+    /// Waits until the stream may have gained something since the last [`Session::read`]. Never ends for a
+    /// session that was not opened live.
+    pub async fn changed(&mut self) {
+        match self {
+            Session::Log(session) => session.changed().await,
+            Session::Stored(session) => session.changed().await,
+        }
+    }
+
+    /// The entity tag of a batch of this session's.
+    #[must_use]
+    pub fn entity_tag(&self, batch: &Batch) -> String {
+        match (self, batch) {
+            (_, Batch::Chunk(chunk)) => chunk.etag.clone(),
+            (Session::Log(session), batch) => session.entity_tag(batch),
+            // A stored stream's batches are chunks, or nothing.
+            (Session::Stored(_), _) => String::new(),
+        }
+    }
 }
 
 /// What a session yields.
@@ -170,18 +293,21 @@ pub enum Batch {
     Chunk(Arc<CachedChunk>),
     /// Fresh from the tail.
     Live(Arc<LiveBatch>),
-    /// Nothing: the session is at the tail.
-    Nothing,
+    /// Nothing: the session is at the tail; and whether there will never be more.
+    Nothing {
+        /// The stream is closed.
+        closed: bool,
+    },
 }
 
 impl Batch {
-    /// A JSON array of messages.
+    /// Its bytes: of JSON an array of messages.
     #[must_use]
     pub fn body(&self) -> Bytes {
         match self {
             Batch::Chunk(chunk) => chunk.body.clone(),
             Batch::Live(batch) => batch.body.clone(),
-            Batch::Nothing => Bytes::from_static(b"[]"),
+            Batch::Nothing { .. } => Bytes::new(),
         }
     }
 
@@ -191,7 +317,7 @@ impl Batch {
         match self {
             Batch::Chunk(chunk) => chunk.messages,
             Batch::Live(batch) => batch.messages,
-            Batch::Nothing => 0,
+            Batch::Nothing { .. } => 0,
         }
     }
 
@@ -200,67 +326,17 @@ impl Batch {
     pub fn up_to_date(&self) -> bool {
         match self {
             Batch::Chunk(chunk) => !chunk.sealed,
-            Batch::Live(_) | Batch::Nothing => true,
+            Batch::Live(_) | Batch::Nothing { .. } => true,
         }
     }
-}
 
-impl Session {
-    /// Where the session stands.
+    /// Whether the stream ends with it for good.
     #[must_use]
-    pub fn position(&self) -> Seq {
-        self.position
-    }
-
-    /// The stream it reads.
-    #[must_use]
-    pub fn stream(&self) -> &Selector {
-        &self.stream
-    }
-
-    /// The token of the place where the session stands.
-    #[must_use]
-    pub fn offset(&self) -> Offset {
-        self.reader.offset(self.position)
-    }
-
-    /// Takes what follows, at once; it is empty at the tail.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn read(&mut self) -> Result<Batch, ReadError> {
-        if let Some(follower) = &mut self.follower {
-            // What is rung for from here on is news.
-            follower.bell.mark_unchanged();
-            match follower.channel.after(self.covered) {
-                Place::Next(batch) => {
-                    self.position = batch.next;
-                    self.covered = batch.next;
-                    return Ok(Batch::Live(batch));
-                }
-                Place::CaughtUp => return Ok(Batch::Nothing),
-                Place::Behind => {}
-            }
-        }
-        // The tail may have come further than this server knew when it looked at the log's head.
-        let rung = self.follower.as_ref().map_or(Seq::ZERO, |follower| *follower.bell.borrow());
-        let known = (*self.reader.head.borrow()).max(rung);
-        // Boxed: an event stream is in memory for a minute and reads the log once or twice.
-        let chunk = Box::pin(self.reader.chunks.get(&self.stream, self.position, known)).await?;
-        self.position = chunk.next;
-        self.covered = if chunk.sealed { chunk.next } else { self.covered.max(known).max(chunk.next) };
-        Ok(Batch::Chunk(chunk))
-    }
-
-    /// Waits until the stream may have gained something since the last [`Session::read`]. Never ends for a
-    /// session that was not opened live.
-    pub async fn changed(&mut self) {
-        let rung = match &mut self.follower {
-            Some(follower) => follower.bell.changed().await.is_ok(),
-            None => false,
-        };
-        if !rung {
-            std::future::pending::<()>().await;
+    pub fn closed(&self) -> bool {
+        match self {
+            Batch::Chunk(chunk) => chunk.closed,
+            Batch::Live(_) => false,
+            Batch::Nothing { closed } => *closed,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,8 +17,10 @@ use crate::entity::Catalog;
 use crate::http::{App, HotAnswers};
 use crate::read::{Reader, chunk_limits};
 use crate::stopping::Stopping;
+use crate::storage::streams::StreamChange;
 use crate::storage::{self, OpenError, Storage, StorageError};
-use crate::tail::Tail;
+use crate::subscriptions::Subscriptions;
+use crate::tail::{Bells, Tail};
 use crate::telemetry::Metrics;
 
 /// How often histograms are folded.
@@ -53,6 +55,8 @@ pub struct Server {
     listener: TcpListener,
     app: Arc<App>,
     tail: Arc<Tail>,
+    bells: Arc<Bells>,
+    changes: [broadcast::Receiver<Arc<[StreamChange]>>; 2],
     storage: Arc<dyn Storage>,
 }
 
@@ -69,23 +73,35 @@ impl Server {
         let metrics = Metrics::install().map_err(StartError::Metrics)?;
         let (memory, sweep) = (limits.tail_memory.bytes(), limits.tail_sweep.get());
         let tail = Arc::new(Tail::new(storage.clone(), identity.epoch, chunk_limits(&limits), memory, sweep));
-        let reader = Arc::new(Reader::new(storage.clone(), tail.clone(), identity, &limits));
+        let bells = Arc::new(Bells::default());
+        // Listened to before anybody can be let in.
+        let changes = [storage.stream_changes(), storage.stream_changes()];
+        let reader = Arc::new(Reader::new(storage.clone(), tail.clone(), bells.clone(), identity, &limits));
         let address = limits.listen;
         let listener =
             TcpListener::bind(address).await.map_err(|error| StartError::Bind { address, error })?;
         let stopping = Stopping::default();
-        let hot = HotAnswers::new(limits.chunk_cache.get() / 2);
+        let public_url = match limits.public_url.trim_end_matches('/') {
+            "" => format!("http://{}", listener.local_addr().unwrap_or(address)),
+            url => url.to_owned(),
+        };
+        let subscriptions = Subscriptions::open(storage.clone(), &public_url, &limits).await?;
+        let uploads = Arc::new(Semaphore::new(limits.append_memory.bytes() >> 10));
+        let hot = HotAnswers::new(limits.chunk_cache.get() / 2, storage.generation());
         let app = App {
             storage: storage.clone(),
             reader,
             tail: tail.clone(),
             catalog,
+            subscriptions: Arc::new(subscriptions),
+            uploads,
+            public_url,
             hot,
             limits,
             metrics,
             stopping,
         };
-        Ok(Server { listener, app: Arc::new(app), tail, storage })
+        Ok(Server { listener, app: Arc::new(app), tail, bells, changes, storage })
     }
 
     /// The address that is listened on; with the port that the system chose, where it was asked to.
@@ -99,12 +115,17 @@ impl Server {
     /// Serves until `stop` fires, then lets what is under way end: live readers get a last event, requests
     /// their answers, queued writes their commit. What is not done by the shutdown timeout is cut off.
     pub async fn run(self, stop: CancellationToken) {
-        let Server { listener, app, tail, storage } = self;
+        let Server { listener, app, tail, bells, changes, storage } = self;
         let stopping = app.stopping.clone();
         let background = TaskTracker::new();
         let ended = CancellationToken::new();
-        let (following, upkeep) = (ended.clone(), ended.clone());
+        let [to_bells, to_subscriptions] = changes;
+        let (following, ringing, watching, upkeep) =
+            (ended.clone(), ended.clone(), ended.clone(), ended.clone());
+        let subscriptions = app.subscriptions.clone();
+        background.spawn(async move { subscriptions.run(to_subscriptions, watching).await });
         background.spawn(async move { tail.run(following).await });
+        background.spawn(async move { bells.run(to_bells, ringing).await });
         let metrics = app.metrics.clone();
         background.spawn(async move {
             while tokio::time::timeout(UPKEEP, upkeep.cancelled()).await.is_err() {

@@ -5,6 +5,7 @@
 //! and a reader that finds its place dropped reads the log again.
 
 mod batches;
+mod bells;
 mod channel;
 
 use std::collections::{HashMap, HashSet};
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::storage::{Gained, Storage, StorageError};
+pub use bells::{Bells, Mark};
 pub use channel::{Channel, LiveBatch, Place};
 
 /// Most activities taken from the log at once. What comes faster is left to the readers.

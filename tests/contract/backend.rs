@@ -39,6 +39,8 @@ pub trait Backend: Sized {
     /// Closes and opens it again; `meanwhile` is run in between, as SQL.
     async fn reopen(self, meanwhile: &str) -> Self;
     fn storage(&self) -> &dyn Storage;
+    /// Waits until a table of the storage's own has no rows.
+    async fn eventually_empty(&self, table: &str);
     fn entity(&self, table: &str) -> Arc<EntityType>;
     /// Runs SQL on a foreign connection.
     fn sql(&self, sql: &str);

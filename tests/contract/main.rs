@@ -21,6 +21,7 @@ mod postgres;
 mod reconcile;
 mod sqlite;
 mod sqlite_only;
+mod streams;
 
 /// Makes a test of each contract, for each storage.
 macro_rules! contracts {
@@ -37,6 +38,14 @@ macro_rules! contracts {
 }
 
 contracts! {
+    streams::{
+        what_is_appended_is_read_back_whatever_was_forked_and_deleted,
+        concurrent_appends_are_in_one_order_and_none_is_lost,
+        a_repeated_append_is_done_once_also_after_a_restart,
+        an_idle_stream_expires_and_one_in_use_does_not,
+        what_deleted_streams_leave_behind_is_removed,
+        a_subscription_is_changed_only_as_it_was_read,
+    }
     mutations::{
         a_mutation_is_in_the_log_with_its_ids,
         a_repeated_mutation_is_not_done_again,

@@ -9,7 +9,7 @@ use bourn::storage::postgres::PostgresStorage;
 use bourn::storage::{Storage, Writer};
 use bourn_testkit::{Cluster, Database};
 
-use crate::backend::{Backend, PATIENCE, entities};
+use crate::backend::{Backend, PATIENCE, entities, eventually};
 
 const PAGES: &str = "CREATE TABLE pages (id text PRIMARY KEY, organization_id text, name text, transactions jsonb, \
      last_client_id text, modified_at timestamptz, deleted_at timestamptz)";
@@ -109,6 +109,12 @@ impl Backend for Postgres {
 
     fn storage(&self) -> &dyn Storage {
         &self.storage
+    }
+
+    async fn eventually_empty(&self, table: &str) {
+        // There, the schema has the name that is the prefix here.
+        let sql = format!("SELECT count(*) FROM {}", table.replacen("bourn_", "bourn.", 1));
+        eventually(&format!("{table} is empty"), || self.query(&sql) == "0").await;
     }
 
     fn entity(&self, table: &str) -> Arc<EntityType> {

@@ -8,7 +8,7 @@ use bourn::entity::{Catalog, EntityType};
 use bourn::storage::sqlite::SqliteStorage;
 use bourn::storage::{Storage, Writer};
 
-use crate::backend::{Backend, PATIENCE, entities};
+use crate::backend::{Backend, PATIENCE, entities, eventually};
 
 /// The tables that every contract may use.
 const PAGES: &str = "CREATE TABLE pages (id TEXT PRIMARY KEY, organization_id TEXT, name TEXT, transactions JSON, \
@@ -97,6 +97,11 @@ impl Backend for Sqlite {
 
     fn storage(&self) -> &dyn Storage {
         &self.storage
+    }
+
+    async fn eventually_empty(&self, table: &str) {
+        let count = || self.query(&format!("SELECT count(*) FROM {table}"));
+        eventually(&format!("{table} is empty"), || count() == "0").await;
     }
 
     fn entity(&self, table: &str) -> Arc<EntityType> {

@@ -33,3 +33,22 @@ async fn the_durable_streams_client_and_streamdb_follow_a_table() {
         assert_eq!(seen[mode], json!(expected), "{mode}");
     }
 }
+
+#[tokio::test]
+async fn the_durable_streams_client_writes_and_follows_a_stored_stream() {
+    let bourn = Bourn::start(&[]).await;
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
+    let output = tokio::process::Command::new("node")
+        .args(["stored.js", &format!("http://{}", bourn.address())])
+        .current_dir(directory)
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(PATIENCE * 2, output).await.expect("the client ends in time").unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let seen: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+    let numbers = |last: u64| json!((1..=last).collect::<Vec<_>>());
+    assert_eq!(seen["catch-up"], numbers(20), "{seen}");
+    assert_eq!((&seen["long-poll"], &seen["sse"]), (&numbers(22), &numbers(22)), "{seen}");
+    assert_eq!((&seen["closed"], &seen["left"]), (&json!(true), &json!(404)), "{seen}");
+}

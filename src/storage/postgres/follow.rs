@@ -66,7 +66,7 @@ pub(super) async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
     let mut reading = inner.db.reading().await?;
     let connection = reading.connection();
     let row = sqlx::query(
-        "SELECT head, CASE WHEN pg_is_in_recovery() THEN NULL ELSE greatest(0, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), position))::int8 END \
+        "SELECT head, CASE WHEN pg_is_in_recovery() THEN NULL ELSE greatest(0, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), position))::int8 END, generation \
          FROM bourn.log",
     )
     .fetch_one(&mut *connection)
@@ -75,6 +75,7 @@ pub(super) async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
         inner.shared.advance(head);
     }
     inner.shared.lag(row.try_get::<Option<i64>, _>(1)?.and_then(|bytes| u64::try_from(bytes).ok()));
+    inner.shared.set_generation_of_log(u64::try_from(row.try_get::<i64, _>(2)?).unwrap_or_default());
     let rows = sqlx::query("SELECT entity_type, reconciled, compared FROM bourn.entities")
         .fetch_all(connection)
         .await?;

@@ -8,7 +8,7 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
 use tokio_stream::StreamExt as _;
 
-use crate::storage::{Activity, ActivityQuery, Gained, TransactionState};
+use crate::storage::{Activity, ActivityQuery, Gained, Kept, TransactionState};
 
 /// The columns of an activity, in the order [`with_ref`] takes them.
 pub(super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
@@ -84,24 +84,43 @@ pub(super) async fn stream_tail(
             )
             .bind(feeds)
             .bind(before)
-            .fetch_one(connection)
+            .fetch_one(&mut *connection)
             .await?
         }
         (None, Some(name)) => {
             sqlx::query_scalar("SELECT max(seq) FROM bourn.activities WHERE entity_type = $1 AND seq < $2")
                 .bind(&**name)
                 .bind(before)
-                .fetch_one(connection)
+                .fetch_one(&mut *connection)
                 .await?
         }
         (None, None) => {
             sqlx::query_scalar("SELECT max(seq) FROM bourn.activities WHERE seq < $1")
                 .bind(before)
-                .fetch_one(connection)
+                .fetch_one(&mut *connection)
                 .await?
         }
     };
-    Ok(newest.and_then(Seq::from_i64).unwrap_or_default())
+    let tail = newest.and_then(Seq::from_i64).unwrap_or_default();
+    Ok(tail.max(kept(connection, stream).await?.horizon))
+}
+
+/// What a stream does not keep.
+pub(super) async fn kept(connection: &mut PgConnection, stream: &Selector) -> Result<Kept, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT CASE WHEN $1::text IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE scope = $1 AND ($2::text IS NULL OR entity_type = $2)) \
+         WHEN $2 IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE entity_type = $2) ELSE horizon END, generation FROM bourn.log",
+    )
+    .bind(stream.scope.as_ref().map(bourn_protocol::Scope::as_str))
+    .bind(stream.entity_type.as_deref())
+    .fetch_one(connection)
+    .await?;
+    let horizon: Option<i64> = row.try_get(0)?;
+    let generation: i64 = row.try_get(1)?;
+    Ok(Kept {
+        horizon: horizon.and_then(Seq::from_i64).unwrap_or_default(),
+        generation: u64::try_from(generation).unwrap_or_default(),
+    })
 }
 
 /// Gives the chunk what follows its position, until it is done or the stream ends.

@@ -20,6 +20,7 @@ pub(super) type Tables = HashMap<Arc<str>, Arc<Table>>;
 #[derive(Debug)]
 pub(super) struct Shared {
     head: watch::Sender<Seq>,
+    log_generation: watch::Sender<u64>,
     status: Mutex<Status>,
     tables: ArcSwap<Tables>,
     /// What this server has appended to the log of late.
@@ -44,6 +45,7 @@ impl Shared {
     pub(super) fn new(head: Seq) -> Shared {
         Shared {
             head: watch::Sender::new(head),
+            log_generation: watch::Sender::new(0),
             status: Mutex::new(Status { capture: Some("it has not begun yet".into()), ..Status::default() }),
             tables: ArcSwap::default(),
             recent: Recent::default(),
@@ -67,6 +69,15 @@ impl Shared {
 
     pub(super) fn head(&self) -> watch::Receiver<Seq> {
         self.head.subscribe()
+    }
+
+    pub(super) fn generation_of_log(&self) -> watch::Receiver<u64> {
+        self.log_generation.subscribe()
+    }
+
+    /// Something may have left the log since.
+    pub(super) fn set_generation_of_log(&self, generation: u64) {
+        self.log_generation.send_if_modified(|known| std::mem::replace(known, generation) != generation);
     }
 
     pub(super) fn capture_stands(&self, reason: Option<String>) {

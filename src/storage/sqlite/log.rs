@@ -10,7 +10,7 @@ use rusqlite::{Connection, Row, Rows, ToSql};
 
 use super::sql::literal;
 use super::{ledger, sequencer};
-use crate::storage::{Activity, ActivityQuery, Gained, TransactionState};
+use crate::storage::{Activity, ActivityQuery, Gained, Kept, TransactionState};
 
 /// The columns of an activity, in the order [`read_activity`] and [`with_ref`] take them.
 pub(super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
@@ -102,6 +102,33 @@ pub(super) fn stream_tail(connection: &Connection, stream: &Selector) -> rusqlit
         (None, Some(name)) => newest("entity_type = ?1 AND", &[&&**name]),
         (None, None) => newest("", &[]),
     }
+    .and_then(|tail| Ok(tail.max(kept(connection, stream)?.horizon)))
+}
+
+/// What a stream does not keep.
+pub(super) fn kept(connection: &Connection, stream: &Selector) -> rusqlite::Result<Kept> {
+    let horizon: Option<i64> = match (&stream.scope, &stream.entity_type) {
+        (Some(scope), name) => connection
+            .prepare_cached(
+                "SELECT max(horizon) FROM bourn_feeds WHERE scope = ?1 AND (?2 IS NULL OR entity_type = ?2)",
+            )?
+            .query_row(rusqlite::params![scope.as_str(), name.as_deref()], |row| row.get(0))?,
+        (None, Some(name)) => connection
+            .prepare_cached("SELECT max(horizon) FROM bourn_feeds WHERE entity_type = ?1")?
+            .query_row([&**name], |row| row.get(0))?,
+        (None, None) => {
+            connection.prepare_cached("SELECT horizon FROM bourn_log")?.query_row([], |row| row.get(0))?
+        }
+    };
+    let horizon = horizon.and_then(Seq::from_i64).unwrap_or_default();
+    Ok(Kept { horizon, generation: generation(connection)? })
+}
+
+/// How often something has left the log.
+pub(super) fn generation(connection: &Connection) -> rusqlite::Result<u64> {
+    let generation: i64 =
+        connection.prepare_cached("SELECT generation FROM bourn_log")?.query_row([], |row| row.get(0))?;
+    Ok(u64::try_from(generation).unwrap_or_default())
 }
 
 /// Gives the chunk what follows its position, until it is done or the stream ends.

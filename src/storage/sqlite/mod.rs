@@ -18,24 +18,26 @@ mod rollback;
 mod rows;
 mod sequencer;
 mod sql;
+mod streams;
+mod subscriptions;
 mod triggers;
 mod watch;
 mod writer;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bourn_protocol::chunk::ChunkBuilder;
-use bourn_protocol::{EntityKey, Epoch, Selector, Seq, TransactionId};
+use bourn_protocol::{EntityKey, Selector, Seq, TransactionId};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Activity, ActivityQuery, Capture, CaptureStatus, Gained, ListPage, ListQuery, Log, LogBounds, Mutation,
-    OpenError, StorageError, Tables, TransactionState, WriteError, Writer, Written,
+    Activity, ActivityQuery, Capture, CaptureStatus, Gained, Kept, ListPage, ListQuery, Log, LogBounds,
+    Mutation, OpenError, StorageError, Tables, TransactionState, WriteError, Writer, Written,
 };
 use crate::config::Limits;
 use crate::entity::{Catalog, EntityType, TableSchema};
@@ -99,7 +101,9 @@ pub struct SqliteStorage {
     pool: ReadPool,
     jobs: mpsc::Sender<Job>,
     head: tokio::sync::watch::Receiver<Seq>,
+    generation: tokio::sync::watch::Receiver<u64>,
     shared: Arc<Shared>,
+    streams: Arc<streams::Shared>,
     /// Dropped with the storage, which ends the watcher.
     _watcher: std::sync::mpsc::SyncSender<()>,
 }
@@ -125,14 +129,21 @@ impl SqliteStorage {
         connect::migrate(&mut connection).map_err(failed)?;
         // What was committed while no server ran is in the log before anybody reads it.
         let (head, _) = tokio::sync::watch::channel(sequencer::seal_now(&connection).map_err(failed)?);
+        let known = log::generation(&connection).map_err(failed)?;
+        let (generation, _) = tokio::sync::watch::channel(known);
         let (jobs, queue) = mpsc::channel(limits.write_queue);
         let shared = Arc::new(Shared::default());
+        let stored = Arc::new(streams::Shared::new());
+        let stream_version = Arc::new(AtomicI64::new(streams::version(&connection).map_err(failed)?));
         let (watcher, stop) = std::sync::mpsc::sync_channel(0);
         let watching = watch::Watcher {
             connection: connect::reader(path, busy).map_err(failed)?,
             jobs: jobs.clone(),
             head: head.clone(),
+            generation: generation.clone(),
             shared: shared.clone(),
+            streams: stored.clone(),
+            stream_version: stream_version.clone(),
             schema_version: connect::schema_version(&connection).map_err(failed)?,
             interval: limits.poll_interval.get(),
             retain_every: Retention::of(limits).map(|retention| retention.interval),
@@ -148,13 +159,22 @@ impl SqliteStorage {
             ledger_retention: limits.ledger_retention.get(),
             retention: Retention::of(limits),
             busy,
+            streams: streams::StreamWriter::new(limits, stored.clone(), stream_version),
         };
         // Done here, so that whoever gets the storage finds its tables known.
         let reconciles = writing.refresh(VecDeque::new());
         spawn("bourn-writer", path, move || writing.run(reconciles))?;
         spawn("bourn-watcher", path, move || watching.run())?;
         let pool = ReadPool::new(path, busy, limits.read_connections);
-        Ok(SqliteStorage { pool, jobs, head: head.subscribe(), shared, _watcher: watcher })
+        Ok(SqliteStorage {
+            pool,
+            jobs,
+            head: head.subscribe(),
+            generation: generation.subscribe(),
+            shared,
+            streams: stored,
+            _watcher: watcher,
+        })
     }
 
     fn schema(entity: &EntityType) -> Result<Arc<TableSchema>, StorageError> {
@@ -181,11 +201,10 @@ impl Log for SqliteStorage {
     async fn bounds(&self) -> Result<LogBounds, StorageError> {
         let read = self.pool.read(|connection| {
             let head = sequencer::sealed_head(connection)?;
-            Ok(connect::log_identity(connection)?.map(|(epoch, horizon)| (epoch, horizon, head)))
+            Ok(connect::epoch(connection)?.map(|epoch| (epoch, head)))
         });
-        let (epoch, horizon, head) = read.await?.ok_or(StorageError::Unavailable)?;
-        let epoch: Epoch = epoch.parse().map_err(|_| StorageError::Unavailable)?;
-        Ok(LogBounds { epoch, head, horizon: Seq::from_i64(horizon).unwrap_or_default() })
+        let (epoch, head) = read.await?.ok_or(StorageError::Unavailable)?;
+        Ok(LogBounds { epoch: epoch.parse().map_err(|_| StorageError::Unavailable)?, head })
     }
 
     async fn stream_tail(&self, stream: &Selector) -> Result<Seq, StorageError> {
@@ -197,12 +216,16 @@ impl Log for SqliteStorage {
         read.await
     }
 
-    async fn fill(&self, stream: &Selector, chunk: ChunkBuilder) -> Result<ChunkBuilder, StorageError> {
+    async fn fill(
+        &self,
+        stream: &Selector,
+        chunk: ChunkBuilder,
+    ) -> Result<(ChunkBuilder, Kept), StorageError> {
         let stream = stream.clone();
         // One snapshot for all of it: the stream's feeds and their activities belong together.
         let read = self.pool.read(move |connection| {
             let snapshot = connection.transaction()?;
-            log::fill(&snapshot, &stream, chunk)
+            Ok((log::fill(&snapshot, &stream, chunk)?, log::kept(&snapshot, &stream)?))
         });
         read.await
     }
@@ -257,6 +280,10 @@ impl Writer for SqliteStorage {
 impl Capture for SqliteStorage {
     fn head(&self) -> tokio::sync::watch::Receiver<Seq> {
         self.head.clone()
+    }
+
+    fn generation(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.generation.clone()
     }
 
     fn status(&self) -> CaptureStatus {

@@ -2,7 +2,7 @@
 //! committed, and whether the schema has changed.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,20 @@ use tokio::sync::{mpsc, watch};
 use bourn_protocol::Seq;
 
 use super::writer::Job;
-use super::{Shared, advance, connect, error, sequencer};
+use super::{Shared, advance, connect, error, log, sequencer, streams};
+
+/// How often it is looked whether stored streams have expired.
+const COLLECT_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) struct Watcher {
     pub(super) connection: Connection,
     pub(super) jobs: mpsc::Sender<Job>,
     pub(super) head: watch::Sender<Seq>,
+    pub(super) generation: watch::Sender<u64>,
     pub(super) shared: Arc<Shared>,
+    pub(super) streams: Arc<streams::Shared>,
+    /// The last commit that is known to have touched streams.
+    pub(super) stream_version: Arc<AtomicI64>,
     /// The schema as it was before the writer first looked at the tables.
     pub(super) schema_version: i64,
     pub(super) interval: Duration,
@@ -34,13 +41,17 @@ impl Watcher {
         // An impossible value, so that the first look sees a change.
         let mut data_version = -1;
         let mut unsealed = false;
-        let mut retained_at = Instant::now();
+        let (mut collected_at, mut retained_at) = (Instant::now(), Instant::now());
         while self.stop.recv_timeout(self.interval) == Err(RecvTimeoutError::Timeout) {
             // A full queue is as good as none: it is tried again at the next look.
             if self.retain_every.is_some_and(|every| retained_at.elapsed() >= every)
                 && self.jobs.try_send(Job::Retain).is_ok()
             {
                 retained_at = Instant::now();
+            }
+            if collected_at.elapsed() >= COLLECT_EVERY {
+                collected_at = Instant::now();
+                self.collect();
             }
             match self.look(&mut data_version, unsealed) {
                 Ok(found) => {
@@ -55,6 +66,15 @@ impl Watcher {
         }
     }
 
+    /// Has removed what stored streams leave behind.
+    fn collect(&self) {
+        let wanted = streams::wants_collecting(&self.connection, streams::unix_millis());
+        // A full queue, or a failure, and it is asked for again later.
+        if wanted.is_ok_and(|wanted| wanted) {
+            let _ = self.jobs.try_send(Job::Stream(streams::StreamJob::Collect));
+        }
+    }
+
     /// One look; says whether something waits to be sealed.
     fn look(&mut self, data_version: &mut i64, unsealed: bool) -> rusqlite::Result<bool> {
         let owed = self.shared.refresh_owed.load(Ordering::Relaxed);
@@ -62,6 +82,10 @@ impl Watcher {
             self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
         if data == *data_version && !unsealed && !owed {
             return Ok(false);
+        }
+        let version = streams::version(&self.connection)?;
+        if self.stream_version.fetch_max(version, Ordering::Relaxed) < version {
+            self.streams.foreign_commit();
         }
         let schema = connect::schema_version(&self.connection)?;
         if schema != self.schema_version || owed {
@@ -71,6 +95,8 @@ impl Watcher {
             self.shared.refresh_owed.store(false, Ordering::Relaxed);
             self.schema_version = schema;
         }
+        let generation = log::generation(&self.connection)?;
+        self.generation.send_if_modified(|known| std::mem::replace(known, generation) != generation);
         let lag = sequencer::unsealed(&self.connection)?;
         self.shared.lag(lag);
         if lag > 0 {

@@ -12,6 +12,8 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::reconcile::Reconcile;
+use super::streams::{StreamJob, StreamWriter};
+use super::subscriptions::SubscriptionJob;
 use super::{Shared, advance, error, introspect, mutate, retention, sequencer, triggers};
 use crate::entity::{Catalog, TableState};
 use crate::storage::retention::Retention;
@@ -27,6 +29,10 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 pub(super) enum Job {
     /// Do a mutation and answer.
     Write(Box<Mutation>, Sender),
+    /// Something about stored streams.
+    Stream(StreamJob),
+    /// Something about subscriptions to them.
+    Subscription(SubscriptionJob),
     /// Another process has committed.
     Seal,
     /// The database's schema has changed.
@@ -62,6 +68,8 @@ pub(super) struct WriterThread {
     pub(super) retention: Option<Retention>,
     /// How long a mutation waits for another process that holds the database.
     pub(super) busy: Duration,
+    /// Stored streams as this thread knows them.
+    pub(super) streams: StreamWriter,
 }
 
 impl WriterThread {
@@ -95,6 +103,8 @@ impl WriterThread {
                 Some(Job::Seal) => self.seal(),
                 Some(Job::Retain) => retaining = true,
                 Some(Job::Refresh) => reconciles = self.refresh(reconciles),
+                Some(Job::Subscription(job)) => job.run(&self.connection),
+                Some(Job::Stream(job)) => next = self.stream_batch(job),
                 Some(Job::Write(mutation, answer)) => next = self.write_batch(mutation, answer),
             }
             if expired_at.elapsed() >= EXPIRE_EVERY {
@@ -126,6 +136,32 @@ impl WriterThread {
         metrics::histogram!("bourn_write_batch_size")
             .record(f64::from(u32::try_from(waiting.len()).unwrap_or(u32::MAX)));
         self.commit(waiting);
+        other
+    }
+
+    /// The same for stored streams.
+    fn stream_batch(&mut self, first: StreamJob) -> Option<Job> {
+        let mut waiting = vec![first];
+        let mut other = None;
+        while waiting.len() < self.batch {
+            match self.jobs.try_recv() {
+                Ok(Job::Stream(job)) => waiting.push(job),
+                Ok(job) => {
+                    other = Some(job);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        metrics::histogram!("bourn_write_batch_size")
+            .record(f64::from(u32::try_from(waiting.len()).unwrap_or(u32::MAX)));
+        let started = Instant::now();
+        let more = self.streams.commit(&self.connection, waiting);
+        metrics::histogram!("bourn_commit_seconds").record(started.elapsed().as_secs_f64());
+        // What is left to remove waits for whoever writes meanwhile.
+        if more && other.is_none() {
+            other = self.jobs.try_recv().ok().or(Some(Job::Stream(StreamJob::Collect)));
+        }
         other
     }
 

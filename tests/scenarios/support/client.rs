@@ -163,6 +163,17 @@ impl Client {
         answer
     }
 
+    /// Waits until there is a live reader of each of these modes.
+    pub async fn until_readers(&self, modes: &[&str]) {
+        super::eventually("the readers wait", async || {
+            let figures = self.get("/metrics").await;
+            let there =
+                |mode: &&str| figures.text().contains(&format!("bourn_live_readers{{mode=\"{mode}\"}} 1"));
+            modes.iter().all(there)
+        })
+        .await;
+    }
+
     /// Opens an event stream.
     pub async fn events(&self, path: &str, headers: &[(&str, &str)]) -> Events {
         Events::open(&self.address, path, headers).await

@@ -13,6 +13,8 @@ use super::PATIENCE;
 pub enum Event {
     /// Messages.
     Data(Vec<Value>),
+    /// What is no JSON.
+    Text(String),
     /// Where the reader is; with the event's id.
     Control { id: String, body: Value },
     /// The reconnect time.
@@ -142,7 +144,10 @@ fn event(block: &str) -> Event {
         return Event::Heartbeat;
     }
     match field("event").as_str() {
-        "data" => Event::Data(serde_json::from_str(&field("data")).unwrap()),
+        "data" => match serde_json::from_str(&field("data")) {
+            Ok(messages) => Event::Data(messages),
+            Err(_) => Event::Text(field("data")),
+        },
         "control" => Event::Control { id: field("id"), body: serde_json::from_str(&field("data")).unwrap() },
         "" => Event::Retry(
             field("retry").parse().unwrap_or_else(|_| panic!("neither event nor retry: {block}")),

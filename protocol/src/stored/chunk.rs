@@ -1,0 +1,144 @@
+//! Where reads of stored streams are cut, by the same thought as chunks of the log: the cut depends on the stream and
+//! the start alone, and readers that start at different places fall onto the same cuts after one read. A chunk
+//! ends between two appends; of the ends in the window's second half it takes the one that crosses the roundest number of
+//! bytes.
+
+use super::content::Form;
+use crate::chunk::Feed;
+use crate::limits::CHUNK_APPENDS_MAX;
+use crate::offset::Seq;
+
+/// A finished chunk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredChunk {
+    /// The bytes; of a JSON stream an array of its messages.
+    pub body: Vec<u8>,
+    /// How many appends it holds; of a JSON stream, messages.
+    pub messages: usize,
+    /// The place after it.
+    pub next: Seq,
+    /// More followed it: what lies between its two places is final.
+    pub sealed: bool,
+}
+
+struct Mark {
+    position: Seq,
+    /// Length of the body up to here.
+    end: usize,
+    messages: usize,
+}
+
+/// Takes a stream's appends in order and cuts the chunk.
+pub struct StoredChunkBuilder {
+    json: bool,
+    start: Seq,
+    bytes: usize,
+    body: Vec<u8>,
+    marks: Vec<Mark>,
+    cut: Option<usize>,
+}
+
+impl StoredChunkBuilder {
+    /// Begins the chunk that follows `start`, of about so many bytes.
+    #[must_use]
+    pub fn new(form: Form, start: Seq, bytes: usize) -> StoredChunkBuilder {
+        let json = form == Form::Json;
+        let body = if json { vec![b'['] } else { Vec::new() };
+        StoredChunkBuilder { json, start, bytes, body, marks: Vec::new(), cut: None }
+    }
+
+    /// The place up to which it has taken appends.
+    #[must_use]
+    pub fn position(&self) -> Seq {
+        self.marks.last().map_or(self.start, |mark| mark.position)
+    }
+
+    /// Takes the next append, which ends at `position`.
+    pub fn push(&mut self, data: &[u8], messages: usize, position: Seq) -> Feed {
+        let full = self.marks.len() >= CHUNK_APPENDS_MAX || self.body.len() + data.len() > self.bytes;
+        if full && !self.marks.is_empty() {
+            self.cut = Some(self.best_cut());
+            return Feed::Done;
+        }
+        if self.json && !self.marks.is_empty() {
+            self.body.push(b',');
+        }
+        self.body.extend_from_slice(data);
+        let messages = self.marks.last().map_or(0, |mark| mark.messages) + messages;
+        self.marks.push(Mark { position, end: self.body.len(), messages });
+        Feed::More
+    }
+
+    fn best_cut(&self) -> usize {
+        let count = self.marks.len();
+        let crossed = |i: usize| {
+            let before = if i == 1 { self.start } else { self.marks[i - 2].position };
+            (before.get() ^ self.marks[i - 1].position.get()).checked_ilog2()
+        };
+        (count.div_ceil(2)..=count).max_by_key(|&i| (crossed(i), i)).unwrap_or(count)
+    }
+
+    /// Ends the chunk where it was cut, or where the stream ended.
+    #[must_use]
+    pub fn finish(mut self) -> StoredChunk {
+        let sealed = self.cut.is_some();
+        self.marks.truncate(self.cut.unwrap_or(self.marks.len()));
+        self.body.truncate(self.marks.last().map_or(usize::from(self.json), |mark| mark.end));
+        if self.json {
+            self.body.push(b']');
+        }
+        let messages = self.marks.last().map_or(0, |mark| mark.messages);
+        StoredChunk { messages, next: self.position(), sealed, body: self.body }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The chunk after the first `skip` of these appends.
+    fn chunk(sizes: &[usize], skip: usize, form: Form) -> StoredChunk {
+        let mut end = sizes[..skip].iter().sum::<usize>();
+        let seq = |at: usize| Seq::new(u64::try_from(at).unwrap()).unwrap();
+        let mut builder = StoredChunkBuilder::new(form, seq(end), 100);
+        for &size in &sizes[skip..] {
+            end += size;
+            if builder.push(&vec![b'7'; size], 1, seq(end)) == Feed::Done {
+                break;
+            }
+        }
+        builder.finish()
+    }
+
+    #[test]
+    fn an_empty_chunk_is_empty_in_the_streams_own_way() {
+        assert_eq!(chunk(&[], 0, Form::Json).body, b"[]");
+        assert_eq!(chunk(&[], 0, Form::Binary).body, b"");
+        assert_eq!(chunk(&[1, 2], 0, Form::Json).body, b"[7,77]");
+        assert_eq!(chunk(&[1, 2], 0, Form::Text).body, b"777");
+    }
+
+    #[test]
+    fn an_append_larger_than_the_window_is_a_chunk_of_its_own() {
+        assert_eq!(chunk(&[500, 1], 0, Form::Binary).messages, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn sealed_chunks_are_final_and_tile_the_stream(sizes in prop::collection::vec(1_usize..40, 1..80), extra in 0_usize..40) {
+            let longer: Vec<usize> = sizes.iter().copied().chain(std::iter::repeat_n(5, extra)).collect();
+            let mut skip = 0;
+            loop {
+                let (here, later) = (chunk(&sizes, skip, Form::Text), chunk(&longer, skip, Form::Text));
+                if !here.sealed {
+                    prop_assert_eq!(skip + here.messages, sizes.len());
+                    break;
+                }
+                prop_assert_eq!(&here, &later);
+                prop_assert!(here.messages > 0 && here.body.len() <= 100);
+                skip += here.messages;
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! `/v1/stream/{path…}`: stored streams, the whole Durable Streams protocol. Reading is the same as of any other stream;
+//! this finds the stream and opens the session.
+
+mod control;
+mod write;
+
+use std::sync::Arc;
+
+use bourn_protocol::query::{Live, StreamRead};
+use bourn_protocol::stored::lifetime::rfc3339;
+use bourn_protocol::stored::{Form, Lifetime, RESERVED};
+use bourn_protocol::{ErrorCode, ReadFrom, StreamOffset, StreamPath, headers};
+use http::header::{CONTENT_TYPE, HeaderName};
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+
+use super::respond::Build;
+use super::{ApiError, App, Reply, ReplyBody, intake, render};
+use crate::read::Session;
+use crate::storage::streams::StreamInfo;
+
+/// Answers a request for what follows `/v1/stream/`.
+pub(super) async fn dispatch(
+    app: &Arc<App>,
+    raw: &str,
+    request: Request<Incoming>,
+) -> Result<Reply, ApiError> {
+    if let Some(rest) = raw.strip_prefix(RESERVED)
+        && (rest.is_empty() || rest.starts_with('/'))
+    {
+        return control::dispatch(app, rest.trim_start_matches('/'), request).await;
+    }
+    let path = StreamPath::decode(raw).map_err(|refused| ApiError::new(ErrorCode::InvalidPath, refused.0))?;
+    match *request.method() {
+        Method::GET => read(app, &path, &request).await,
+        Method::HEAD => metadata(app, &path).await,
+        Method::PUT => write::create(app, path, request).await,
+        Method::POST => write::append(app, path, request).await,
+        Method::DELETE => write::delete(app, &path).await,
+        _ => Err(ApiError::method("GET, HEAD, PUT, POST, DELETE")),
+    }
+}
+
+/// `HEAD`: what the stream is, and where its tail is.
+async fn metadata(app: &Arc<App>, path: &StreamPath) -> Result<Reply, ApiError> {
+    let stream = app.storage.find_stream(path).await?;
+    Ok(describe(Build::new(StatusCode::OK).no_store(), &stream).body(ReplyBody::empty()))
+}
+
+/// What every answer about a whole stream says.
+fn describe(build: Build, stream: &StreamInfo) -> Build {
+    let build = build
+        .header(CONTENT_TYPE, render::content_type(&stream.content_type))
+        .next_offset(stream.offset(stream.tail))
+        .closed_if(stream.closed);
+    match stream.lifetime {
+        Lifetime::Endless => build,
+        Lifetime::Idle(secs) => build.text(HeaderName::from_static(headers::STREAM_TTL), &secs.to_string()),
+        Lifetime::Until(time) => {
+            build.text(HeaderName::from_static(headers::STREAM_EXPIRES_AT), &rfc3339(time))
+        }
+    }
+}
+
+async fn read<B>(app: &Arc<App>, path: &StreamPath, request: &Request<B>) -> Result<Reply, ApiError> {
+    let query = intake::query(request)?;
+    let read = StreamRead::<StreamOffset>::parse(&query)?.unwrap_or(StreamRead {
+        from: ReadFrom::Start,
+        live: None,
+        cursor: None,
+    });
+    let read = render::resumed(read, request)?;
+    let session = app.reader.open_stored(path, read.from, read.live.is_some()).await?;
+    match (read.live, read.from) {
+        (None, ReadFrom::Now) => tail_only(app, path, &session).await,
+        (None | Some(Live::LongPoll | Live::Sse), _) => render::session(app, session, read, request).await,
+    }
+}
+
+/// `offset=now` without following: nothing, and where the tail is.
+async fn tail_only(app: &Arc<App>, path: &StreamPath, session: &Session) -> Result<Reply, ApiError> {
+    let stream = app.storage.find_stream(path).await?;
+    let body = if session.form() == Form::Json { &b"[]"[..] } else { b"" };
+    let build = Build::new(StatusCode::OK).no_store().up_to_date();
+    Ok(describe(build, &stream).body(body.into()))
+}

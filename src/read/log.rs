@@ -1,0 +1,129 @@
+//! Sessions on the log: in step with the live tail where they can be, from the chunk cache and the log where not.
+
+use std::sync::Arc;
+
+use bourn_protocol::chunk::ChunkBuilder;
+use bourn_protocol::{Offset, Selector, Seq};
+use tokio::sync::watch;
+
+use super::chunks::{CachedChunk, Key, StreamKey};
+use super::{Batch, Gone, ReadError, Reader};
+use crate::storage::StorageError;
+use crate::tail::{Channel, Place};
+
+pub(super) struct Follower {
+    pub(super) channel: Arc<Channel>,
+    pub(super) bell: watch::Receiver<Seq>,
+}
+
+/// A place in a stream that moves as batches are taken.
+pub struct LogSession {
+    pub(super) reader: Arc<Reader>,
+    pub(super) stream: Selector,
+    pub(super) position: Seq,
+    /// Nothing of the stream lies between the position and here: a quiet stream's reader stands far behind the
+    /// log's head, and still lacks nothing.
+    pub(super) covered: Seq,
+    /// The session has read all that is kept from the start, when deletions up to here were not any more.
+    pub(super) since: Option<Seq>,
+    pub(super) follower: Option<Follower>,
+}
+
+impl LogSession {
+    /// The entity tag of a batch that ends where the session stands.
+    pub(super) fn entity_tag(&self, batch: &Batch) -> String {
+        let start = match batch {
+            Batch::Live(live) => live.first,
+            Batch::Chunk(chunk) => chunk.start,
+            Batch::Nothing { .. } => Seq::ZERO,
+        };
+        let (epoch, stream) = (self.reader.epoch(), self.stream.fingerprint());
+        bourn_protocol::cache::entity_tag(epoch, &stream, start, self.position, !batch.up_to_date())
+    }
+
+    /// The token of the place where the session stands.
+    #[must_use]
+    pub fn offset(&self) -> Offset {
+        Offset { since: self.since, ..self.reader.offset(self.position) }
+    }
+
+    /// Takes what follows, at once; it is empty at the tail.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn read(&mut self) -> Result<Batch, ReadError> {
+        if let Some(follower) = &mut self.follower {
+            // What is rung for from here on is news.
+            follower.bell.mark_unchanged();
+            match follower.channel.after(self.covered) {
+                Place::Next(batch) => {
+                    self.position = batch.next;
+                    self.covered = batch.next;
+                    self.since = None;
+                    return Ok(Batch::Live(batch));
+                }
+                Place::CaughtUp => return Ok(Batch::Nothing { closed: false }),
+                Place::Behind => {}
+            }
+        }
+        // The tail may have come further than this server knew when it looked at the log's head.
+        let rung = self.follower.as_ref().map_or(Seq::ZERO, |follower| *follower.bell.borrow());
+        let known = (*self.reader.head.borrow()).max(rung);
+        // Boxed: an event stream is in memory for a minute and reads the log once or twice.
+        let chunk = Box::pin(self.chunk(known)).await?;
+        // Deletions that followed this place are not kept any more; unless nothing before them is missing either.
+        let (start, horizon) = (self.position, chunk.kept.horizon);
+        if start != Seq::ZERO && start < horizon && self.since != Some(horizon) {
+            return Err(ReadError::Gone(Gone::BehindHorizon));
+        }
+        let next = chunk.next;
+        self.position = next;
+        self.since = Some(horizon).filter(|horizon| next < *horizon);
+        self.covered = if chunk.sealed { next } else { self.covered.max(known).max(next) };
+        Ok(Batch::Chunk(chunk))
+    }
+
+    async fn chunk(&self, known: Seq) -> Result<Arc<CachedChunk>, ReadError> {
+        let (stream, start, reader) = (&self.stream, self.position, &self.reader);
+        let generation = *reader.generation.borrow();
+        let key = Key { stream: StreamKey::Derived(stream.clone(), generation), start, head: None };
+        let load = async {
+            let epoch = reader.epoch();
+            let builder = ChunkBuilder::new(stream.wording(), epoch, start, reader.limits);
+            let (filled, kept) = reader.storage.fill(stream, builder).await?;
+            let chunk = filled.finish();
+            // At the tail nothing is missing, so the place may be told as one past the horizon.
+            let next = if chunk.sealed { chunk.next } else { chunk.next.max(kept.horizon) };
+            let since = Some(kept.horizon).filter(|horizon| next < *horizon);
+            let mut fingerprint = stream.fingerprint();
+            if kept.generation > 0 {
+                fingerprint += &format!(".{}", kept.generation);
+            }
+            Ok::<_, StorageError>(CachedChunk {
+                body: chunk.body.into(),
+                messages: chunk.messages,
+                start,
+                next,
+                offset: Offset { since, ..reader.offset(next) }.into(),
+                sealed: chunk.sealed,
+                closed: false,
+                etag: bourn_protocol::cache::entity_tag(epoch, &fingerprint, start, next, chunk.sealed),
+                kept,
+                frame: std::sync::OnceLock::new(),
+            })
+        };
+        Ok(reader.chunks.get(key, (known, false), load).await?)
+    }
+
+    /// Waits until the stream may have gained something since the last [`LogSession::read`]. Never ends for a
+    /// session that was not opened live.
+    pub async fn changed(&mut self) {
+        let rung = match &mut self.follower {
+            Some(follower) => follower.bell.changed().await.is_ok(),
+            None => false,
+        };
+        if !rung {
+            std::future::pending::<()>().await;
+        }
+    }
+}

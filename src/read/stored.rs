@@ -1,0 +1,134 @@
+//! Sessions on stored streams. All that readers at one place wait for is read once, into the chunk cache, by the first
+//! that is woken; a bell says how far the stream has come, so that nobody asks the database in vain.
+
+use std::sync::{Arc, OnceLock};
+
+use bourn_protocol::stored::chunk::StoredChunkBuilder;
+use bourn_protocol::{ContentType, ReadFrom, Seq, StreamOffset, StreamPath};
+use tokio::sync::watch;
+
+use super::chunks::{CachedChunk, Key, StreamKey};
+use super::{Batch, Gone, ReadError, Reader};
+use crate::storage::Kept;
+use crate::storage::streams::{FillError, FindError, StreamInfo};
+use crate::tail::Mark;
+
+/// A place in a stored stream that moves as batches are taken.
+pub struct StoredSession {
+    reader: Arc<Reader>,
+    stream: Arc<StreamInfo>,
+    position: StreamOffset,
+    bell: Option<watch::Receiver<Mark>>,
+    /// The bell's doubts that were followed up.
+    doubts: u64,
+}
+
+impl StoredSession {
+    pub(super) async fn open(
+        reader: Arc<Reader>,
+        path: &StreamPath,
+        from: ReadFrom<StreamOffset>,
+        live: bool,
+    ) -> Result<StoredSession, ReadError> {
+        let mut stream = reader.storage.find_stream(path).await?;
+        let bell = live.then(|| reader.bells.bell(&stream));
+        let doubts = bell.as_ref().map_or(0, |bell| bell.borrow().doubts);
+        if live {
+            // What was committed before the bell hung is known to the directory by now.
+            stream = reader.storage.find_stream(path).await?;
+        }
+        reader.storage.touch_stream(&stream);
+        let position = match from {
+            ReadFrom::Start => StreamOffset::START,
+            ReadFrom::Now => stream.offset(stream.tail),
+            ReadFrom::At(offset) => {
+                if stream.offset(offset.position) != offset {
+                    return Err(ReadError::Gone(Gone::OtherStream));
+                }
+                if offset.position > stream.tail {
+                    return Err(ReadError::Gone(Gone::PastTail));
+                }
+                offset
+            }
+        };
+        Ok(StoredSession { reader, stream, position, bell, doubts })
+    }
+
+    pub(super) fn offset(&self) -> StreamOffset {
+        self.position
+    }
+
+    /// How long what is read may be kept at most, in milliseconds; none where the stream lives for ever.
+    pub(super) fn lifetime_left(&self) -> Option<i64> {
+        let deadline = self.stream.deadline.load(std::sync::atomic::Ordering::Relaxed);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+        (deadline != i64::MAX).then(|| deadline.saturating_sub(now).max(0))
+    }
+
+    pub(super) fn content_type(&self) -> &ContentType {
+        &self.stream.content_type
+    }
+
+    /// How far the stream reaches and whether it is closed, as it is known here.
+    async fn mark(&mut self) -> Result<(Seq, bool), ReadError> {
+        let Some(bell) = &mut self.bell else { return Ok((self.stream.tail, self.stream.closed)) };
+        let mark = bell.borrow_and_update().clone();
+        if mark.gone {
+            return Err(ReadError::Find(FindError::Missing));
+        }
+        if mark.doubts != self.doubts {
+            self.doubts = mark.doubts;
+            let found = self.reader.storage.find_stream(&self.stream.path).await?;
+            if found.id != self.stream.id {
+                return Err(ReadError::Find(FindError::Missing));
+            }
+            self.stream = found;
+        }
+        Ok((self.stream.tail.max(mark.tail), self.stream.closed || mark.closed))
+    }
+
+    pub(super) async fn read(&mut self) -> Result<Batch, ReadError> {
+        let known = self.mark().await?;
+        if self.bell.is_some() && self.position.position >= known.0 {
+            return Ok(Batch::Nothing { closed: known.1 });
+        }
+        let (stream, reader, start) = (&self.stream, &self.reader, self.position.position);
+        let key = Key { stream: StreamKey::Stored(stream.id), start, head: None };
+        let load = async {
+            let builder = StoredChunkBuilder::new(stream.content_type.form(), start, reader.limits.bytes);
+            let (builder, closed) = reader.storage.fill_stream(stream, builder).await?;
+            let chunk = builder.finish();
+            let closed = closed && !chunk.sealed;
+            let (first, next) = (stream.offset(start), stream.offset(chunk.next));
+            let state = if chunk.sealed { "s" } else { "t" };
+            let end = if closed { ":c" } else { "" };
+            Ok::<_, FillError>(CachedChunk {
+                kept: Kept::default(),
+                body: chunk.body.into(),
+                messages: chunk.messages,
+                start,
+                next: chunk.next,
+                offset: next.into(),
+                sealed: chunk.sealed,
+                closed,
+                etag: format!("\"{}:{first}:{next}:{state}{end}\"", stream.id),
+                frame: OnceLock::new(),
+            })
+        };
+        // Boxed: an event stream is in memory for a minute and reads seldom.
+        let chunk = Box::pin(reader.chunks.get(key, known, load)).await?;
+        self.position = self.stream.offset(chunk.next);
+        Ok(Batch::Chunk(chunk))
+    }
+
+    pub(super) async fn changed(&mut self) {
+        let rung = match &mut self.bell {
+            Some(bell) => bell.changed().await.is_ok(),
+            None => false,
+        };
+        if !rung {
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Stored streams on SQLite. The one writer thread does all that changes them, many appends to a commit
+//! ([`writer`]); reads go through the pool ([`reading`]); what a stream is now is kept in memory, as of the last commit
+//! ([`directory`]), so that most requests ask the database for bytes alone.
+
+mod collect;
+mod create;
+mod directory;
+mod heads;
+mod reading;
+mod writer;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bourn_protocol::StreamPath;
+use bourn_protocol::stored::Lifetime;
+use bourn_protocol::stored::chunk::StoredChunkBuilder;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::SqliteStorage;
+use super::writer::Job;
+use crate::storage::StorageError;
+use crate::storage::streams::{
+    AppendError, AppendStream, Appended, CreateError, CreateStream, Created, FillError, FindError,
+    StreamChange, StreamInfo, Streams,
+};
+use directory::Directory;
+pub(super) use reading::{version, wants_collecting};
+pub(super) use writer::StreamWriter;
+
+/// Commits whose changes are kept for who listens; who falls further behind is told that anything may have changed.
+const CHANGES_KEPT: usize = 1_024;
+
+/// What the writer thread is asked to do with stored streams.
+pub(super) enum StreamJob {
+    /// Create one.
+    Create(Box<CreateStream>, oneshot::Sender<Result<Created, CreateError>>),
+    /// Append to one.
+    Append(Box<AppendStream>, oneshot::Sender<Result<Appended, AppendError>>),
+    /// Delete one.
+    Delete(StreamPath, oneshot::Sender<Result<(), FindError>>),
+    /// One was read: it lives until this time.
+    Touch(StreamPath, i64),
+    /// Remove what has expired and what is left of deleted streams.
+    Collect,
+}
+
+/// What the storage and its threads share of stored streams.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) directory: Directory,
+    pub(super) changes: broadcast::Sender<Arc<[StreamChange]>>,
+}
+
+impl Shared {
+    pub(super) fn new() -> Shared {
+        Shared { directory: Directory::default(), changes: broadcast::Sender::new(CHANGES_KEPT) }
+    }
+
+    /// Another process has written to streams.
+    pub(super) fn foreign_commit(&self) {
+        self.directory.clear();
+        // Nobody may be listening.
+        let _ = self.changes.send(Arc::new([StreamChange::Unknown]));
+    }
+}
+
+/// Now, in Unix milliseconds.
+pub(super) fn unix_millis() -> i64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// How much later than it need be a deadline is saved when a stream was read, so that not every read is a write.
+fn slack(ttl_secs: u64) -> i64 {
+    i64::try_from(ttl_secs.saturating_mul(1_000) / 16).unwrap_or(i64::MAX)
+}
+
+impl SqliteStorage {
+    fn stream_job(&self, job: StreamJob) -> Result<(), StorageError> {
+        self.jobs.try_send(Job::Stream(job)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => StorageError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => StorageError::Closed,
+        })
+    }
+}
+
+#[async_trait]
+impl Streams for SqliteStorage {
+    async fn create_stream(&self, create: CreateStream) -> Result<Created, CreateError> {
+        let (answer, answered) = oneshot::channel();
+        self.stream_job(StreamJob::Create(Box::new(create), answer))?;
+        answered.await.unwrap_or(Err(StorageError::Closed.into()))
+    }
+
+    async fn append(&self, append: AppendStream) -> Result<Appended, AppendError> {
+        let (answer, answered) = oneshot::channel();
+        self.stream_job(StreamJob::Append(Box::new(append), answer))?;
+        answered.await.unwrap_or(Err(StorageError::Closed.into()))
+    }
+
+    async fn delete_stream(&self, path: &StreamPath) -> Result<(), FindError> {
+        let (answer, answered) = oneshot::channel();
+        self.stream_job(StreamJob::Delete(path.clone(), answer))?;
+        answered.await.unwrap_or(Err(StorageError::Closed.into()))
+    }
+
+    async fn find_stream(&self, path: &StreamPath) -> Result<Arc<StreamInfo>, FindError> {
+        let now = unix_millis();
+        let directory = &self.streams.directory;
+        let (found, generation) = directory.get(path);
+        let stream = match found {
+            Some(stream) => stream,
+            None => {
+                let path = path.clone();
+                let read = self.pool.read(move |connection| {
+                    let snapshot = connection.transaction()?;
+                    reading::find(&snapshot, &path)
+                });
+                match read.await? {
+                    None => return Err(FindError::Missing),
+                    Some(reading::Found::Deleted) => return Err(FindError::Gone),
+                    Some(reading::Found::Live(stream)) => directory.put(stream, generation),
+                }
+            }
+        };
+        if !stream.expired(now) {
+            return Ok(stream);
+        }
+        let id = stream.id;
+        match self.pool.read(move |connection| reading::has_forks(connection, id)).await? {
+            true => Err(FindError::Gone),
+            false => Err(FindError::Missing),
+        }
+    }
+
+    fn touch_stream(&self, stream: &StreamInfo) {
+        let Lifetime::Idle(ttl) = stream.lifetime else { return };
+        let deadline = stream.lifetime.deadline(unix_millis()).unwrap_or(i64::MAX);
+        stream.deadline.fetch_max(deadline, Ordering::Relaxed);
+        let saved = stream.saved_deadline.load(Ordering::Relaxed);
+        if deadline <= saved {
+            return;
+        }
+        let wanted = deadline.saturating_add(slack(ttl));
+        // One of the readers saves it for all.
+        let mine =
+            stream.saved_deadline.compare_exchange(saved, wanted, Ordering::Relaxed, Ordering::Relaxed);
+        if mine.is_ok() && self.stream_job(StreamJob::Touch(stream.path.clone(), wanted)).is_err() {
+            stream.saved_deadline.store(saved, Ordering::Relaxed);
+        }
+    }
+
+    async fn fill_stream(
+        &self,
+        stream: &StreamInfo,
+        chunk: StoredChunkBuilder,
+    ) -> Result<(StoredChunkBuilder, bool), FillError> {
+        let (id, lineage) = (stream.id, stream.lineage.clone());
+        let read = self.pool.read(move |connection| {
+            let snapshot = connection.transaction()?;
+            reading::fill(&snapshot, id, &lineage, chunk)
+        });
+        read.await?
+    }
+
+    async fn list_streams(
+        &self,
+        after: Option<&StreamPath>,
+        limit: usize,
+    ) -> Result<Vec<StreamPath>, StorageError> {
+        let after = after.cloned();
+        self.pool
+            .read(move |connection| reading::list(connection, after.as_ref(), limit, unix_millis()))
+            .await
+    }
+
+    fn stream_changes(&self) -> broadcast::Receiver<Arc<[StreamChange]>> {
+        self.streams.changes.subscribe()
+    }
+}

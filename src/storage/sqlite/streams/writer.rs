@@ -1,0 +1,345 @@
+//! The writer thread's work on stored streams. What waits while a commit is on its way shares the next one; nothing is
+//! answered before that commit is on the disk. A request that is refused has written nothing, so there is nothing to
+//! take back; if the database itself fails, nothing of the commit was done.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use bourn_protocol::StreamPath;
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use tokio::sync::oneshot;
+
+use super::heads::Entry;
+use super::reading::{after, version};
+use super::{Shared, StreamJob, collect, unix_millis};
+use crate::config::Limits;
+use crate::storage::StorageError;
+use crate::storage::sqlite::error;
+use crate::storage::streams::rules::{ProducerState, Verdict, judge};
+use crate::storage::streams::{
+    AppendError, AppendStream, Appended, CreateError, Created, FindError, StreamChange,
+};
+
+/// Most streams that the writer keeps in mind.
+const MOST_HEADS: usize = 10_000;
+
+/// Streams as the writer knows them, and what it may let them become.
+pub(in super::super) struct StreamWriter {
+    pub(super) heads: HashMap<StreamPath, Entry, foldhash::fast::RandomState>,
+    /// The version of the last commit of ours; with another one there, somebody else has written.
+    version: i64,
+    /// The same for the watcher.
+    published: Arc<AtomicI64>,
+    shared: Arc<Shared>,
+    pub(super) most_bytes: u64,
+    pub(super) most_streams: i64,
+}
+
+/// An answer that waits for the commit.
+enum Answer {
+    Create(oneshot::Sender<Result<Created, CreateError>>, Result<Created, CreateError>),
+    Append(oneshot::Sender<Result<Appended, AppendError>>, Result<Appended, AppendError>),
+    Delete(oneshot::Sender<Result<(), FindError>>, Result<(), FindError>),
+}
+
+impl Answer {
+    /// Gives it; or the failure of the commit.
+    fn give(self, failure: Option<&StorageError>) {
+        // Whoever asked may have gone.
+        match (self, failure.cloned()) {
+            (Answer::Create(to, result), None) => drop(to.send(result)),
+            (Answer::Append(to, result), None) => drop(to.send(result)),
+            (Answer::Delete(to, result), None) => drop(to.send(result)),
+            (Answer::Create(to, _), Some(failure)) => drop(to.send(Err(failure.into()))),
+            (Answer::Append(to, _), Some(failure)) => drop(to.send(Err(failure.into()))),
+            (Answer::Delete(to, _), Some(failure)) => drop(to.send(Err(failure.into()))),
+        }
+    }
+}
+
+/// What a commit comes to.
+#[derive(Default)]
+pub(super) struct Outcome {
+    pub(super) deleted: Vec<(u64, StreamPath)>,
+    /// Streams that were used, some of them more than once.
+    pub(super) used: Vec<StreamPath>,
+    /// A deadline was moved that other servers must know of.
+    touched: bool,
+    /// There is more to collect.
+    pub(super) more: bool,
+}
+
+impl StreamWriter {
+    pub(in super::super) fn new(
+        limits: &Limits,
+        shared: Arc<Shared>,
+        published: Arc<AtomicI64>,
+    ) -> StreamWriter {
+        StreamWriter {
+            heads: HashMap::default(),
+            version: -1,
+            published,
+            shared,
+            most_bytes: limits.stream_limit.get(),
+            most_streams: i64::try_from(limits.streams).unwrap_or(i64::MAX),
+        }
+    }
+
+    /// Does these together; says whether more is to be collected.
+    pub(in super::super) fn commit(&mut self, connection: &Connection, jobs: Vec<StreamJob>) -> bool {
+        let mut answers = Vec::with_capacity(jobs.len());
+        match self.try_commit(connection, jobs, &mut answers) {
+            Ok(more) => {
+                for answer in answers {
+                    answer.give(None);
+                }
+                more
+            }
+            Err(failed) => {
+                // What was done in memory was not done.
+                self.heads.clear();
+                let failure = error::storage(&failed);
+                for answer in answers {
+                    answer.give(Some(&failure));
+                }
+                false
+            }
+        }
+    }
+
+    fn try_commit(
+        &mut self,
+        connection: &Connection,
+        jobs: Vec<StreamJob>,
+        answers: &mut Vec<Answer>,
+    ) -> rusqlite::Result<bool> {
+        let mut waiting = jobs.into_iter();
+        let done = self.in_transaction(connection, &mut waiting, answers);
+        // Whoever was not tried any more gets the same answer.
+        for job in waiting {
+            answers.extend(match job {
+                StreamJob::Create(_, to) => Some(Answer::Create(to, Err(StorageError::Closed.into()))),
+                StreamJob::Append(_, to) => Some(Answer::Append(to, Err(StorageError::Closed.into()))),
+                StreamJob::Delete(_, to) => Some(Answer::Delete(to, Err(StorageError::Closed.into()))),
+                StreamJob::Touch(..) | StreamJob::Collect => None,
+            });
+        }
+        done
+    }
+
+    fn in_transaction(
+        &mut self,
+        connection: &Connection,
+        jobs: &mut impl Iterator<Item = StreamJob>,
+        answers: &mut Vec<Answer>,
+    ) -> rusqlite::Result<bool> {
+        let begun = Transaction::new_unchecked(connection, TransactionBehavior::Immediate);
+        let begun = begun.and_then(|transaction| {
+            let found = version(&transaction)?;
+            Ok((transaction, found))
+        });
+        // Read in the transaction: nobody else can write from here on.
+        let (transaction, found) = begun?;
+        if found != self.version || self.heads.len() > MOST_HEADS {
+            self.heads.clear();
+        }
+        let now = unix_millis();
+        let mut outcome = Outcome::default();
+        for job in jobs {
+            self.apply(&transaction, job, now, answers, &mut outcome)?;
+        }
+        let (mut moved, mut changes) = (Vec::new(), Vec::new());
+        for path in &outcome.used {
+            let Some(entry) = self.heads.get_mut(path).filter(|entry| entry.dirty) else { continue };
+            entry.save(&transaction)?;
+            let stream = entry.info(now);
+            let (id, path) = (stream.id, stream.path.clone());
+            changes.push(StreamChange::Moved { id, path, tail: stream.tail, closed: stream.closed });
+            moved.push(stream);
+        }
+        let deleted: Vec<StreamPath> = outcome.deleted.iter().map(|(_, path)| path.clone()).collect();
+        changes.extend(outcome.deleted.into_iter().map(|(id, path)| StreamChange::Deleted { id, path }));
+        let counts = !changes.is_empty() || outcome.touched;
+        if counts {
+            transaction.prepare_cached("UPDATE bourn_stream_totals SET version = version + 1")?.execute([])?;
+        }
+        transaction.commit()?;
+        self.version = found + i64::from(counts);
+        if self.published.swap(self.version, Ordering::Relaxed) != found {
+            self.shared.foreign_commit();
+        }
+        self.shared.directory.committed(moved, &deleted);
+        if !changes.is_empty() {
+            // Nobody may be listening.
+            let _ = self.shared.changes.send(changes.into());
+        }
+        Ok(outcome.more)
+    }
+
+    fn apply(
+        &mut self,
+        transaction: &Connection,
+        job: StreamJob,
+        now: i64,
+        answers: &mut Vec<Answer>,
+        outcome: &mut Outcome,
+    ) -> rusqlite::Result<()> {
+        // The answer is there before anything is tried, so that a failure finds it.
+        let unanswered = StorageError::Unavailable;
+        match job {
+            StreamJob::Create(create, to) => {
+                answers.push(Answer::Create(to, Err(unanswered.into())));
+                let result = self.create(transaction, &create, now, outcome)?;
+                if let Some(Answer::Create(_, answer)) = answers.last_mut() {
+                    *answer = result;
+                }
+            }
+            StreamJob::Append(append, to) => {
+                answers.push(Answer::Append(to, Err(unanswered.into())));
+                let result = self.append(transaction, &append, now, outcome)?;
+                if let Some(Answer::Append(_, answer)) = answers.last_mut() {
+                    *answer = result;
+                }
+            }
+            StreamJob::Delete(path, to) => {
+                answers.push(Answer::Delete(to, Err(unanswered.into())));
+                let result = self.delete(transaction, &path, now, outcome)?;
+                if let Some(Answer::Delete(_, answer)) = answers.last_mut() {
+                    *answer = result;
+                }
+            }
+            StreamJob::Touch(path, deadline) => {
+                if let Some(entry) = self.entry(transaction, &path)?.filter(|entry| !entry.deleted) {
+                    entry.deadline = entry.deadline.max(Some(deadline));
+                    entry.save(transaction)?;
+                    outcome.touched = true;
+                }
+            }
+            StreamJob::Collect => outcome.more |= collect::step(self, transaction, now, outcome)?,
+        }
+        Ok(())
+    }
+
+    /// The stream at a path, read if it is not known.
+    pub(super) fn entry(
+        &mut self,
+        connection: &Connection,
+        path: &StreamPath,
+    ) -> rusqlite::Result<Option<&mut Entry>> {
+        if !self.heads.contains_key(path) {
+            match Entry::load(connection, path)? {
+                Some(entry) => self.heads.insert(path.clone(), entry),
+                None => return Ok(None),
+            };
+        }
+        Ok(self.heads.get_mut(path))
+    }
+
+    fn append(
+        &mut self,
+        transaction: &Connection,
+        append: &AppendStream,
+        now: i64,
+        outcome: &mut Outcome,
+    ) -> rusqlite::Result<Result<Appended, AppendError>> {
+        let most_bytes = self.most_bytes;
+        let expired = match self.entry(transaction, &append.path)? {
+            None => return Ok(Err(AppendError::Missing)),
+            Some(entry) if entry.deleted => return Ok(Err(AppendError::Gone)),
+            Some(entry) => entry.expired(now),
+        };
+        if expired {
+            return Ok(Err(match collect::remove(self, transaction, &append.path, outcome)? {
+                true => AppendError::Missing,
+                false => AppendError::Gone,
+            }));
+        }
+        let Some(entry) = self.heads.get_mut(&append.path) else { return Ok(Err(AppendError::Missing)) };
+        outcome.used.push(append.path.clone());
+        let known = match &append.producer {
+            Some(producer) => entry.producer(transaction, &producer.id)?,
+            None => None,
+        };
+        let new_producer = match judge(&entry.head, append, known, most_bytes) {
+            Err(refused) => return Ok(Err(refused)),
+            Ok(Verdict::Done(appended)) => {
+                entry.used(now);
+                return Ok(Ok(appended));
+            }
+            Ok(Verdict::Take { new_producer }) => new_producer,
+        };
+        let start = entry.head.tail.position;
+        if append.payload.messages > 0 {
+            let data = &append.payload.data;
+            insert(transaction, entry.id, start.as_i64(), append.payload.messages, data)?;
+            let Some(end) = after(start, data.len()) else {
+                return Ok(Err(AppendError::TooLarge(most_bytes)));
+            };
+            entry.move_tail(end);
+        }
+        if let Some(producer) = &append.producer {
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO bourn_stream_producers VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![
+                    entry.id.cast_signed(),
+                    producer.id,
+                    producer.epoch.cast_signed(),
+                    producer.seq.cast_signed()
+                ])?;
+            let state = ProducerState { epoch: producer.epoch, seq: producer.seq };
+            entry.producers.insert(producer.id.clone(), Some(state));
+            entry.head.producers += u32::from(new_producer);
+        }
+        if append.seq.is_some() {
+            entry.head.writer_seq.clone_from(&append.seq);
+        }
+        if append.close {
+            entry.head.closed = true;
+            entry.head.closed_by.clone_from(&append.producer);
+        }
+        entry.used(now);
+        Ok(Ok(Appended {
+            tail: entry.head.tail,
+            closed: entry.head.closed,
+            duplicate: false,
+            producer_seq: append.producer.as_ref().map(|producer| producer.seq),
+        }))
+    }
+
+    fn delete(
+        &mut self,
+        transaction: &Connection,
+        path: &StreamPath,
+        now: i64,
+        outcome: &mut Outcome,
+    ) -> rusqlite::Result<Result<(), FindError>> {
+        let expired = match self.entry(transaction, path)? {
+            None => return Ok(Err(FindError::Missing)),
+            Some(entry) if entry.deleted => return Ok(Err(FindError::Gone)),
+            Some(entry) => entry.expired(now),
+        };
+        let removed = collect::remove(self, transaction, path, outcome)?;
+        Ok(match (expired, removed) {
+            (false, _) => Ok(()),
+            (true, true) => Err(FindError::Missing),
+            (true, false) => Err(FindError::Gone),
+        })
+    }
+}
+
+/// Stores what is appended at a place.
+pub(super) fn insert(
+    connection: &Connection,
+    stream: u64,
+    start: i64,
+    messages: usize,
+    data: &[u8],
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO bourn_stream_data (stream_id, start, messages, data) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![stream.cast_signed(), start, i64::try_from(messages).unwrap_or(i64::MAX), data])
+        .map(|_| ())
+}

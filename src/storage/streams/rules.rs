@@ -1,0 +1,192 @@
+//! What any database must decide the same way: which byte belongs to whom, whether an append is taken, whether a stream that
+//! is there is the one that was asked for. No I/O, so that a transaction can ask while it holds its locks.
+
+use std::sync::Arc;
+
+use bourn_protocol::limits::PRODUCERS_MAX;
+use bourn_protocol::stored::Lifetime;
+use bourn_protocol::{ContentType, Seq, StreamOffset, StreamPath};
+
+use super::{AppendError, AppendStream, Appended, CreateError, CreateStream, Producer, Segment};
+
+/// The token of a place in a stream of this lineage.
+#[must_use]
+pub fn offset(lineage: &[Segment], position: Seq) -> StreamOffset {
+    let owner = lineage.iter().find(|segment| segment.from < position && position <= segment.to);
+    match owner {
+        Some(segment) => StreamOffset { position, owner: segment.stream },
+        None => StreamOffset::START,
+    }
+}
+
+/// The lineage of a fork.
+#[must_use]
+pub fn fork_lineage(source: &[Segment], base: Seq, stream: u64) -> Arc<[Segment]> {
+    let inherited = source.iter().filter(|segment| segment.from < base);
+    inherited
+        .map(|segment| Segment { to: segment.to.min(base), ..*segment })
+        .chain([Segment { stream, from: base, to: Seq::MAX }])
+        .collect()
+}
+
+/// What an append is judged by.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// The stream's content type.
+    pub content_type: ContentType,
+    /// The token of its tail.
+    pub tail: StreamOffset,
+    /// It is closed.
+    pub closed: bool,
+    /// By which append.
+    pub closed_by: Option<Producer>,
+    /// The last `Stream-Seq`.
+    pub writer_seq: Option<String>,
+    /// How many producers it remembers.
+    pub producers: u32,
+}
+
+/// What a producer has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProducerState {
+    /// Its last life.
+    pub epoch: u64,
+    /// The last append of it.
+    pub seq: u64,
+}
+
+/// What to do with an append.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Do it; the producer, if there is one, is new to the stream or not.
+    Take {
+        /// The stream has not heard of the producer.
+        new_producer: bool,
+    },
+    /// Nothing: it is done already.
+    Done(Appended),
+}
+
+/// Judges an append (Durable Streams protocol, section 5.2).
+///
+/// # Errors
+/// With the reason to refuse it.
+pub fn judge(
+    head: &Head,
+    append: &AppendStream,
+    known: Option<ProducerState>,
+    most_bytes: u64,
+) -> Result<Verdict, AppendError> {
+    let done = |producer_seq| {
+        Ok(Verdict::Done(Appended { tail: head.tail, closed: head.closed, duplicate: true, producer_seq }))
+    };
+    if head.closed {
+        return match &append.producer {
+            None if append.payload.messages == 0 => done(None),
+            Some(producer) if head.closed_by.as_ref() == Some(producer) => done(Some(producer.seq)),
+            Some(producer) if known.is_some_and(|known| producer.epoch < known.epoch) => {
+                Err(AppendError::StaleEpoch(known.map_or(0, |known| known.epoch)))
+            }
+            _ => Err(AppendError::Closed(head.tail)),
+        };
+    }
+    if append.content_type.as_ref().is_some_and(|given| *given != head.content_type) {
+        return Err(AppendError::ContentType(head.content_type.to_string()));
+    }
+    if let Some(producer) = &append.producer {
+        match known {
+            None if producer.seq > 0 => return Err(AppendError::Gap { expected: 0, received: producer.seq }),
+            None if head.producers >= PRODUCERS_MAX => return Err(AppendError::TooManyProducers),
+            None => {}
+            Some(known) if producer.epoch < known.epoch => return Err(AppendError::StaleEpoch(known.epoch)),
+            Some(known) if producer.epoch > known.epoch && producer.seq > 0 => {
+                return Err(AppendError::EpochSeq);
+            }
+            Some(known) if producer.epoch > known.epoch => {}
+            Some(known) if producer.seq <= known.seq => return done(Some(known.seq)),
+            Some(known) if producer.seq > known.seq + 1 => {
+                return Err(AppendError::Gap { expected: known.seq + 1, received: producer.seq });
+            }
+            Some(_) => {}
+        }
+    }
+    if let (Some(seq), Some(last)) = (&append.seq, &head.writer_seq)
+        && seq.as_bytes() <= last.as_bytes()
+    {
+        return Err(AppendError::Sequence);
+    }
+    let bytes = u64::try_from(append.payload.data.len()).unwrap_or(u64::MAX);
+    if head.tail.position.get().saturating_add(bytes) > most_bytes {
+        return Err(AppendError::TooLarge(most_bytes));
+    }
+    Ok(Verdict::Take { new_producer: append.producer.is_some() && known.is_none() })
+}
+
+/// What a stream was created as.
+#[derive(Debug, Clone)]
+pub struct Configuration {
+    /// What it holds.
+    pub content_type: ContentType,
+    /// How long it lives.
+    pub lifetime: Lifetime,
+    /// It is closed.
+    pub closed: bool,
+    /// What it was forked from.
+    pub source: Option<StreamPath>,
+    /// Where, as it was asked.
+    pub fork_offset: Option<StreamOffset>,
+    /// How much further.
+    pub fork_sub: u64,
+}
+
+/// Whether a stream that is there is the one that is asked for (section 5.1).
+///
+/// # Errors
+/// With what differs.
+pub fn matches(there: &Configuration, asked: &CreateStream) -> Result<(), CreateError> {
+    let fork = asked.fork.as_ref();
+    let inherits = fork.is_some();
+    // What a fork leaves out it has from its source.
+    let content_type = match &asked.content_type {
+        Some(given) => *given == there.content_type,
+        None => inherits || there.content_type == ContentType::octets(),
+    };
+    let lifetime = asked.lifetime == there.lifetime || (inherits && asked.lifetime == Lifetime::Endless);
+    let differs = [
+        (content_type, "the content type"),
+        (lifetime, "the lifetime"),
+        (asked.closed == there.closed, "whether it is closed"),
+        (fork.map(|fork| &fork.source) == there.source.as_ref(), "what it was forked from"),
+        (
+            fork.and_then(|fork| fork.offset).is_none_or(|offset| Some(offset) == there.fork_offset),
+            "where it was forked",
+        ),
+        (fork.map_or(0, |fork| fork.sub) == there.fork_sub, "where it was forked"),
+    ];
+    match differs.into_iter().find(|(same, _)| !same) {
+        None => Ok(()),
+        Some((_, what)) => Err(CreateError::Exists(what)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seq(n: u64) -> Seq {
+        Seq::new(n).unwrap()
+    }
+
+    #[test]
+    fn a_place_belongs_to_who_appended_the_byte_before_it() {
+        let root: Arc<[Segment]> = fork_lineage(&[], Seq::ZERO, 1);
+        let fork = fork_lineage(&root, seq(10), 2);
+        let again = fork_lineage(&fork, seq(10), 3);
+        let inside = fork_lineage(&fork, seq(4), 4);
+        let owner = |lineage: &[Segment], n| offset(lineage, seq(n)).owner;
+        assert_eq!([0, 1, 10, 11].map(|n| owner(&root, n)), [0, 1, 1, 1]);
+        assert_eq!([0, 1, 10, 11].map(|n| owner(&fork, n)), [0, 1, 1, 2]);
+        assert_eq!([0, 1, 10, 11].map(|n| owner(&again, n)), [0, 1, 1, 3]);
+        assert_eq!([0, 4, 5].map(|n| owner(&inside, n)), [0, 1, 4]);
+    }
+}

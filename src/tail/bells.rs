@@ -1,0 +1,109 @@
+//! Bells for stored streams: one for each stream that somebody follows, which says how far it has come. What the
+//! storage tells after its commits is passed on to whom it concerns; what it cannot tell makes everybody look.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bourn_protocol::Seq;
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::storage::streams::{StreamChange, StreamInfo};
+
+/// Bells that are kept without looking whether anybody listens.
+const PRUNE_LEAST: usize = 64;
+
+/// What a bell says of its stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// It reaches this far, at least.
+    pub tail: Seq,
+    /// It is closed.
+    pub closed: bool,
+    /// It was deleted.
+    pub gone: bool,
+    /// How often another server may have written: whoever has not looked since, looks.
+    pub doubts: u64,
+}
+
+/// The bells of the streams that are followed.
+pub struct Bells {
+    registry: Mutex<Registry>,
+}
+
+#[derive(Default)]
+struct Registry {
+    bells: HashMap<u64, watch::Sender<Mark>, foldhash::fast::RandomState>,
+    prune_at: usize,
+}
+
+impl Registry {
+    /// Forgets the bells that nobody listens to.
+    fn prune(&mut self) {
+        self.bells.retain(|_, bell| bell.receiver_count() > 0);
+        self.prune_at = PRUNE_LEAST.max(2 * self.bells.len());
+    }
+}
+
+impl Default for Bells {
+    fn default() -> Bells {
+        Bells { registry: Mutex::new(Registry { prune_at: PRUNE_LEAST, ..Registry::default() }) }
+    }
+}
+
+impl Bells {
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bell of a stream, hung if nobody follows it yet.
+    #[must_use]
+    pub fn bell(&self, stream: &StreamInfo) -> watch::Receiver<Mark> {
+        let mut registry = self.lock();
+        if registry.bells.len() >= registry.prune_at {
+            registry.prune();
+        }
+        let hang =
+            || watch::Sender::new(Mark { tail: stream.tail, closed: stream.closed, gone: false, doubts: 0 });
+        registry.bells.entry(stream.id).or_insert_with(hang).subscribe()
+    }
+
+    /// Passes on what happens until it is told to stop. `changes` was subscribed to before anybody could follow.
+    pub async fn run(&self, mut changes: broadcast::Receiver<Arc<[StreamChange]>>, stop: CancellationToken) {
+        loop {
+            let changes = tokio::select! {
+                changes = changes.recv() => changes,
+                () = stop.cancelled() => return,
+            };
+            match changes {
+                Ok(changes) => self.ring(&changes),
+                Err(broadcast::error::RecvError::Lagged(_)) => self.ring(&[StreamChange::Unknown]),
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+
+    fn ring(&self, changes: &[StreamChange]) {
+        let registry = self.lock();
+        for change in changes {
+            match change {
+                StreamChange::Moved { id, tail, closed, .. } => {
+                    let Some(bell) = registry.bells.get(id) else { continue };
+                    bell.send_modify(|mark| {
+                        mark.tail = mark.tail.max(*tail);
+                        mark.closed |= closed;
+                    });
+                }
+                StreamChange::Deleted { id, .. } => {
+                    let Some(bell) = registry.bells.get(id) else { continue };
+                    bell.send_modify(|mark| mark.gone = true);
+                }
+                StreamChange::Unknown => {
+                    for bell in registry.bells.values() {
+                        bell.send_modify(|mark| mark.doubts += 1);
+                    }
+                }
+            }
+        }
+    }
+}
