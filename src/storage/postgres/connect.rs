@@ -11,7 +11,10 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgTransactio
 
 use crate::config::Limits;
 
-const MIGRATIONS: [(i64, &str); 1] = [(1, include_str!("../../../migrations/postgres/0001_log.sql"))];
+const MIGRATIONS: [(i64, &str); 2] = [
+    (1, include_str!("../../../migrations/postgres/0001_log.sql")),
+    (2, include_str!("../../../migrations/postgres/0002_streams.sql")),
+];
 pub(super) const DEMO: &str = include_str!("../../../migrations/postgres/demo.sql");
 /// The advisory lock under which servers that start at once migrate one after the other.
 const MIGRATION_LOCK: i64 = 0x626f_7572_6e00;

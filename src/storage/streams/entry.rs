@@ -82,7 +82,9 @@ impl Entry {
         let new_producer = match judge(&self.head, append, known.copied().flatten(), most_bytes)? {
             Verdict::Take { new_producer } => new_producer,
             Verdict::Done(appended) => {
-                self.used(now);
+                if matches!(self.lifetime, Lifetime::Idle(_)) {
+                    self.used(now);
+                }
                 return Ok(Taken { appended, start: None, producer: false });
             }
         };
