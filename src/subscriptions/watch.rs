@@ -38,6 +38,8 @@ impl Interest {
 struct News {
     moved: BTreeSet<StreamPath>,
     deleted: BTreeSet<StreamPath>,
+    /// Another server has changed a subscription.
+    subscriptions: bool,
     /// Anything may have.
     unknown: bool,
 }
@@ -54,6 +56,7 @@ impl News {
                     self.moved.remove(path);
                     self.deleted.insert(path.clone());
                 }
+                StreamChange::Subscriptions => self.subscriptions = true,
                 StreamChange::Unknown => self.unknown = true,
             }
         }
@@ -117,9 +120,10 @@ impl Subscriptions {
         interests: &mut Vec<Interest>,
         stale: &mut bool,
     ) -> Result<(), Refusal> {
-        if *stale || news.unknown {
+        if *stale || news.unknown || news.subscriptions {
             *interests = self.interests().await?;
             *stale = false;
+            news.subscriptions = false;
         }
         if interests.is_empty() {
             *news = News::default();

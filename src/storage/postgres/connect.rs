@@ -11,8 +11,9 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgTransactio
 
 use crate::config::Limits;
 
-const MIGRATIONS: [(i64, &str); 2] = [
+const MIGRATIONS: [(i64, &str); 3] = [
     (1, include_str!("../../../migrations/postgres/0001_log.sql")),
+    (2, include_str!("../../../migrations/postgres/0002_streams.sql")),
     (3, include_str!("../../../migrations/postgres/0003_retention.sql")),
 ];
 pub(super) const DEMO: &str = include_str!("../../../migrations/postgres/demo.sql");

@@ -1,5 +1,5 @@
-//! Following the log, on every server: a notification says that it has grown, and a slow poll makes good whatever
-//! notification was lost.
+//! Following the log and the stored streams, on every server: a notification says what has grown, and a slow poll makes
+//! good whatever notification was lost.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::capture::CHANNEL;
-use super::{Inner, error, refresh};
+use super::{Inner, error, refresh, streams};
 
 /// Follows until the server stops.
 pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
@@ -27,6 +27,9 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
         };
         tokio::select! {
             heard = heard => match heard {
+                Ok(notification) if notification.channel() == streams::CHANNEL => {
+                    inner.stored.hear(notification.payload());
+                }
                 Ok(notification) => {
                     if let Some(head) = notification.payload().parse().ok().and_then(Seq::new) {
                         inner.shared.advance(head);
@@ -42,10 +45,12 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
                 if listener.is_none() {
                     listener = listen(&direct).await.ok();
                 }
-                let looked = match look(inner).await {
-                    Ok(()) => refresh::look(inner, false).await,
-                    Err(failure) => Err(failure),
+                let looked = async {
+                    look(inner).await?;
+                    inner.stored.look(&inner.db, listener.is_some()).await?;
+                    refresh::look(inner, false).await
                 };
+                let looked = looked.await;
                 inner.shared.database_stands(looked.err().map(|failure| error::storage(&failure).to_string()));
             }
             () = stop.cancelled() => break,
@@ -57,7 +62,7 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
 
 async fn listen(direct: &sqlx::PgPool) -> Result<PgListener, sqlx::Error> {
     let mut listener = PgListener::connect_with(direct).await?;
-    listener.listen(CHANNEL).await?;
+    listener.listen_all([CHANNEL, streams::CHANNEL]).await?;
     Ok(listener)
 }
 

@@ -21,6 +21,8 @@ mod rollback;
 mod rows;
 mod shared;
 mod sql;
+mod streams;
+mod subscriptions;
 mod value;
 
 use std::sync::Arc;
@@ -45,6 +47,7 @@ pub use admin::{check, prepare, prepare_sql};
 use catalog::Table;
 use connect::Db;
 use shared::Shared;
+use streams::{Queues, Stored};
 
 /// How long the background may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,6 +59,7 @@ struct Inner {
     limits: Arc<Limits>,
     catalog: Arc<Catalog>,
     shared: Arc<Shared>,
+    stored: Arc<Stored>,
 }
 
 /// An open PostgreSQL database.
@@ -63,6 +67,8 @@ pub struct PostgresStorage {
     db: Db,
     catalog: Arc<Catalog>,
     shared: Arc<Shared>,
+    stored: Arc<Stored>,
+    queues: Queues,
     ledger_retention: Duration,
     /// Fires when the storage is closed, or dropped.
     stop: CancellationToken,
@@ -117,7 +123,9 @@ impl PostgresStorage {
             limits: Arc::new(limits.clone()),
             catalog: catalog.clone(),
             shared: Arc::new(Shared::new(head)),
+            stored: Arc::new(Stored::new()),
         };
+        inner.stored.begin(&db).await.map_err(failed)?;
         refresh::look(&inner, true).await.map_err(failed)?;
         follow::look(&inner).await.map_err(failed)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -125,9 +133,11 @@ impl PostgresStorage {
         tasks.spawn(async move { follow::run(&following, &follows).await });
         let (capturing, captures) = (inner.clone(), stop.clone());
         tasks.spawn(async move { capture::run(&capturing, &captures).await });
+        let queues = Queues::start(&inner, &stop, &tasks);
         tasks.close();
         let ledger_retention = limits.ledger_retention.get();
-        Ok(PostgresStorage { db, catalog, shared: inner.shared, ledger_retention, stop, tasks })
+        let Inner { shared, stored, .. } = inner;
+        Ok(PostgresStorage { db, catalog, shared, stored, queues, ledger_retention, stop, tasks })
     }
 
     /// What is known of an entity type's table.

@@ -13,6 +13,7 @@ use bourn_protocol::Seq;
 
 use super::writer::Job;
 use super::{Shared, advance, connect, error, log, sequencer, streams};
+use crate::storage::streams::unix_millis;
 
 /// How often it is looked whether stored streams have expired.
 const COLLECT_EVERY: Duration = Duration::from_millis(500);
@@ -68,7 +69,7 @@ impl Watcher {
 
     /// Has removed what stored streams leave behind.
     fn collect(&self) {
-        let wanted = streams::wants_collecting(&self.connection, streams::unix_millis());
+        let wanted = streams::wants_collecting(&self.connection, unix_millis());
         // A full queue, or a failure, and it is asked for again later.
         if wanted.is_ok_and(|wanted| wanted) {
             let _ = self.jobs.try_send(Job::Stream(streams::StreamJob::Collect));

@@ -1,12 +1,15 @@
 //! What a database must do for stored streams: keep them, append to them many to a commit, and be read. The traits
 //! know nothing of SQL; [`rules`] decides what any database must decide the same way.
 
+pub mod beginning;
+pub mod entry;
 mod error;
 pub mod rules;
 mod subscription;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bourn_protocol::stored::chunk::StoredChunkBuilder;
@@ -18,6 +21,16 @@ use tokio::sync::broadcast;
 use super::StorageError;
 pub use error::{AppendError, CreateError, FillError, FindError};
 pub use subscription::{Secrets, StoredSubscription, Subscriptions};
+
+/// Which part of a lifetime a reader's deadline is saved later by.
+const SAVED_LATER: u64 = 16;
+
+/// Now, in Unix milliseconds.
+#[must_use]
+pub fn unix_millis() -> i64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
+}
 
 /// A stretch of bytes that one stream owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +77,24 @@ impl StreamInfo {
     #[must_use]
     pub fn expired(&self, now: i64) -> bool {
         self.deadline.load(Ordering::Relaxed) <= now
+    }
+
+    /// Notes that it was read. Where the database's deadline is earlier than this makes it, one of the readers is told that
+    /// deadline and which one to save for all.
+    #[must_use]
+    pub fn read_at(&self, now: i64) -> Option<(i64, i64)> {
+        let Lifetime::Idle(ttl) = self.lifetime else { return None };
+        let deadline = self.lifetime.deadline(now).unwrap_or(i64::MAX);
+        self.deadline.fetch_max(deadline, Ordering::Relaxed);
+        let saved = self.saved_deadline.load(Ordering::Relaxed);
+        if deadline <= saved {
+            return None;
+        }
+        // Later than it need be, so that not every read is a write.
+        let slack = i64::try_from(ttl.saturating_mul(1_000) / SAVED_LATER).unwrap_or(i64::MAX);
+        let wanted = deadline.saturating_add(slack);
+        let mine = self.saved_deadline.compare_exchange(saved, wanted, Ordering::Relaxed, Ordering::Relaxed);
+        mine.is_ok().then_some((saved, wanted))
     }
 }
 
@@ -166,6 +197,8 @@ pub enum StreamChange {
         /// Where it was.
         path: StreamPath,
     },
+    /// Another server has changed a subscription.
+    Subscriptions,
     /// Another server has written; what, is not known.
     Unknown,
 }

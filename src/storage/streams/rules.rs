@@ -29,6 +29,47 @@ pub fn fork_lineage(source: &[Segment], base: Seq, stream: u64) -> Arc<[Segment]
         .collect()
 }
 
+/// The lineage of a stream whose row is read, with its ancestors' numbers and bases from the nearest to the root.
+#[must_use]
+pub fn lineage(id: u64, base: Seq, ancestors: impl IntoIterator<Item = (u64, Seq)>) -> Arc<[Segment]> {
+    let mut segments = vec![Segment { stream: id, from: base, to: Seq::MAX }];
+    let mut end = base;
+    for (stream, from) in ancestors {
+        if from < end {
+            segments.push(Segment { stream, from, to: end });
+            end = from;
+        }
+    }
+    segments.reverse();
+    segments.into()
+}
+
+/// The place so many bytes further.
+#[must_use]
+pub fn after(position: Seq, bytes: usize) -> Option<Seq> {
+    Seq::new(position.get().checked_add(u64::try_from(bytes).ok()?)?)
+}
+
+/// A lifetime as the columns `ttl`, in seconds, and `expires_at` have it.
+#[must_use]
+pub fn lifetime_columns(lifetime: Lifetime) -> (Option<i64>, Option<i64>) {
+    match lifetime {
+        Lifetime::Endless => (None, None),
+        Lifetime::Idle(secs) => (Some(secs.cast_signed()), None),
+        Lifetime::Until(time) => (None, Some(time)),
+    }
+}
+
+/// The lifetime that these columns have; none where they make no sense.
+#[must_use]
+pub fn lifetime(ttl: Option<i64>, expires_at: Option<i64>) -> Option<Lifetime> {
+    match (ttl, expires_at) {
+        (Some(ttl), _) => u64::try_from(ttl).ok().map(Lifetime::Idle),
+        (None, Some(time)) => Some(Lifetime::Until(time)),
+        (None, None) => Some(Lifetime::Endless),
+    }
+}
+
 /// What an append is judged by.
 #[derive(Debug, Clone)]
 pub struct Head {
@@ -188,5 +229,16 @@ mod tests {
         assert_eq!([0, 1, 10, 11].map(|n| owner(&fork, n)), [0, 1, 1, 2]);
         assert_eq!([0, 1, 10, 11].map(|n| owner(&again, n)), [0, 1, 1, 3]);
         assert_eq!([0, 4, 5].map(|n| owner(&inside, n)), [0, 1, 4]);
+        let read = [
+            (1, &[][..], &root),
+            (2, &[(1, 0)], &fork),
+            (3, &[(2, 10), (1, 0)], &again),
+            (4, &[(2, 10), (1, 0)], &inside),
+        ];
+        for (id, ancestors, made) in read {
+            let base = made.last().unwrap().from;
+            let ancestors = ancestors.iter().map(|&(id, from)| (id, seq(from)));
+            assert_eq!(lineage(id, base, ancestors), *made, "a lineage reads back as it was made");
+        }
     }
 }

@@ -11,11 +11,9 @@ mod writer;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bourn_protocol::StreamPath;
-use bourn_protocol::stored::Lifetime;
 use bourn_protocol::stored::chunk::StoredChunkBuilder;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -24,7 +22,7 @@ use super::writer::Job;
 use crate::storage::StorageError;
 use crate::storage::streams::{
     AppendError, AppendStream, Appended, CreateError, CreateStream, Created, FillError, FindError,
-    StreamChange, StreamInfo, Streams,
+    StreamChange, StreamInfo, Streams, unix_millis,
 };
 use directory::Directory;
 pub(super) use reading::{version, wants_collecting};
@@ -65,17 +63,6 @@ impl Shared {
         // Nobody may be listening.
         let _ = self.changes.send(Arc::new([StreamChange::Unknown]));
     }
-}
-
-/// Now, in Unix milliseconds.
-pub(super) fn unix_millis() -> i64 {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// How much later than it need be a deadline is saved when a stream was read, so that not every read is a write.
-fn slack(ttl_secs: u64) -> i64 {
-    i64::try_from(ttl_secs.saturating_mul(1_000) / 16).unwrap_or(i64::MAX)
 }
 
 impl SqliteStorage {
@@ -137,18 +124,8 @@ impl Streams for SqliteStorage {
     }
 
     fn touch_stream(&self, stream: &StreamInfo) {
-        let Lifetime::Idle(ttl) = stream.lifetime else { return };
-        let deadline = stream.lifetime.deadline(unix_millis()).unwrap_or(i64::MAX);
-        stream.deadline.fetch_max(deadline, Ordering::Relaxed);
-        let saved = stream.saved_deadline.load(Ordering::Relaxed);
-        if deadline <= saved {
-            return;
-        }
-        let wanted = deadline.saturating_add(slack(ttl));
-        // One of the readers saves it for all.
-        let mine =
-            stream.saved_deadline.compare_exchange(saved, wanted, Ordering::Relaxed, Ordering::Relaxed);
-        if mine.is_ok() && self.stream_job(StreamJob::Touch(stream.path.clone(), wanted)).is_err() {
+        let Some((saved, wanted)) = stream.read_at(unix_millis()) else { return };
+        if self.stream_job(StreamJob::Touch(stream.path.clone(), wanted)).is_err() {
             stream.saved_deadline.store(saved, Ordering::Relaxed);
         }
     }

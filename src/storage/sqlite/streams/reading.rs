@@ -11,6 +11,7 @@ use bytes::Bytes;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use crate::storage::streams::rules::{after, lifetime, lineage};
 use crate::storage::streams::{FillError, Segment, StreamInfo};
 
 /// What a path is found to be.
@@ -54,11 +55,7 @@ impl Base {
     pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Base> {
         let path: String = row.get(1)?;
         let content_type: String = row.get(3)?;
-        let lifetime = match (row.get::<_, Option<i64>>(6)?, row.get::<_, Option<i64>>(7)?) {
-            (Some(ttl), _) => Lifetime::Idle(u64::try_from(ttl).map_err(|_| broken(6))?),
-            (None, Some(time)) => Lifetime::Until(time),
-            (None, None) => Lifetime::Endless,
-        };
+        let lifetime = lifetime(row.get(6)?, row.get(7)?).ok_or_else(|| broken(6))?;
         Ok(Base {
             id: number(row, 0)?,
             path: StreamPath::new(&path).map_err(|_| broken(1))?,
@@ -75,22 +72,17 @@ impl Base {
 
     /// Whose bytes the stream is made of, from its root.
     pub(super) fn lineage(&self, connection: &Connection) -> rusqlite::Result<Arc<[Segment]>> {
-        let mut segments = vec![Segment { stream: self.id, from: self.base, to: Seq::MAX }];
+        let mut ancestors = Vec::new();
         let mut next = self.source_id;
-        let mut end = self.base;
         while let Some(id) = next {
             let sql = "SELECT id, base, source_id FROM bourn_streams WHERE id = ?1";
             let (stream, from, source) = connection
                 .prepare_cached(sql)?
                 .query_row([id], |row| Ok((number(row, 0)?, seq(row, 1)?, row.get(2)?)))?;
-            if from < end {
-                segments.push(Segment { stream, from, to: end });
-                end = from;
-            }
+            ancestors.push((stream, from));
             next = source;
         }
-        segments.reverse();
-        Ok(segments.into())
+        Ok(lineage(self.id, self.base, ancestors))
     }
 }
 
@@ -165,11 +157,6 @@ pub(super) fn fill(
         return Ok(Err(FillError::Misplaced));
     }
     Ok(Ok((chunk, closed)))
-}
-
-/// The place so many bytes further.
-pub(super) fn after(position: Seq, bytes: usize) -> Option<Seq> {
-    Seq::new(position.get().checked_add(u64::try_from(bytes).ok()?)?)
 }
 
 /// The append that begins at a place.

@@ -7,18 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use bourn_protocol::StreamPath;
+use bourn_protocol::stored::Payload;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
-use super::heads::Entry;
-use super::reading::{after, version};
-use super::{Shared, StreamJob, collect, unix_millis};
+use super::reading::version;
+use super::{Shared, StreamJob, collect, heads};
 use crate::config::Limits;
 use crate::storage::StorageError;
 use crate::storage::sqlite::error;
-use crate::storage::streams::rules::{ProducerState, Verdict, judge};
+use crate::storage::streams::entry::Entry;
 use crate::storage::streams::{
-    AppendError, AppendStream, Appended, CreateError, Created, FindError, StreamChange,
+    AppendError, AppendStream, Appended, CreateError, Created, FindError, StreamChange, unix_millis,
 };
 
 /// Most streams that the writer keeps in mind.
@@ -152,11 +152,9 @@ impl StreamWriter {
         let (mut moved, mut changes) = (Vec::new(), Vec::new());
         for path in &outcome.used {
             let Some(entry) = self.heads.get_mut(path).filter(|entry| entry.dirty) else { continue };
-            entry.save(&transaction)?;
-            let stream = entry.info(now);
-            let (id, path) = (stream.id, stream.path.clone());
-            changes.push(StreamChange::Moved { id, path, tail: stream.tail, closed: stream.closed });
-            moved.push(stream);
+            heads::save(&transaction, entry)?;
+            changes.push(entry.moved());
+            moved.push(entry.info(now));
         }
         let deleted: Vec<StreamPath> = outcome.deleted.iter().map(|(_, path)| path.clone()).collect();
         changes.extend(outcome.deleted.into_iter().map(|(id, path)| StreamChange::Deleted { id, path }));
@@ -212,7 +210,7 @@ impl StreamWriter {
             StreamJob::Touch(path, deadline) => {
                 if let Some(entry) = self.entry(transaction, &path)?.filter(|entry| !entry.deleted) {
                     entry.deadline = entry.deadline.max(Some(deadline));
-                    entry.save(transaction)?;
+                    heads::save(transaction, entry)?;
                     outcome.touched = true;
                 }
             }
@@ -228,7 +226,7 @@ impl StreamWriter {
         path: &StreamPath,
     ) -> rusqlite::Result<Option<&mut Entry>> {
         if !self.heads.contains_key(path) {
-            match Entry::load(connection, path)? {
+            match heads::load(connection, path)? {
                 Some(entry) => self.heads.insert(path.clone(), entry),
                 None => return Ok(None),
             };
@@ -257,28 +255,18 @@ impl StreamWriter {
         }
         let Some(entry) = self.heads.get_mut(&append.path) else { return Ok(Err(AppendError::Missing)) };
         outcome.used.push(append.path.clone());
-        let known = match &append.producer {
-            Some(producer) => entry.producer(transaction, &producer.id)?,
-            None => None,
-        };
-        let new_producer = match judge(&entry.head, append, known, most_bytes) {
-            Err(refused) => return Ok(Err(refused)),
-            Ok(Verdict::Done(appended)) => {
-                entry.used(now);
-                return Ok(Ok(appended));
-            }
-            Ok(Verdict::Take { new_producer }) => new_producer,
-        };
-        let start = entry.head.tail.position;
-        if append.payload.messages > 0 {
-            let data = &append.payload.data;
-            insert(transaction, entry.id, start.as_i64(), append.payload.messages, data)?;
-            let Some(end) = after(start, data.len()) else {
-                return Ok(Err(AppendError::TooLarge(most_bytes)));
-            };
-            entry.move_tail(end);
-        }
         if let Some(producer) = &append.producer {
+            heads::know_producer(transaction, entry, &producer.id)?;
+        }
+        let taken = match entry.append(append, now, most_bytes) {
+            Err(refused) => return Ok(Err(refused)),
+            Ok(taken) => taken,
+        };
+        if let Some(start) = taken.start {
+            let Payload { data, messages } = &append.payload;
+            insert(transaction, entry.id, start.as_i64(), *messages, data)?;
+        }
+        if let Some(producer) = append.producer.as_ref().filter(|_| taken.producer) {
             transaction
                 .prepare_cached("INSERT OR REPLACE INTO bourn_stream_producers VALUES (?1, ?2, ?3, ?4)")?
                 .execute(params![
@@ -287,24 +275,8 @@ impl StreamWriter {
                     producer.epoch.cast_signed(),
                     producer.seq.cast_signed()
                 ])?;
-            let state = ProducerState { epoch: producer.epoch, seq: producer.seq };
-            entry.producers.insert(producer.id.clone(), Some(state));
-            entry.head.producers += u32::from(new_producer);
         }
-        if append.seq.is_some() {
-            entry.head.writer_seq.clone_from(&append.seq);
-        }
-        if append.close {
-            entry.head.closed = true;
-            entry.head.closed_by.clone_from(&append.producer);
-        }
-        entry.used(now);
-        Ok(Ok(Appended {
-            tail: entry.head.tail,
-            closed: entry.head.closed,
-            duplicate: false,
-            producer_seq: append.producer.as_ref().map(|producer| producer.seq),
-        }))
+        Ok(Ok(taken.appended))
     }
 
     fn delete(

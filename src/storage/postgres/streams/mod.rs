@@ -1,0 +1,157 @@
+//! Stored streams on PostgreSQL, served by any number of servers at once. Appends go through [`append`]'s lanes, many to
+//! a commit; what makes and removes streams through [`control`]; [`collect`] removes what nobody needs; [`reading`] asks
+//! the database; [`news`] is how the servers tell each other.
+
+mod append;
+mod collect;
+mod control;
+mod news;
+mod reading;
+mod rows;
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use bourn_protocol::StreamPath;
+use bourn_protocol::stored::chunk::StoredChunkBuilder;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Mutex, broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Inner, PostgresStorage, error};
+use crate::storage::StorageError;
+use crate::storage::streams::{
+    AppendError, AppendStream, Appended, CreateError, CreateStream, Created, FillError, FindError,
+    StreamChange, StreamInfo, Streams, unix_millis,
+};
+use append::Lane;
+use control::Worker;
+pub(super) use news::{CHANNEL, Stored};
+
+/// Commits of appends that a server has under way at once.
+const LANES: usize = 2;
+/// Streams that a server creates or deletes at once.
+const WORKERS: usize = 4;
+
+/// Where work waits.
+pub(super) struct Queues {
+    lanes: Vec<mpsc::Sender<append::Job>>,
+    control: mpsc::Sender<control::Job>,
+    hasher: foldhash::fast::FixedState,
+}
+
+impl Queues {
+    /// Starts what does the work; it ends when the server stops.
+    pub(super) fn start(inner: &Inner, stop: &CancellationToken, tasks: &TaskTracker) -> Queues {
+        let writers = TaskTracker::new();
+        let waiting = inner.limits.write_queue;
+        let lanes = (0..LANES).map(|_| {
+            let (sender, jobs) = mpsc::channel(waiting);
+            writers.spawn(Lane::new(inner.clone()).run(jobs, stop.clone()));
+            sender
+        });
+        let lanes = lanes.collect();
+        let (control, jobs) = mpsc::channel(waiting);
+        let jobs = Arc::new(Mutex::new(jobs));
+        for _ in 0..WORKERS {
+            writers.spawn(Worker::new(inner.clone()).run(jobs.clone(), stop.clone()));
+        }
+        writers.spawn(collect::run(Worker::new(inner.clone()), stop.clone()));
+        writers.close();
+        let (telling, stop) = (inner.clone(), stop.clone());
+        tasks.spawn(async move { telling.stored.run(&telling, &stop, &writers).await });
+        Queues { lanes, control, hasher: foldhash::fast::FixedState::default() }
+    }
+
+    /// The lane of a stream.
+    fn lane(&self, path: &StreamPath, job: append::Job) -> Result<(), StorageError> {
+        let lanes = u64::try_from(self.lanes.len()).unwrap_or(1).max(1);
+        let lane = usize::try_from(self.hasher.hash_one(path) % lanes).unwrap_or(0);
+        let lane = self.lanes.get(lane).ok_or(StorageError::Closed)?;
+        lane.try_send(job).map_err(|refused| full(&refused))
+    }
+}
+
+fn full<T>(refused: &TrySendError<T>) -> StorageError {
+    match refused {
+        TrySendError::Full(_) => StorageError::Overloaded,
+        TrySendError::Closed(_) => StorageError::Closed,
+    }
+}
+
+#[async_trait]
+impl Streams for PostgresStorage {
+    async fn create_stream(&self, create: CreateStream) -> Result<Created, CreateError> {
+        let (answer, answered) = oneshot::channel();
+        let job = control::Job::Create(Box::new(create), answer);
+        self.queues.control.try_send(job).map_err(|refused| full(&refused))?;
+        answered.await.unwrap_or(Err(StorageError::Closed.into()))
+    }
+
+    async fn append(&self, append: AppendStream) -> Result<Appended, AppendError> {
+        let (answer, answered) = oneshot::channel();
+        let path = append.path.clone();
+        self.queues.lane(&path, append::Job::Append(Box::new(append), answer))?;
+        answered.await.unwrap_or(Err(StorageError::Closed.into()))
+    }
+
+    async fn delete_stream(&self, path: &StreamPath) -> Result<(), FindError> {
+        let (answer, answered) = oneshot::channel();
+        let job = control::Job::Delete(path.clone(), answer);
+        self.queues.control.try_send(job).map_err(|refused| full(&refused))?;
+        answered.await.unwrap_or(Err(StorageError::Closed.into()))
+    }
+
+    async fn find_stream(&self, path: &StreamPath) -> Result<Arc<StreamInfo>, FindError> {
+        let find = async {
+            let mut reading = self.db.reading().await?;
+            let found = reading::find(reading.connection(), &self.stored, path).await?;
+            let forked = match &found {
+                Some(entry) if !entry.deleted && entry.expired(unix_millis()) => {
+                    Some(rows::has_forks(reading.connection(), entry.id).await?)
+                }
+                _ => None,
+            };
+            Ok((found, forked))
+        };
+        match find.await.map_err(|e| error::storage(&e))? {
+            (None, _) | (_, Some(false)) => Err(FindError::Missing),
+            (_, Some(true)) => Err(FindError::Gone),
+            (Some(entry), None) if entry.deleted => Err(FindError::Gone),
+            (Some(entry), None) => Ok(entry.found()),
+        }
+    }
+
+    fn touch_stream(&self, stream: &StreamInfo) {
+        let Some((saved, wanted)) = stream.read_at(unix_millis()) else { return };
+        if self.queues.lane(&stream.path, append::Job::Touch(stream.path.clone(), wanted)).is_err() {
+            stream.saved_deadline.store(saved, Ordering::Relaxed);
+        }
+    }
+
+    async fn fill_stream(
+        &self,
+        stream: &StreamInfo,
+        chunk: StoredChunkBuilder,
+    ) -> Result<(StoredChunkBuilder, bool), FillError> {
+        let mut reading = self.db.reading().await.map_err(|e| error::storage(&e))?;
+        reading::fill(reading.connection(), stream, chunk).await.map_err(|e| error::storage(&e))?
+    }
+
+    async fn list_streams(
+        &self,
+        after: Option<&StreamPath>,
+        limit: usize,
+    ) -> Result<Vec<StreamPath>, StorageError> {
+        let mut reading = self.db.reading().await.map_err(|e| error::storage(&e))?;
+        let listed = reading::list(reading.connection(), after, limit, unix_millis()).await;
+        listed.map_err(|e| error::storage(&e))
+    }
+
+    fn stream_changes(&self) -> broadcast::Receiver<Arc<[StreamChange]>> {
+        self.stored.subscribe()
+    }
+}

@@ -1,0 +1,346 @@
+//! How servers tell each other what happened to streams. Each tells the others after its commits, by notifications that
+//! say which stream reaches how far, so that nobody has to ask; what happens meanwhile leaves together. A notification
+//! may be lost with the server that owed it, or with a connection. So each writer counts its commits in the database, in
+//! the commits themselves, and says in its notifications which of them they cover: whoever misses one then knows that
+//! something has happened, and everybody there looks.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bourn_protocol::{Seq, StreamPath};
+use sqlx::Row;
+use tokio::sync::{Notify, broadcast};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::super::Inner;
+use super::super::connect::Db;
+use crate::storage::streams::{Segment, StreamChange};
+
+/// The channel of the notifications.
+pub(in super::super) const CHANNEL: &str = "bourn_streams";
+/// Commits whose changes are kept for who listens; who falls further behind is told that anything may have changed.
+const CHANGES_KEPT: usize = 1_024;
+/// Changes that are told one by one; where more have gathered, others are told to look for themselves.
+const TOLD_MOST: usize = 1_024;
+/// Most bytes of a notification, within PostgreSQL's 8 000.
+const NOTIFICATION_MAX: usize = 7_900;
+/// Lineages of forks that are kept in mind.
+const LINEAGES_MOST: usize = 10_000;
+
+/// What the storage and its tasks share of stored streams.
+#[derive(Debug)]
+pub(in super::super) struct Stored {
+    changes: broadcast::Sender<Arc<[StreamChange]>>,
+    /// The name of this server in its notifications.
+    server: u64,
+    owed: Mutex<Owed>,
+    ring: Notify,
+    heard: Mutex<HashMap<i64, Heard>>,
+    own: Mutex<HashSet<i64>>,
+    lineages: Mutex<HashMap<u64, Arc<[Segment]>>>,
+}
+
+/// What the others have not been told yet.
+#[derive(Debug, Default)]
+struct Owed {
+    /// Each writer's commits, from one to another.
+    commits: HashMap<i64, (i64, i64)>,
+    changes: Vec<StreamChange>,
+    /// Where among them a stream's last move is.
+    moves: HashMap<u64, usize>,
+    unknown: bool,
+}
+
+/// What is known of another server's writer.
+#[derive(Debug, Default)]
+struct Heard {
+    /// The commits up to this one were told.
+    told: i64,
+    /// This many there were when it was last looked.
+    seen: i64,
+}
+
+/// The counter of one writer's commits.
+#[derive(Debug)]
+pub(super) struct Counter {
+    pub(super) writer: i64,
+    last: i64,
+}
+
+impl Counter {
+    /// The number of the next commit.
+    pub(super) fn next(&self) -> i64 {
+        self.last + 1
+    }
+
+    /// It is done, or may be: its number is not used again.
+    fn done(&mut self) -> (i64, i64) {
+        self.last += 1;
+        (self.writer, self.last)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Owed {
+    fn add(&mut self, change: &StreamChange) {
+        if let StreamChange::Moved { id, .. } = change {
+            if let Some(&at) = self.moves.get(id) {
+                self.changes[at] = change.clone();
+                return;
+            }
+            self.moves.insert(*id, self.changes.len());
+        }
+        self.changes.push(change.clone());
+        if self.changes.len() > TOLD_MOST || *change == StreamChange::Unknown {
+            self.unknown = true;
+        }
+        if self.unknown {
+            self.changes.clear();
+            self.moves.clear();
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.commits.is_empty() && self.changes.is_empty() && !self.unknown
+    }
+
+    /// As notifications.
+    fn write(&self, server: u64) -> Vec<String> {
+        let commits = self.commits.iter().map(|(writer, (from, to))| format!("c {writer} {from} {to}"));
+        let unknown = self.unknown.then(|| "u".to_owned());
+        let mut notifications = Vec::new();
+        let mut text = format!("{server}");
+        for line in commits.chain(unknown).chain(self.changes.iter().filter_map(write)) {
+            if text.len() + 1 + line.len() > NOTIFICATION_MAX {
+                notifications.push(std::mem::replace(&mut text, format!("{server}")));
+            }
+            text.push('\n');
+            text.push_str(&line);
+        }
+        notifications.push(text);
+        notifications
+    }
+}
+
+fn write(change: &StreamChange) -> Option<String> {
+    match change {
+        StreamChange::Moved { id, path, tail, closed } => {
+            Some(format!("m {id} {tail} {} {path}", u8::from(*closed)))
+        }
+        StreamChange::Deleted { id, path } => Some(format!("d {id} {path}")),
+        StreamChange::Subscriptions => Some("s".into()),
+        StreamChange::Unknown => Some("u".into()),
+    }
+}
+
+/// A line of a notification, unless it is a commit's.
+fn read(line: &str) -> Option<StreamChange> {
+    let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
+    match kind {
+        "m" => {
+            let mut parts = rest.splitn(4, ' ');
+            let id = parts.next()?.parse().ok()?;
+            let tail = Seq::new(parts.next()?.parse().ok()?)?;
+            let closed = parts.next()? == "1";
+            Some(StreamChange::Moved { id, path: StreamPath::new(parts.next()?).ok()?, tail, closed })
+        }
+        "d" => {
+            let (id, path) = rest.split_once(' ')?;
+            Some(StreamChange::Deleted { id: id.parse().ok()?, path: StreamPath::new(path).ok()? })
+        }
+        "s" => Some(StreamChange::Subscriptions),
+        // Also what a newer server may say.
+        _ => Some(StreamChange::Unknown),
+    }
+}
+
+impl Stored {
+    pub(in super::super) fn new() -> Stored {
+        Stored {
+            changes: broadcast::Sender::new(CHANGES_KEPT),
+            server: rand::random(),
+            owed: Mutex::default(),
+            ring: Notify::new(),
+            heard: Mutex::default(),
+            own: Mutex::default(),
+            lineages: Mutex::default(),
+        }
+    }
+
+    /// A writer of this server's.
+    pub(super) fn writer(&self) -> Counter {
+        let writer = rand::random::<i64>() | 1;
+        locked(&self.own).insert(writer);
+        Counter { writer, last: 0 }
+    }
+
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<Arc<[StreamChange]>> {
+        self.changes.subscribe()
+    }
+
+    fn tell_here(&self, changes: Vec<StreamChange>) {
+        if !changes.is_empty() {
+            // Nobody may be listening.
+            let _ = self.changes.send(changes.into());
+        }
+    }
+
+    /// Tells everybody what a commit has done.
+    pub(super) fn committed(&self, counter: &mut Counter, changes: Vec<StreamChange>) {
+        let (writer, commit) = counter.done();
+        {
+            let mut owed = locked(&self.owed);
+            owed.commits.entry(writer).or_insert((commit, commit)).1 = commit;
+            for change in &changes {
+                owed.add(change);
+            }
+        }
+        self.ring.notify_one();
+        self.tell_here(changes);
+    }
+
+    /// A commit failed in a way that does not say whether it was done.
+    pub(super) fn unsure(&self, counter: &mut Counter) {
+        self.committed(counter, vec![StreamChange::Unknown]);
+    }
+
+    /// Tells the other servers that a subscription was changed here.
+    pub(in super::super) fn subscription_changed(&self) {
+        {
+            let mut owed = locked(&self.owed);
+            if !owed.changes.contains(&StreamChange::Subscriptions) {
+                owed.add(&StreamChange::Subscriptions);
+            }
+        }
+        self.ring.notify_one();
+    }
+
+    /// What another server has to tell.
+    pub(in super::super) fn hear(&self, notification: &str) {
+        let mut lines = notification.lines();
+        if lines.next() == Some(&*self.server.to_string()) {
+            return;
+        }
+        let mut changes = Vec::new();
+        for line in lines {
+            match line.strip_prefix("c ") {
+                Some(commits) => changes.extend(self.hear_of_commits(commits)),
+                None => changes.push(read(line).unwrap_or(StreamChange::Unknown)),
+            }
+        }
+        self.tell_here(changes);
+    }
+
+    /// Commits that the rest of the notifications tells of; not all that there were, if one was lost.
+    fn hear_of_commits(&self, text: &str) -> Option<StreamChange> {
+        let mut numbers = text.split(' ').map(str::parse::<i64>);
+        let (Some(Ok(writer)), Some(Ok(from)), Some(Ok(to))) =
+            (numbers.next(), numbers.next(), numbers.next())
+        else {
+            return Some(StreamChange::Unknown);
+        };
+        let mut heard = locked(&self.heard);
+        let known = heard.entry(writer).or_default();
+        let lost = from > known.told + 1;
+        known.told = known.told.max(to);
+        lost.then_some(StreamChange::Unknown)
+    }
+
+    /// Looks how many commits the other servers have made. Those that were there at the last look already should have been
+    /// told of by now; without a connection that hears, all should have been.
+    pub(in super::super) async fn look(&self, db: &Db, hears: bool) -> Result<(), sqlx::Error> {
+        let mut reading = db.reading().await?;
+        let rows = sqlx::query("SELECT id, commits FROM bourn.stream_writers")
+            .fetch_all(reading.connection())
+            .await?;
+        drop(reading);
+        let mut there = HashMap::new();
+        for row in rows {
+            there.insert(row.try_get::<i64, _>(0)?, row.try_get::<i64, _>(1)?);
+        }
+        if self.count(&there, hears) {
+            self.tell_here(vec![StreamChange::Unknown]);
+        }
+        Ok(())
+    }
+
+    /// Takes what there is as told.
+    pub(in super::super) async fn begin(&self, db: &Db) -> Result<(), sqlx::Error> {
+        // Nobody listens yet.
+        self.look(db, false).await
+    }
+
+    /// Takes the writers' counts; says whether commits were missed.
+    fn count(&self, there: &HashMap<i64, i64>, hears: bool) -> bool {
+        let own = locked(&self.own);
+        let mut heard = locked(&self.heard);
+        heard.retain(|writer, _| there.contains_key(writer));
+        let mut missed = false;
+        for (&writer, &commits) in there.iter().filter(|(writer, _)| !own.contains(writer)) {
+            let known = heard.entry(writer).or_default();
+            let expected = if hears { known.seen } else { commits };
+            if expected > known.told {
+                missed = true;
+                known.told = commits;
+            }
+            known.seen = commits;
+        }
+        missed
+    }
+
+    /// Tells the other servers until the server stops and its writers have ended.
+    pub(super) async fn run(&self, inner: &Inner, stop: &CancellationToken, writers: &TaskTracker) {
+        loop {
+            let stopped = tokio::select! {
+                () = self.ring.notified() => false,
+                () = stop.cancelled() => true,
+            };
+            if stopped {
+                writers.wait().await;
+            }
+            if let Err(failure) = self.tell(&inner.db).await {
+                // The others find by counting that they have missed something.
+                tracing::debug!(%failure, "cannot notify the other servers");
+            }
+            if stopped {
+                return;
+            }
+        }
+    }
+
+    async fn tell(&self, db: &Db) -> Result<(), sqlx::Error> {
+        let owed = std::mem::take(&mut *locked(&self.owed));
+        if owed.is_empty() {
+            return Ok(());
+        }
+        let mut telling = db.appending().await?;
+        sqlx::query("SELECT pg_notify($1, text) FROM unnest($2::text[]) text")
+            .bind(CHANNEL)
+            .bind(owed.write(self.server))
+            .execute(telling.connection())
+            .await?;
+        telling.commit().await
+    }
+
+    /// The lineage of a fork, read if it is not known.
+    pub(super) async fn lineage(
+        &self,
+        id: u64,
+        read: impl AsyncFnOnce() -> Result<Arc<[Segment]>, sqlx::Error>,
+    ) -> Result<Arc<[Segment]>, sqlx::Error> {
+        if let Some(known) = locked(&self.lineages).get(&id) {
+            return Ok(known.clone());
+        }
+        let found = read().await?;
+        let mut lineages = locked(&self.lineages);
+        if lineages.len() >= LINEAGES_MOST {
+            lineages.clear();
+        }
+        lineages.insert(id, found.clone());
+        Ok(found)
+    }
+}

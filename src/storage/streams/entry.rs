@@ -1,0 +1,169 @@
+//! A stream as whoever writes to it knows it, whatever database it is in: what its row says, and what an append makes of
+//! it. No I/O: the database loads it, asks, and saves what has become of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+
+use bourn_protocol::stored::Lifetime;
+use bourn_protocol::{Seq, StreamOffset, StreamPath};
+
+use super::rules::{Configuration, Head, ProducerState, Verdict, after, judge, offset};
+use super::{AppendError, AppendStream, Appended, Segment, StreamChange, StreamInfo};
+
+/// A stream as a writer knows it.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its number.
+    pub id: u64,
+    /// Where it is.
+    pub path: StreamPath,
+    /// It is deleted, and kept for its forks.
+    pub deleted: bool,
+    /// What appends are judged by.
+    pub head: Head,
+    /// Whose bytes it is made of.
+    pub lineage: Arc<[Segment]>,
+    /// How long it lives.
+    pub lifetime: Lifetime,
+    /// When it expires, as it is saved.
+    pub deadline: Option<i64>,
+    /// What it was forked from, as far as a repeated request needs it.
+    pub source: Option<StreamPath>,
+    /// Where, as it was asked.
+    pub fork_offset: Option<StreamOffset>,
+    /// How much further.
+    pub fork_sub: u64,
+    /// The producers that were asked for so far; none where the stream has not heard of one.
+    pub producers: HashMap<String, Option<ProducerState>>,
+    /// It has changed since it was saved.
+    pub dirty: bool,
+}
+
+/// What a taken append asks of the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// The answer.
+    pub appended: Appended,
+    /// Where its bytes go, if it has any.
+    pub start: Option<Seq>,
+    /// The producer's state has changed.
+    pub producer: bool,
+}
+
+impl Entry {
+    /// Its tail is here now.
+    pub fn move_tail(&mut self, to: Seq) {
+        self.head.tail = offset(&self.lineage, to);
+    }
+
+    /// Whether it has expired.
+    #[must_use]
+    pub fn expired(&self, now: i64) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
+    /// It was used: it lives on.
+    pub fn used(&mut self, now: i64) {
+        if matches!(self.lifetime, Lifetime::Idle(_)) {
+            // It may have been saved as later than it need be, for a reader's sake.
+            self.deadline = self.deadline.max(self.lifetime.deadline(now));
+        }
+        self.dirty = true;
+    }
+
+    /// Judges an append to a stream that has not expired and does it in memory. What is known of its producer must be in
+    /// [`Entry::producers`].
+    ///
+    /// # Errors
+    /// With the reason to refuse it; nothing has changed then.
+    pub fn append(&mut self, append: &AppendStream, now: i64, most_bytes: u64) -> Result<Taken, AppendError> {
+        let known = append.producer.as_ref().and_then(|producer| self.producers.get(&producer.id));
+        let new_producer = match judge(&self.head, append, known.copied().flatten(), most_bytes)? {
+            Verdict::Take { new_producer } => new_producer,
+            Verdict::Done(appended) => {
+                if matches!(self.lifetime, Lifetime::Idle(_)) {
+                    self.used(now);
+                }
+                return Ok(Taken { appended, start: None, producer: false });
+            }
+        };
+        let begin = self.head.tail.position;
+        let start = (append.payload.messages > 0).then_some(begin);
+        if start.is_some() {
+            let end = after(begin, append.payload.data.len()).ok_or(AppendError::TooLarge(most_bytes))?;
+            self.move_tail(end);
+        }
+        if let Some(producer) = &append.producer {
+            let state = ProducerState { epoch: producer.epoch, seq: producer.seq };
+            self.producers.insert(producer.id.clone(), Some(state));
+            self.head.producers += u32::from(new_producer);
+        }
+        if append.seq.is_some() {
+            self.head.writer_seq.clone_from(&append.seq);
+        }
+        if append.close {
+            self.head.closed = true;
+            self.head.closed_by.clone_from(&append.producer);
+        }
+        self.used(now);
+        let appended = Appended {
+            tail: self.head.tail,
+            closed: self.head.closed,
+            duplicate: false,
+            producer_seq: append.producer.as_ref().map(|producer| producer.seq),
+        };
+        Ok(Taken { appended, start, producer: append.producer.is_some() })
+    }
+
+    /// What it is to everybody else, used at this moment.
+    #[must_use]
+    pub fn info(&self, now: i64) -> Arc<StreamInfo> {
+        let saved = self.deadline.unwrap_or(i64::MAX);
+        // What is saved may be later than it need be.
+        self.with_deadline(match self.lifetime {
+            Lifetime::Idle(_) => self.lifetime.deadline(now).unwrap_or(saved),
+            _ => saved,
+        })
+    }
+
+    /// What it is to everybody else, as it was found.
+    #[must_use]
+    pub fn found(&self) -> Arc<StreamInfo> {
+        self.with_deadline(self.deadline.unwrap_or(i64::MAX))
+    }
+
+    fn with_deadline(&self, exact: i64) -> Arc<StreamInfo> {
+        Arc::new(StreamInfo {
+            id: self.id,
+            path: self.path.clone(),
+            content_type: self.head.content_type.clone(),
+            lineage: self.lineage.clone(),
+            tail: self.head.tail.position,
+            closed: self.head.closed,
+            lifetime: self.lifetime,
+            deadline: AtomicI64::new(exact),
+            saved_deadline: AtomicI64::new(self.deadline.unwrap_or(i64::MAX)),
+        })
+    }
+
+    /// What is told of it after a commit.
+    #[must_use]
+    pub fn moved(&self) -> StreamChange {
+        let (tail, closed) = (self.head.tail.position, self.head.closed);
+        StreamChange::Moved { id: self.id, path: self.path.clone(), tail, closed }
+    }
+
+    /// What it was created as.
+    #[must_use]
+    pub fn configuration(&self) -> Configuration {
+        Configuration {
+            content_type: self.head.content_type.clone(),
+            lifetime: self.lifetime,
+            closed: self.head.closed,
+            source: self.source.clone(),
+            fork_offset: self.fork_offset,
+            fork_sub: self.fork_sub,
+        }
+    }
+}
