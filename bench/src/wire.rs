@@ -52,7 +52,7 @@ impl Connection {
         let chunked = self.header("transfer-encoding") == Some("chunked");
         let body_bytes: usize = match status {
             204 | 304 => 0,
-            _ if chunked => return Ok(Answer { status, body_bytes: self.to_last_chunk(filled).await? }),
+            _ if chunked => return Ok(Answer { status, body_bytes: self.read_to_last_chunk(filled).await? }),
             _ => self.header("content-length").context("an answer without a length")?.parse()?,
         };
         let mut missing = body_bytes.saturating_sub(filled - self.head);
@@ -66,7 +66,7 @@ impl Connection {
 
     /// Reads an answer in chunks to its end, which nothing that the tool sends looks like; gives its bytes, framing and
     /// all.
-    async fn to_last_chunk(&mut self, filled: usize) -> Result<usize> {
+    async fn read_to_last_chunk(&mut self, filled: usize) -> Result<usize> {
         const END: &[u8] = b"0\r\n\r\n";
         let start = if self.head < self.buffer.len() { self.head } else { 0 };
         let mut end = self.buffer.get(start..filled).unwrap_or_default().to_vec();
