@@ -14,6 +14,9 @@ const MIGRATIONS: [(i64, &str); 3] = [
     (3, include_str!("../../../migrations/sqlite/0003_retention.sql")),
 ];
 pub(super) const DEMO: &str = include_str!("../../../migrations/sqlite/demo.sql");
+/// Pages after which the write-ahead log is folded into the file: 32 MiB. A page that many commits touch is then written
+/// to the file once for all of them, and a commit seldom waits for it.
+const CHECKPOINT_PAGES: i64 = 8_192;
 /// Prepared statements kept per connection.
 const STATEMENT_CACHE: usize = 128;
 
@@ -40,6 +43,7 @@ pub(super) fn writer(path: &Path, busy: Duration) -> rusqlite::Result<Connection
     // to other bytes.
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_| Ok(()))?;
     connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE);
     Ok(connection)
 }
