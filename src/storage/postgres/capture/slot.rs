@@ -110,6 +110,24 @@ async fn create(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost
     }
 }
 
+/// The stream cannot be read from where the slot stands: the publication was not there when some of it was written,
+/// which the database takes for a failure for ever. If the publication is there now, the slot is made anew.
+pub(super) async fn renew(inner: &Inner) {
+    let renewing = async {
+        let mut connection = inner.db.connect_directly().await?;
+        if published(&mut connection, &inner.limits.publication).await? {
+            tracing::warn!(
+                "the publication was away for a while; the slot is made anew and every table compared with the log"
+            );
+            drop_slot(inner, &mut connection).await?;
+        }
+        Ok::<_, Lost>(())
+    };
+    if let Err(lost) = renewing.await {
+        tracing::warn!(reason = %lost, "the slot cannot be made anew now");
+    }
+}
+
 /// Drops the slot; every table is compared with the log when there is another one.
 pub(super) async fn drop_slot(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost> {
     sqlx::query("SELECT pg_drop_replication_slot($1)").bind(&inner.limits.slot).execute(connection).await?;
