@@ -49,8 +49,10 @@ impl Connection {
         };
         let status = self.buffer.get(9..12).and_then(|digits| std::str::from_utf8(digits).ok());
         let status: u16 = status.and_then(|digits| digits.parse().ok()).context("no status line")?;
+        let chunked = self.header("transfer-encoding") == Some("chunked");
         let body_bytes: usize = match status {
             204 | 304 => 0,
+            _ if chunked => return Ok(Answer { status, body_bytes: self.read_to_last_chunk(filled).await? }),
             _ => self.header("content-length").context("an answer without a length")?.parse()?,
         };
         let mut missing = body_bytes.saturating_sub(filled - self.head);
@@ -60,6 +62,22 @@ impl Connection {
             missing = missing.saturating_sub(self.read(start).await?);
         }
         Ok(Answer { status, body_bytes })
+    }
+
+    /// Reads an answer in chunks to its end, which nothing that the tool sends looks like; gives its bytes, framing and
+    /// all.
+    async fn read_to_last_chunk(&mut self, filled: usize) -> Result<usize> {
+        const END: &[u8] = b"0\r\n\r\n";
+        let start = if self.head < self.buffer.len() { self.head } else { 0 };
+        let mut end = self.buffer.get(start..filled).unwrap_or_default().to_vec();
+        let mut bytes = end.len();
+        while !end.ends_with(END) {
+            let read = self.read(start).await?;
+            bytes += read;
+            end.extend_from_slice(self.buffer.get(start..start + read).unwrap_or_default());
+            end.drain(..end.len().saturating_sub(END.len()));
+        }
+        Ok(bytes)
     }
 
     /// The same, for a request that must succeed.

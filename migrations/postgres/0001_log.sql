@@ -62,8 +62,10 @@ CREATE TABLE bourn.ledger (
   entity_type    text  NOT NULL,
   entity_id      text  NOT NULL,
   fingerprint    bytea NOT NULL,
-  -- Where in the write-ahead log it was done: nothing of the mutation comes much after it.
+  -- Where in the write-ahead log it was begun.
   position       pg_lsn NOT NULL,
+  -- How far the log reached when capture found that it changed nothing that the log shows.
+  confirmed      bigint,
   outcome        text,
   expires_at     timestamptz NOT NULL
 );

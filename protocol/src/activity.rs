@@ -163,7 +163,7 @@ impl ActivityRef<'_> {
 
     fn encode_activity(&self, epoch: Epoch, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"id\":");
-        push_string(out, &Offset { epoch, seq: self.seq }.to_string());
+        push_string(out, &Offset::new(epoch, self.seq).to_string());
         out.extend_from_slice(b",\"seq\":");
         push_number(out, self.seq.get());
         out.extend_from_slice(b",\"type\":");

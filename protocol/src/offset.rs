@@ -95,18 +95,34 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The token of a place in one log, `{epoch}_{sixteen digits}`; sorts as a string in log order.
+/// The token of a place in one log, `{epoch}_{sixteen digits}`; sorts as a string in log order. Where the log does not
+/// keep what lay before some place, whoever reads from the start gets tokens that also name that place, as
+/// `.{sixteen digits}`, until it has come past it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Offset {
     /// The log it belongs to.
     pub epoch: Epoch,
     /// The last activity that lies before this place.
     pub seq: Seq,
+    /// The reader has read all that is kept from the start, when deletions up to this place were not any more.
+    pub since: Option<Seq>,
+}
+
+impl Offset {
+    /// A place of which nothing more is to be said.
+    #[must_use]
+    pub const fn new(epoch: Epoch, seq: Seq) -> Offset {
+        Offset { epoch, seq, since: None }
+    }
 }
 
 impl fmt::Display for Offset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}_{:016}", self.epoch, self.seq.0)
+        write!(f, "{}_{:016}", self.epoch, self.seq.0)?;
+        match self.since {
+            Some(since) => write!(f, ".{:016}", since.0),
+            None => Ok(()),
+        }
     }
 }
 
@@ -114,7 +130,11 @@ impl FromStr for Offset {
     type Err = InvalidOffset;
     fn from_str(s: &str) -> Result<Self, InvalidOffset> {
         let (epoch, digits) = s.split_once('_').ok_or(InvalidOffset)?;
-        Ok(Offset { epoch: epoch.parse()?, seq: sixteen_digits(digits).ok_or(InvalidOffset)? })
+        let (digits, since) = match digits.split_once('.') {
+            Some((digits, since)) => (digits, Some(sixteen_digits(since).ok_or(InvalidOffset)?)),
+            None => (digits, None),
+        };
+        Ok(Offset { epoch: epoch.parse()?, seq: sixteen_digits(digits).ok_or(InvalidOffset)?, since })
     }
 }
 
@@ -188,17 +208,31 @@ mod tests {
 
     #[test]
     fn an_offset_reads_back_as_it_was_written() {
-        let offset = Offset { epoch: "k3f9".parse().unwrap(), seq: Seq::new(1234).unwrap() };
+        let offset = Offset::new("k3f9".parse().unwrap(), Seq::new(1234).unwrap());
         assert_eq!(offset.to_string(), "k3f9_0000000000001234");
         assert_eq!("k3f9_0000000000001234".parse(), Ok(offset));
+        let walking = Offset { since: Seq::new(5000), ..offset };
+        assert_eq!(walking.to_string(), "k3f9_0000000000001234.0000000000005000");
+        assert_eq!("k3f9_0000000000001234.0000000000005000".parse(), Ok(walking));
+        assert!(offset.to_string() < walking.to_string());
+        assert!(walking.to_string() < "k3f9_0000000000001235".to_owned());
     }
 
     #[test]
     fn anything_but_our_own_tokens_is_refused() {
         let longer = "k3f9_00000000000001234";
-        for bad in
-            ["", "-2", "NOW", "1234", "k3f9_1234", "k3f9_+000000000001234", "K3F9_0000000000001234", longer]
-        {
+        for bad in [
+            "",
+            "-2",
+            "NOW",
+            "1234",
+            "k3f9_1234",
+            "k3f9_+000000000001234",
+            "k3f9_0000000000001234.",
+            "k3f9_0000000000001234.5",
+            "K3F9_0000000000001234",
+            longer,
+        ] {
             assert_eq!(bad.parse::<ReadFrom>(), Err(InvalidOffset), "{bad}");
         }
     }
@@ -207,7 +241,7 @@ mod tests {
         #[test]
         fn offsets_sort_as_strings(a in 0..=Seq::MAX.get(), b in 0..=Seq::MAX.get()) {
             let epoch = Epoch::draw();
-            let text = |seq| Offset { epoch, seq: Seq(seq) }.to_string();
+            let text = |seq| Offset::new(epoch, Seq(seq)).to_string();
             prop_assert_eq!(text(a).cmp(&text(b)), a.cmp(&b));
         }
 

@@ -97,7 +97,7 @@ mod tests {
     fn a_batch_is_a_data_event_and_a_control_event_that_carries_the_id() {
         let mut out = Vec::new();
         push_data(&mut out, b"[{\"a\":1}]");
-        let next = Offset { epoch: "k3f9".parse().unwrap(), seq: Seq::new(1234).unwrap() }.into();
+        let next = Offset::new("k3f9".parse().unwrap(), Seq::new(1234).unwrap()).into();
         let cursor = Cursor::parse("1234").unwrap();
         push_control(&mut out, Control { next, cursor, up_to_date: true, closed: false });
         assert_eq!(

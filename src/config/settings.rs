@@ -151,6 +151,12 @@ settings! {
     follow_interval("BOURN_FOLLOW_INTERVAL"): Span = "1s";
     /// How long the server that captures from PostgreSQL may be silent before another takes over.
     leader_timeout("BOURN_LEADER_TIMEOUT"): Span = "3s";
+    /// How long superseded versions and deletions stay in the streams; `0s` keeps all of them.
+    retention_history("BOURN_RETENTION_HISTORY"): Span = "0s";
+    /// How long what has left the streams stays in the audit trail, without its payload; `0s` keeps all of it.
+    retention_audit("BOURN_RETENTION_AUDIT"): Span = "0s";
+    /// How often retention is looked at.
+    retention_interval("BOURN_RETENTION_INTERVAL"): Span = "1m";
     /// How long a transaction id is remembered for retries.
     ledger_retention("BOURN_LEDGER_RETENTION"): Span = "7d";
 }
@@ -187,6 +193,13 @@ impl Limits {
         }
         if self.poll_interval.get().is_zero() || self.follow_interval.get().is_zero() {
             return invalid("`poll_interval` and `follow_interval` must be above zero".into());
+        }
+        if self.retention_interval.get().is_zero() {
+            return invalid("`retention_interval` must be above zero".into());
+        }
+        let (history, audit) = (self.retention_history.get(), self.retention_audit.get());
+        if !audit.is_zero() && audit < history {
+            return invalid("`retention_audit` must not be shorter than `retention_history`".into());
         }
         if self.leader_timeout.get() < Duration::from_secs(1) {
             return invalid("`leader_timeout` must be at least 1s".into());

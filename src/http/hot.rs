@@ -9,9 +9,11 @@ use http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use metrics::Counter;
 use moka::sync::Cache;
+use tokio::sync::watch;
 
 use super::respond::CORP;
 use super::{Reply, ReplyBody};
+use crate::read::CachedChunk;
 use crate::telemetry::ModeFigures;
 
 /// What an entry costs beside its body.
@@ -22,6 +24,8 @@ struct FinalAnswer {
     /// Those that go with 304.
     unmodified: HeaderMap,
     tag: HeaderValue,
+    /// The log's generation that it is of.
+    generation: u64,
     body: Bytes,
     messages: usize,
 }
@@ -29,13 +33,15 @@ struct FinalAnswer {
 /// A bounded cache of final answers.
 pub struct HotAnswers {
     answers: Cache<String, Arc<FinalAnswer>, foldhash::fast::RandomState>,
+    /// The log's generation now: what has left the log is in no answer of this one.
+    generation: watch::Receiver<u64>,
     hits: Counter,
 }
 
 impl HotAnswers {
-    /// A cache of so many bytes.
+    /// A cache of so many bytes, for a log of which this is the generation.
     #[must_use]
-    pub fn new(bytes: u64) -> HotAnswers {
+    pub fn new(bytes: u64, generation: watch::Receiver<u64>) -> HotAnswers {
         let weigher = |url: &String, answer: &Arc<FinalAnswer>| {
             u32::try_from(url.len() + answer.body.len() + OVERHEAD).unwrap_or(u32::MAX)
         };
@@ -43,7 +49,11 @@ impl HotAnswers {
             .max_capacity(bytes)
             .weigher(weigher)
             .build_with_hasher(foldhash::fast::RandomState::default());
-        HotAnswers { answers, hits: metrics::counter!("bourn_chunk_cache_total", "outcome" => "answer") }
+        HotAnswers {
+            answers,
+            generation,
+            hits: metrics::counter!("bourn_chunk_cache_total", "outcome" => "answer"),
+        }
     }
 
     /// The answer to a request, if it is final and here; counted as delivered.
@@ -52,6 +62,9 @@ impl HotAnswers {
             return None;
         }
         let answer = self.answers.get(request.uri().path_and_query()?.as_str())?;
+        if answer.generation != *self.generation.borrow() {
+            return None;
+        }
         self.hits.increment(1);
         let seen = request.headers().get(IF_NONE_MATCH).is_some_and(|sent| {
             sent == answer.tag
@@ -70,7 +83,7 @@ impl HotAnswers {
     }
 
     /// Keeps a final answer: all its headers, as they were sent.
-    pub(super) fn put<B>(&self, request: &Request<B>, headers: HeaderMap, body: Bytes, messages: usize) {
+    pub(super) fn put<B>(&self, request: &Request<B>, headers: HeaderMap, chunk: &CachedChunk) {
         let (Some(url), Some(tag)) = (request.uri().path_and_query(), headers.get(ETAG).cloned()) else {
             return;
         };
@@ -78,7 +91,8 @@ impl HotAnswers {
         let of_body = [CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS, CORP];
         let kept = headers.iter().filter(|(name, _)| !of_body.contains(name));
         let unmodified = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
-        let answer = FinalAnswer { headers, unmodified, tag, body, messages };
+        let (body, messages, generation) = (chunk.body.clone(), chunk.messages, chunk.kept.generation);
+        let answer = FinalAnswer { headers, unmodified, tag, generation, body, messages };
         self.answers.insert(url.as_str().to_owned(), Arc::new(answer));
     }
 }

@@ -108,7 +108,7 @@ async fn catch_up<B>(
     // A stored stream may be deleted, and what is at hand here is asked for nowhere.
     if chunk.sealed && matches!(session, Session::Log(_)) {
         super::respond::add_common_headers(reply.headers_mut());
-        app.hot.put(request, reply.headers().clone(), chunk.body.clone(), chunk.messages);
+        app.hot.put(request, reply.headers().clone(), &chunk);
     }
     Ok(reply)
 }

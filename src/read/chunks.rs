@@ -7,6 +7,8 @@ use bytes::Bytes;
 use metrics::Counter;
 use moka::future::Cache;
 
+use crate::storage::Kept;
+
 /// A chunk as the renderers need it.
 #[derive(Debug)]
 pub struct CachedChunk {
@@ -26,6 +28,8 @@ pub struct CachedChunk {
     pub closed: bool,
     /// Its entity tag.
     pub etag: String,
+    /// What the stream did not keep when the chunk was read.
+    pub kept: Kept,
     /// The chunk as an event, made by the first reader at the tail that needs it.
     pub(super) frame: OnceLock<Bytes>,
 }
@@ -40,7 +44,8 @@ impl CachedChunk {
 /// The streams that chunks are of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum StreamKey {
-    Derived(Selector),
+    /// As it was in this generation of the log.
+    Derived(Selector, u64),
     /// By its number, which is never another's.
     Stored(u64),
 }
@@ -66,7 +71,7 @@ impl ChunkCache {
             .max_capacity(bytes)
             .weigher(|key: &Key, chunk: &Arc<CachedChunk>| {
                 let names = match &key.stream {
-                    StreamKey::Derived(stream) => {
+                    StreamKey::Derived(stream, _) => {
                         stream.scope.as_ref().map_or(0, |scope| scope.as_str().len())
                     }
                     StreamKey::Stored(_) => 0,

@@ -7,7 +7,7 @@ use bourn_protocol::{Offset, Selector, Seq};
 use tokio::sync::watch;
 
 use super::chunks::{CachedChunk, Key, StreamKey};
-use super::{Batch, ReadError, Reader};
+use super::{Batch, Gone, ReadError, Reader};
 use crate::storage::StorageError;
 use crate::tail::{Channel, Place};
 
@@ -24,6 +24,8 @@ pub struct LogSession {
     /// Nothing of the stream lies between the position and here: a quiet stream's reader stands far behind the
     /// log's head, and still lacks nothing.
     pub(super) covered: Seq,
+    /// The session has read all that is kept from the start, when deletions up to here were not any more.
+    pub(super) since: Option<Seq>,
     pub(super) follower: Option<Follower>,
 }
 
@@ -42,7 +44,7 @@ impl LogSession {
     /// The token of the place where the session stands.
     #[must_use]
     pub fn offset(&self) -> Offset {
-        self.reader.offset(self.position)
+        Offset { since: self.since, ..self.reader.offset(self.position) }
     }
 
     /// Takes what follows, at once; it is empty at the tail.
@@ -57,6 +59,7 @@ impl LogSession {
                 Place::Next(batch) => {
                     self.position = batch.next;
                     self.covered = batch.next;
+                    self.since = None;
                     return Ok(Batch::Live(batch));
                 }
                 Place::CaughtUp => return Ok(Batch::Nothing { closed: false }),
@@ -68,29 +71,44 @@ impl LogSession {
         let known = (*self.reader.head.borrow()).max(rung);
         // Boxed: an event stream is in memory for a minute and reads the log once or twice.
         let chunk = Box::pin(self.chunk(known)).await?;
+        // Deletions that followed this place are not kept any more; unless nothing before them is missing either.
+        let (start, horizon) = (self.position, chunk.kept.horizon);
+        if start != Seq::ZERO && start < horizon && self.since != Some(horizon) {
+            return Err(ReadError::Gone(Gone::BehindHorizon));
+        }
         let next = chunk.next;
         self.position = next;
+        self.since = Some(horizon).filter(|horizon| next < *horizon);
         self.covered = if chunk.sealed { next } else { self.covered.max(known).max(next) };
         Ok(Batch::Chunk(chunk))
     }
 
     async fn chunk(&self, known: Seq) -> Result<Arc<CachedChunk>, ReadError> {
         let (stream, start, reader) = (&self.stream, self.position, &self.reader);
-        let key = Key { stream: StreamKey::Derived(stream.clone()), start, head: None };
+        let generation = *reader.generation.borrow();
+        let key = Key { stream: StreamKey::Derived(stream.clone(), generation), start, head: None };
         let load = async {
             let epoch = reader.epoch();
             let builder = ChunkBuilder::new(stream.wording(), epoch, start, reader.limits);
-            let chunk = reader.storage.fill(stream, builder).await?.finish();
-            let fingerprint = stream.fingerprint();
+            let (filled, kept) = reader.storage.fill(stream, builder).await?;
+            let chunk = filled.finish();
+            // At the tail nothing is missing, so the place may be told as one past the horizon.
+            let next = if chunk.sealed { chunk.next } else { chunk.next.max(kept.horizon) };
+            let since = Some(kept.horizon).filter(|horizon| next < *horizon);
+            let mut fingerprint = stream.fingerprint();
+            if kept.generation > 0 {
+                fingerprint += &format!(".{}", kept.generation);
+            }
             Ok::<_, StorageError>(CachedChunk {
                 body: chunk.body.into(),
                 messages: chunk.messages,
                 start,
-                next: chunk.next,
-                offset: reader.offset(chunk.next).into(),
+                next,
+                offset: Offset { since, ..reader.offset(next) }.into(),
                 sealed: chunk.sealed,
                 closed: false,
-                etag: bourn_protocol::cache::entity_tag(epoch, &fingerprint, start, chunk.next, chunk.sealed),
+                etag: bourn_protocol::cache::entity_tag(epoch, &fingerprint, start, next, chunk.sealed),
+                kept,
                 frame: std::sync::OnceLock::new(),
             })
         };

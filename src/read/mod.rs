@@ -101,6 +101,7 @@ pub struct Reader {
     bells: Arc<Bells>,
     identity: LogBounds,
     head: watch::Receiver<Seq>,
+    generation: watch::Receiver<u64>,
 }
 
 impl Reader {
@@ -113,9 +114,9 @@ impl Reader {
         identity: LogBounds,
         limits: &Limits,
     ) -> Reader {
-        let head = storage.head();
+        let (head, generation) = (storage.head(), storage.generation());
         let chunks = ChunkCache::new(limits.chunk_cache.get() / 2);
-        Reader { storage, chunks, limits: chunk_limits(limits), tail, bells, identity, head }
+        Reader { storage, chunks, limits: chunk_limits(limits), tail, bells, identity, head, generation }
     }
 
     /// The log's own mark.
@@ -127,7 +128,7 @@ impl Reader {
     /// The token of a place.
     #[must_use]
     pub fn offset(&self, seq: Seq) -> Offset {
-        Offset { epoch: self.identity.epoch, seq }
+        Offset::new(self.identity.epoch, seq)
     }
 
     /// The tail of a stream, as the database has it.
@@ -150,16 +151,25 @@ impl Reader {
     ) -> Result<Session, ReadError> {
         // The channel first: what is committed from here on is in the log when it is read, or in the channel.
         let channel = live.then(|| self.tail.channel(&stream));
+        let mut since = None;
         let position = match from {
             ReadFrom::Start => Seq::ZERO,
             ReadFrom::Now => self.storage.stream_tail(&stream).await?,
             ReadFrom::At(offset) => {
                 self.check(offset).await?;
+                since = offset.since;
                 offset.seq
             }
         };
         let follower = channel.map(|channel| Follower { bell: channel.bell(), channel });
-        Ok(Session::Log(LogSession { reader: self.clone(), stream, position, covered: position, follower }))
+        Ok(Session::Log(LogSession {
+            reader: self.clone(),
+            stream,
+            position,
+            covered: position,
+            since,
+            follower,
+        }))
     }
 
     /// Opens a session on a stored stream; a read counts as a use of it.
@@ -178,9 +188,6 @@ impl Reader {
     async fn check(&self, offset: Offset) -> Result<(), ReadError> {
         if offset.epoch != self.identity.epoch {
             return Err(ReadError::Gone(Gone::OtherLog));
-        }
-        if offset.seq != Seq::ZERO && offset.seq < self.identity.horizon {
-            return Err(ReadError::Gone(Gone::BehindHorizon));
         }
         // This server may be a moment behind another one: the database decides.
         if offset.seq > *self.head.borrow() && offset.seq > self.storage.bounds().await?.head {

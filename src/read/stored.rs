@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::chunks::{CachedChunk, Key, StreamKey};
 use super::{Batch, Gone, ReadError, Reader};
+use crate::storage::Kept;
 use crate::storage::streams::{FillError, FindError, StreamInfo};
 use crate::tail::Mark;
 
@@ -103,6 +104,7 @@ impl StoredSession {
             let state = if chunk.sealed { "s" } else { "t" };
             let end = if closed { ":c" } else { "" };
             Ok::<_, FillError>(CachedChunk {
+                kept: Kept::default(),
                 body: chunk.body.into(),
                 messages: chunk.messages,
                 start,

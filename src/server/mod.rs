@@ -87,7 +87,7 @@ impl Server {
         };
         let subscriptions = Subscriptions::open(storage.clone(), &public_url, &limits).await?;
         let uploads = Arc::new(Semaphore::new(limits.append_memory.bytes() >> 10));
-        let hot = HotAnswers::new(limits.chunk_cache.get() / 2);
+        let hot = HotAnswers::new(limits.chunk_cache.get() / 2, storage.generation());
         let app = App {
             storage: storage.clone(),
             reader,

@@ -7,6 +7,7 @@ mod error;
 mod mutation;
 mod open;
 pub mod postgres;
+mod retention;
 pub mod sqlite;
 pub mod streams;
 mod undo;
@@ -34,8 +35,15 @@ pub struct LogBounds {
     pub epoch: Epoch,
     /// The last activity; zero when there is none.
     pub head: Seq,
-    /// Offsets below this one are gone, but for the start.
+}
+
+/// What a stream does not keep, as of one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Kept {
+    /// Offsets below this one are gone: a deletion that followed them is not kept any more. The start is not.
     pub horizon: Seq,
+    /// Grows whenever something leaves the log.
+    pub generation: u64,
 }
 
 /// One activity, owned.
@@ -152,11 +160,16 @@ pub trait Log: Send + Sync {
     /// How far the log reaches, as the database has it now.
     async fn bounds(&self) -> Result<LogBounds, StorageError>;
 
-    /// The place of the last activity in a stream; zero when it has none.
+    /// The place of the last activity in a stream, or its horizon where that is further; zero when it has neither.
     async fn stream_tail(&self, stream: &Selector) -> Result<Seq, StorageError>;
 
-    /// Gives the chunk what follows its position, until it is done or the log ends.
-    async fn fill(&self, stream: &Selector, chunk: ChunkBuilder) -> Result<ChunkBuilder, StorageError>;
+    /// Gives the chunk what follows its position, until it is done or the log ends; and says what the stream did not
+    /// keep then, or a moment later.
+    async fn fill(
+        &self,
+        stream: &Selector,
+        chunk: ChunkBuilder,
+    ) -> Result<(ChunkBuilder, Kept), StorageError>;
 
     /// The activities after a place, in order: at most `rows`, and no more once their rows have `bytes`.
     async fn follow(&self, after: Seq, rows: usize, bytes: usize) -> Result<Gained, StorageError>;
@@ -206,6 +219,9 @@ pub struct CaptureStatus {
 pub trait Capture: Send + Sync {
     /// The head of the log as this process knows it; changes with every commit that reaches the log.
     fn head(&self) -> watch::Receiver<Seq>;
+
+    /// The log's generation as this process knows it: it changes when something has left the log.
+    fn generation(&self) -> watch::Receiver<u64>;
 
     /// How capture is doing.
     fn status(&self) -> CaptureStatus;

@@ -53,6 +53,13 @@ impl StoredChunkBuilder {
         self.marks.last().map_or(self.start, |mark| mark.position)
     }
 
+    /// Makes room for what is left of the stream up to `tail`, as far as the chunk can hold it.
+    pub fn reserve(&mut self, tail: Seq) {
+        let left = usize::try_from(tail.get().saturating_sub(self.position().get())).unwrap_or(usize::MAX);
+        // The append that is one too many is not taken, so the limit is enough; brackets and commas come on top.
+        self.body.reserve(left.min(self.bytes) + 64);
+    }
+
     /// Takes the next append, which ends at `position`.
     pub fn push(&mut self, data: &[u8], messages: usize, position: Seq) -> Feed {
         let full = self.marks.len() >= CHUNK_APPENDS_MAX || self.body.len() + data.len() > self.bytes;

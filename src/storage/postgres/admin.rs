@@ -270,8 +270,15 @@ async fn publish(
     limits: &Limits,
     catalog: &Catalog,
 ) -> Result<(), sqlx::Error> {
-    let sql = publishing(connection, limits, catalog).await?;
-    sqlx::raw_sql(AssertSqlSafe(format!("BEGIN; {sql} COMMIT"))).execute(connection).await.map(|_| ())
+    let mut transaction = sqlx::Connection::begin(connection).await?;
+    // Several servers may be at it.
+    sqlx::query("SELECT pg_advisory_xact_lock($1)")
+        .bind(connect::MIGRATION_LOCK)
+        .execute(&mut *transaction)
+        .await?;
+    let sql = publishing(&mut transaction, limits, catalog).await?;
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
+    transaction.commit().await
 }
 
 /// The demo needs no operator: its tables are published as they are made.

@@ -147,7 +147,14 @@ pub(super) async fn table(
         )));
     };
     let identity = identity(connection, oid, &entity.key).await?;
-    let signature = signature(oid, entity, &columns);
+    let parts: Vec<String> = sqlx::query_scalar(
+        "SELECT concat_ws(' ', p.relid::oid, c.relfilenode) FROM pg_partition_tree($1::int8::oid::regclass) p \
+         JOIN pg_class c ON c.oid = p.relid WHERE p.isleaf ORDER BY 1",
+    )
+    .bind(oid)
+    .fetch_all(&mut *connection)
+    .await?;
+    let signature = signature(oid, entity, &columns, &parts);
     let (schema, table_name, sql) = (found.try_get(2)?, found.try_get(3)?, found.try_get(4)?);
     let checked = Arc::new(checked);
     Ok(Ok(Table {
@@ -312,9 +319,12 @@ async fn in_primary_key(connection: &mut PgConnection, oid: i64, key: &str) -> R
     .await
 }
 
-fn signature(oid: i64, entity: &EntityType, columns: &[PgColumn]) -> String {
+/// `parts` are those of a partitioned table and their files: the stream does not tell of parts that come, go, or are
+/// truncated by themselves.
+fn signature(oid: i64, entity: &EntityType, columns: &[PgColumn], parts: &[String]) -> String {
     let columns: Vec<_> = columns.iter().map(|c| format!("{} {}", c.name, c.type_name)).collect();
-    let text = format!("{oid}\n{}\n{:?}\n{}", entity.key, entity.scope, columns.join("\n"));
+    let (columns, parts) = (columns.join("\n"), parts.join("\n"));
+    let text = format!("{oid}\n{}\n{:?}\n{columns}\n{parts}", entity.key, entity.scope);
     Sha256::digest(text).iter().take(12).map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -11,13 +11,14 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgTransactio
 
 use crate::config::Limits;
 
-const MIGRATIONS: [(i64, &str); 2] = [
+const MIGRATIONS: [(i64, &str); 3] = [
     (1, include_str!("../../../migrations/postgres/0001_log.sql")),
     (2, include_str!("../../../migrations/postgres/0002_streams.sql")),
+    (3, include_str!("../../../migrations/postgres/0003_retention.sql")),
 ];
 pub(super) const DEMO: &str = include_str!("../../../migrations/postgres/demo.sql");
 /// The advisory lock under which servers that start at once migrate one after the other.
-const MIGRATION_LOCK: i64 = 0x626f_7572_6e00;
+pub(super) const MIGRATION_LOCK: i64 = 0x626f_7572_6e00;
 /// The name by which the server's connections are known to the database.
 pub(super) const APPLICATION: &str = "bourn";
 /// The oldest PostgreSQL that is served.
@@ -84,7 +85,8 @@ impl Db {
         let direct_url = if pooled { &limits.direct_database } else { url };
         let direct = PgConnectOptions::from_str(direct_url)?.application_name(APPLICATION).options(FORMS);
         let options = match pooled {
-            true => options.statement_cache_capacity(0),
+            // A pooler knows few of the parameters that a connection may begin with; transactions bring them.
+            true => options.statement_cache_capacity(0).extra_float_digits(None),
             false => options.options(FORMS).statement_cache_capacity(STATEMENT_CACHE),
         };
         let connections = u32::try_from(limits.database_connections).unwrap_or(u32::MAX);

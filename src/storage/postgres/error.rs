@@ -13,9 +13,9 @@ pub(super) fn storage(error: &sqlx::Error) -> StorageError {
         (Some("53100" | "53400"), _) => StorageError::Full,
         (Some("25006"), _) => StorageError::ReadOnly,
         // Deadlocks, serialization, lock timeouts, too many connections.
-        (Some("40001" | "40P01" | "55P03" | "53300"), _) | (None, sqlx::Error::PoolTimedOut) => {
-            StorageError::Busy
-        }
+        (Some("40001" | "40P01" | "55P03" | "53300"), _) => StorageError::Busy,
+        // There is no connection to be had: the database is down, or everybody waits for it.
+        (None, sqlx::Error::PoolTimedOut) => StorageError::Unavailable,
         (None, sqlx::Error::PoolClosed) => StorageError::Closed,
         // The table is not what it was when it was looked at; the next look will say so.
         (Some("42P01" | "42703" | "42804" | "0A000"), _) => {

@@ -67,11 +67,11 @@ async fn listen(direct: &sqlx::PgPool) -> Result<PgListener, sqlx::Error> {
 }
 
 /// Asks the database how far the log reaches, how far it is behind, and what is being compared.
-async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
+pub(super) async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
     let mut reading = inner.db.reading().await?;
     let connection = reading.connection();
     let row = sqlx::query(
-        "SELECT head, CASE WHEN pg_is_in_recovery() THEN NULL ELSE greatest(0, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), position))::int8 END \
+        "SELECT head, CASE WHEN pg_is_in_recovery() THEN NULL ELSE greatest(0, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), position))::int8 END, generation \
          FROM bourn.log",
     )
     .fetch_one(&mut *connection)
@@ -80,14 +80,20 @@ async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
         inner.shared.advance(head);
     }
     inner.shared.lag(row.try_get::<Option<i64>, _>(1)?.and_then(|bytes| u64::try_from(bytes).ok()));
-    let rows = sqlx::query("SELECT entity_type, compared FROM bourn.entities WHERE NOT reconciled")
+    inner.shared.set_generation_of_log(u64::try_from(row.try_get::<i64, _>(2)?).unwrap_or_default());
+    let rows = sqlx::query("SELECT entity_type, reconciled, compared FROM bourn.entities")
         .fetch_all(connection)
         .await?;
-    let mut progress = BTreeMap::new();
+    let mut known = BTreeMap::new();
     for row in rows {
-        let name: String = row.try_get(0)?;
-        if inner.catalog.by_name(&name).is_some_and(|entity| entity.schema().is_ok()) {
-            progress.insert(name, u64::try_from(row.try_get::<i64, _>(1)?).unwrap_or_default());
+        known.insert(row.try_get::<String, _>(0)?, (row.try_get(1)?, row.try_get::<i64, _>(2)?));
+    }
+    let mut progress = BTreeMap::new();
+    for entity in inner.catalog.iter().filter(|entity| entity.schema().is_ok()) {
+        // What nobody has looked at yet is to be compared, too.
+        let (reconciled, compared) = known.get(&*entity.name).copied().unwrap_or((false, 0));
+        if !reconciled {
+            progress.insert(entity.name.to_string(), u64::try_from(compared).unwrap_or_default());
         }
     }
     inner.shared.others_reconcile(progress);

@@ -8,7 +8,7 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
 use tokio_stream::StreamExt as _;
 
-use crate::storage::{Activity, ActivityQuery, Gained, TransactionState};
+use crate::storage::{Activity, ActivityQuery, Gained, Kept, TransactionState};
 
 /// The columns of an activity, in the order [`with_ref`] takes them.
 pub(super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
@@ -84,24 +84,43 @@ pub(super) async fn stream_tail(
             )
             .bind(feeds)
             .bind(before)
-            .fetch_one(connection)
+            .fetch_one(&mut *connection)
             .await?
         }
         (None, Some(name)) => {
             sqlx::query_scalar("SELECT max(seq) FROM bourn.activities WHERE entity_type = $1 AND seq < $2")
                 .bind(&**name)
                 .bind(before)
-                .fetch_one(connection)
+                .fetch_one(&mut *connection)
                 .await?
         }
         (None, None) => {
             sqlx::query_scalar("SELECT max(seq) FROM bourn.activities WHERE seq < $1")
                 .bind(before)
-                .fetch_one(connection)
+                .fetch_one(&mut *connection)
                 .await?
         }
     };
-    Ok(newest.and_then(Seq::from_i64).unwrap_or_default())
+    let tail = newest.and_then(Seq::from_i64).unwrap_or_default();
+    Ok(tail.max(kept(connection, stream).await?.horizon))
+}
+
+/// What a stream does not keep.
+pub(super) async fn kept(connection: &mut PgConnection, stream: &Selector) -> Result<Kept, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT CASE WHEN $1::text IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE scope = $1 AND ($2::text IS NULL OR entity_type = $2)) \
+         WHEN $2 IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE entity_type = $2) ELSE horizon END, generation FROM bourn.log",
+    )
+    .bind(stream.scope.as_ref().map(bourn_protocol::Scope::as_str))
+    .bind(stream.entity_type.as_deref())
+    .fetch_one(connection)
+    .await?;
+    let horizon: Option<i64> = row.try_get(0)?;
+    let generation: i64 = row.try_get(1)?;
+    Ok(Kept {
+        horizon: horizon.and_then(Seq::from_i64).unwrap_or_default(),
+        generation: u64::try_from(generation).unwrap_or_default(),
+    })
 }
 
 /// Gives the chunk what follows its position, until it is done or the stream ends.
@@ -213,27 +232,29 @@ pub(super) async fn query(
     }
     // An activity does not show the row itself.
     let columns = COLUMNS.replace(" value,", " NULL::text AS value,");
-    let select = |condition: &str| {
-        format!(
-            "SELECT {columns} FROM bourn.activities WHERE {condition} ORDER BY seq DESC LIMIT {}",
-            query.limit
-        )
+    let select = |columns: &str, table: &str, condition: &str| {
+        let limit = query.limit;
+        format!("SELECT {columns} FROM bourn.{table} WHERE {condition} ORDER BY seq DESC LIMIT {limit}")
     };
     let conditions = conditions.join(" AND ");
+    // What has left the streams has left its payload behind.
+    let bare = columns.replace(" previous_values,", " NULL::text,").replace(" last,", " 0::int2,");
+    let audit = select(&bare, "audit", &conditions);
     let narrowed = query.transaction_id.is_some() || query.client_id.is_some() || query.entity_id.is_some();
     let sql = match feeds {
         // A scope's newest activities are the newest of its feeds, one index each.
         Some(feeds) if !narrowed => {
             let feeds: Vec<String> = feeds.iter().map(ToString::to_string).collect();
             format!(
-                "SELECT n.* FROM unnest('{{{}}}'::int4[]) f CROSS JOIN LATERAL ({}) n ORDER BY n.seq DESC LIMIT {}",
+                "SELECT n.* FROM unnest('{{{}}}'::int4[]) f CROSS JOIN LATERAL ({}) n",
                 feeds.join(","),
-                select(&format!("feed_id = f AND {conditions}")),
-                query.limit
+                select(&columns, "activities", &format!("feed_id = f AND {conditions}")),
             )
         }
-        _ => select(&conditions),
+        _ => select(&columns, "activities", &conditions),
     };
+    let sql =
+        format!("SELECT u.* FROM (({sql}) UNION ALL ({audit})) u ORDER BY u.seq DESC LIMIT {}", query.limit);
     let mut select = sqlx::query(AssertSqlSafe(sql)).bind(query.before.map_or(i64::MAX, Seq::as_i64));
     for value in values {
         select = select.bind(value);
@@ -257,19 +278,17 @@ pub(super) async fn transaction(
     id: &TransactionId,
 ) -> Result<TransactionState, sqlx::Error> {
     let row = sqlx::query(
-        "SELECT (SELECT max(seq) FROM bourn.activities WHERE transaction_id = $1), d.position IS NOT NULL, \
-         coalesce(d.position < l.position, false), l.head \
-         FROM bourn.log l LEFT JOIN bourn.ledger d ON d.transaction_id = $1",
+        "SELECT greatest((SELECT max(seq) FROM bourn.activities WHERE transaction_id = $1), \
+           (SELECT max(seq) FROM bourn.audit WHERE transaction_id = $1), \
+           (SELECT confirmed FROM bourn.ledger WHERE transaction_id = $1)), \
+         EXISTS (SELECT 1 FROM bourn.ledger WHERE transaction_id = $1)",
     )
     .bind(id.as_str())
     .fetch_one(connection)
     .await?;
-    let place = |seq: i64| Seq::from_i64(seq).unwrap_or_default();
-    Ok(match (row.try_get::<Option<i64>, _>(0)?, row.try_get(1)?, row.try_get(2)?) {
-        (Some(seq), ..) => TransactionState::Confirmed(place(seq)),
-        // It changed nothing that the log shows, and the log has come past it.
-        (None, true, true) => TransactionState::Confirmed(place(row.try_get(3)?)),
-        (None, true, false) => TransactionState::Accepted,
-        (None, false, _) => TransactionState::Unknown,
+    Ok(match (row.try_get::<Option<i64>, _>(0)?, row.try_get(1)?) {
+        (Some(seq), _) => TransactionState::Confirmed(Seq::from_i64(seq).unwrap_or_default()),
+        (None, true) => TransactionState::Accepted,
+        (None, false) => TransactionState::Unknown,
     })
 }

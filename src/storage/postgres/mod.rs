@@ -15,6 +15,7 @@ mod ledger;
 mod log;
 mod mutate;
 mod pgoutput;
+mod recent;
 mod refresh;
 mod rollback;
 mod rows;
@@ -37,8 +38,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Activity, ActivityQuery, Capture, CaptureStatus, Gained, ListPage, ListQuery, Log, LogBounds, Mutation,
-    OpenError, StorageError, Tables, TransactionState, WriteError, Writer, Written,
+    Activity, ActivityQuery, Capture, CaptureStatus, Gained, Kept, ListPage, ListQuery, Log, LogBounds,
+    Mutation, OpenError, StorageError, Tables, TransactionState, WriteError, Writer, Written,
 };
 use crate::config::{DatabaseUrl, Limits};
 use crate::entity::{Catalog, EntityType};
@@ -126,6 +127,7 @@ impl PostgresStorage {
         };
         inner.stored.begin(&db).await.map_err(failed)?;
         refresh::look(&inner, true).await.map_err(failed)?;
+        follow::look(&inner).await.map_err(failed)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (following, follows) = (inner.clone(), stop.clone());
         tasks.spawn(async move { follow::run(&following, &follows).await });
@@ -151,15 +153,13 @@ impl Log for PostgresStorage {
     async fn bounds(&self) -> Result<LogBounds, StorageError> {
         let read = async {
             let mut reading = self.db.reading().await?;
-            let row = sqlx::query("SELECT epoch, head, horizon FROM bourn.log")
-                .fetch_one(reading.connection())
-                .await?;
-            Ok((row.try_get::<String, _>(0)?, row.try_get(1)?, row.try_get(2)?))
+            let row =
+                sqlx::query("SELECT epoch, head FROM bourn.log").fetch_one(reading.connection()).await?;
+            Ok((row.try_get::<String, _>(0)?, row.try_get(1)?))
         };
-        let (epoch, head, horizon) = read.await.map_err(|e| error::storage(&e))?;
-        let seq = |number: i64| Seq::from_i64(number).unwrap_or_default();
+        let (epoch, head) = read.await.map_err(|e| error::storage(&e))?;
         let epoch = epoch.parse().map_err(|_| StorageError::Unavailable)?;
-        Ok(LogBounds { epoch, head: seq(head), horizon: seq(horizon) })
+        Ok(LogBounds { epoch, head: Seq::from_i64(head).unwrap_or_default() })
     }
 
     async fn stream_tail(&self, stream: &Selector) -> Result<Seq, StorageError> {
@@ -167,12 +167,25 @@ impl Log for PostgresStorage {
         log::stream_tail(reading.connection(), stream, i64::MAX).await.map_err(|e| error::storage(&e))
     }
 
-    async fn fill(&self, stream: &Selector, chunk: ChunkBuilder) -> Result<ChunkBuilder, StorageError> {
-        let mut reading = self.db.reading().await.map_err(|e| error::storage(&e))?;
-        log::fill(reading.connection(), stream, chunk).await.map_err(|e| error::storage(&e))
+    async fn fill(
+        &self,
+        stream: &Selector,
+        chunk: ChunkBuilder,
+    ) -> Result<(ChunkBuilder, Kept), StorageError> {
+        let read = async {
+            let mut reading = self.db.reading().await?;
+            let chunk = log::fill(reading.connection(), stream, chunk).await?;
+            // Afterwards: what has left since then is taken for having left before.
+            let kept = log::kept(reading.connection(), stream).await?;
+            Ok((chunk, kept))
+        };
+        read.await.map_err(|e| error::storage(&e))
     }
 
     async fn follow(&self, after: Seq, rows: usize, bytes: usize) -> Result<Gained, StorageError> {
+        if let Some(gained) = self.shared.recent.after(after, rows, bytes) {
+            return Ok(gained);
+        }
         let mut reading = self.db.reading().await.map_err(|e| error::storage(&e))?;
         log::follow(reading.connection(), after, rows, bytes).await.map_err(|e| error::storage(&e))
     }
@@ -221,6 +234,10 @@ impl Writer for PostgresStorage {
 impl Capture for PostgresStorage {
     fn head(&self) -> watch::Receiver<Seq> {
         self.shared.head()
+    }
+
+    fn generation(&self) -> watch::Receiver<u64> {
+        self.shared.generation_of_log()
     }
 
     fn status(&self) -> CaptureStatus {

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::catalog::Table;
+use super::recent::Recent;
 use crate::storage::CaptureStatus;
 
 /// The tables that can be served, by the names of their entity types.
@@ -19,8 +20,11 @@ pub(super) type Tables = HashMap<Arc<str>, Arc<Table>>;
 #[derive(Debug)]
 pub(super) struct Shared {
     head: watch::Sender<Seq>,
+    log_generation: watch::Sender<u64>,
     status: Mutex<Status>,
     tables: ArcSwap<Tables>,
+    /// What this server has appended to the log of late.
+    pub(super) recent: Recent,
     /// Grows whenever the tables look different.
     generation: AtomicU64,
     /// What the catalogue looked like when the tables were last looked at, and when that was.
@@ -41,8 +45,10 @@ impl Shared {
     pub(super) fn new(head: Seq) -> Shared {
         Shared {
             head: watch::Sender::new(head),
-            status: Mutex::default(),
+            log_generation: watch::Sender::new(0),
+            status: Mutex::new(Status { capture: Some("it has not begun yet".into()), ..Status::default() }),
             tables: ArcSwap::default(),
+            recent: Recent::default(),
             generation: AtomicU64::new(0),
             looked: tokio::sync::Mutex::default(),
         }
@@ -65,6 +71,15 @@ impl Shared {
         self.head.subscribe()
     }
 
+    pub(super) fn generation_of_log(&self) -> watch::Receiver<u64> {
+        self.log_generation.subscribe()
+    }
+
+    /// Something may have left the log since.
+    pub(super) fn set_generation_of_log(&self, generation: u64) {
+        self.log_generation.send_if_modified(|known| std::mem::replace(known, generation) != generation);
+    }
+
     pub(super) fn capture_stands(&self, reason: Option<String>) {
         self.with(|status| status.capture = reason);
     }
@@ -78,6 +93,7 @@ impl Shared {
     }
 
     pub(super) fn leading(&self, leads: bool) {
+        self.recent.clear();
         self.with(|status| status.leads = leads);
     }
 

@@ -8,11 +8,15 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionB
 
 use crate::storage::OpenError;
 
-const MIGRATIONS: [(i64, &str); 2] = [
+const MIGRATIONS: [(i64, &str); 3] = [
     (1, include_str!("../../../migrations/sqlite/0001_log.sql")),
     (2, include_str!("../../../migrations/sqlite/0002_streams.sql")),
+    (3, include_str!("../../../migrations/sqlite/0003_retention.sql")),
 ];
 pub(super) const DEMO: &str = include_str!("../../../migrations/sqlite/demo.sql");
+/// Pages after which the write-ahead log is folded into the file: 32 MiB. A page that many commits touch is then written
+/// to the file once for all of them, and a commit seldom waits for it.
+const CHECKPOINT_PAGES: i64 = 8_192;
 /// Prepared statements kept per connection.
 const STATEMENT_CACHE: usize = 128;
 
@@ -39,6 +43,7 @@ pub(super) fn writer(path: &Path, busy: Duration) -> rusqlite::Result<Connection
     // to other bytes.
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_| Ok(()))?;
     connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE);
     Ok(connection)
 }
@@ -118,9 +123,7 @@ pub(super) fn schema_version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.prepare_cached("PRAGMA schema_version")?.query_row([], |row| row.get(0))
 }
 
-/// The log's mark and horizon.
-pub(super) fn log_identity(connection: &Connection) -> rusqlite::Result<Option<(String, i64)>> {
-    connection
-        .query_row("SELECT epoch, horizon FROM bourn_log", [], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()
+/// The log's mark.
+pub(super) fn epoch(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    connection.query_row("SELECT epoch FROM bourn_log", [], |row| row.get(0)).optional()
 }

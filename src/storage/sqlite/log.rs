@@ -8,8 +8,9 @@ use bourn_protocol::{Action, ActivityRef, Last, Selector, Seq, TransactionId};
 use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, Row, Rows, ToSql};
 
+use super::sql::literal;
 use super::{ledger, sequencer};
-use crate::storage::{Activity, ActivityQuery, Gained, TransactionState};
+use crate::storage::{Activity, ActivityQuery, Gained, Kept, TransactionState};
 
 /// The columns of an activity, in the order [`read_activity`] and [`with_ref`] take them.
 pub(super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
@@ -101,6 +102,33 @@ pub(super) fn stream_tail(connection: &Connection, stream: &Selector) -> rusqlit
         (None, Some(name)) => newest("entity_type = ?1 AND", &[&&**name]),
         (None, None) => newest("", &[]),
     }
+    .and_then(|tail| Ok(tail.max(kept(connection, stream)?.horizon)))
+}
+
+/// What a stream does not keep.
+pub(super) fn kept(connection: &Connection, stream: &Selector) -> rusqlite::Result<Kept> {
+    let horizon: Option<i64> = match (&stream.scope, &stream.entity_type) {
+        (Some(scope), name) => connection
+            .prepare_cached(
+                "SELECT max(horizon) FROM bourn_feeds WHERE scope = ?1 AND (?2 IS NULL OR entity_type = ?2)",
+            )?
+            .query_row(rusqlite::params![scope.as_str(), name.as_deref()], |row| row.get(0))?,
+        (None, Some(name)) => connection
+            .prepare_cached("SELECT max(horizon) FROM bourn_feeds WHERE entity_type = ?1")?
+            .query_row([&**name], |row| row.get(0))?,
+        (None, None) => {
+            connection.prepare_cached("SELECT horizon FROM bourn_log")?.query_row([], |row| row.get(0))?
+        }
+    };
+    let horizon = horizon.and_then(Seq::from_i64).unwrap_or_default();
+    Ok(Kept { horizon, generation: generation(connection)? })
+}
+
+/// How often something has left the log.
+pub(super) fn generation(connection: &Connection) -> rusqlite::Result<u64> {
+    let generation: i64 =
+        connection.prepare_cached("SELECT generation FROM bourn_log")?.query_row([], |row| row.get(0))?;
+    Ok(u64::try_from(generation).unwrap_or_default())
 }
 
 /// Gives the chunk what follows its position, until it is done or the stream ends.
@@ -225,11 +253,12 @@ pub(super) fn query(connection: &Connection, query: &ActivityQuery) -> rusqlite:
         values.push(Arc::new(before.as_i64()));
         conditions.push(format!("seq < ?{}", values.len()));
     }
-    let read = |condition: &str, values: &[Arc<dyn ToSql>]| -> rusqlite::Result<Vec<Activity>> {
-        // An activity does not show the row itself.
-        let columns = COLUMNS.replace(" value,", " NULL,");
+    // An activity does not show the row itself; what has left the streams has left the rest of its payload, too.
+    let columns = COLUMNS.replace(" value,", " NULL,");
+    let bare = columns.replace(" previous_values,", " NULL,").replace(" last,", " 0,");
+    let read = |columns: &str, table: &str, condition: &str| -> rusqlite::Result<Vec<Activity>> {
         let sql = format!(
-            "SELECT {columns} FROM activities WHERE {condition} ORDER BY seq DESC LIMIT {}",
+            "SELECT {columns} FROM {table} WHERE {condition} ORDER BY seq DESC LIMIT {}",
             query.limit
         );
         let values: Vec<&dyn ToSql> = values.iter().map(|value| &**value).collect();
@@ -247,22 +276,28 @@ pub(super) fn query(connection: &Connection, query: &ActivityQuery) -> rusqlite:
         Ok(found)
     };
     let conditions = conditions.join(" AND ");
-    let Some(scope) = query.organization_id.clone().filter(|_| !narrowed) else {
-        return read(&conditions, &values);
+    let mut found = match query.organization_id.clone().filter(|_| !narrowed) {
+        None => {
+            let mut found = read(&columns, "activities", &conditions)?;
+            found.extend(read(&bare, "bourn_audit", &conditions)?);
+            found
+        }
+        Some(scope) => {
+            let of_scope = format!("{conditions} AND organization_id = {}", literal(scope.as_str()));
+            let mut found = read(&bare, "bourn_audit", &of_scope)?;
+            // A scope's newest activities are the newest of its feeds, one index seek each.
+            let stream = Selector {
+                kind: bourn_protocol::MessageKind::Activity,
+                entity_type: query.entity_type.as_deref().map(Arc::from),
+                scope: Some(scope),
+            };
+            let conditions = conditions.replace("entity_type", "+entity_type");
+            for feed in feeds(connection, &stream)?.unwrap_or_default() {
+                found.extend(read(&columns, "activities", &format!("feed_id = {feed} AND {conditions}"))?);
+            }
+            found
+        }
     };
-    // A scope's newest activities are the newest of its feeds, one index seek each.
-    let stream = Selector {
-        kind: bourn_protocol::MessageKind::Activity,
-        entity_type: query.entity_type.as_deref().map(Arc::from),
-        scope: Some(scope),
-    };
-    let mut found = Vec::new();
-    for feed in feeds(connection, &stream)?.unwrap_or_default() {
-        found.extend(read(
-            &format!("feed_id = {feed} AND {}", conditions.replace("entity_type", "+entity_type")),
-            &values,
-        )?);
-    }
     found.sort_by_key(|activity| std::cmp::Reverse(activity.seq));
     found.truncate(query.limit);
     Ok(found)
@@ -272,7 +307,8 @@ pub(super) fn query(connection: &Connection, query: &ActivityQuery) -> rusqlite:
 pub(super) fn transaction(connection: &Connection, id: &TransactionId) -> rusqlite::Result<TransactionState> {
     let logged: Option<i64> = connection
         .prepare_cached(
-            "SELECT max(seq) FROM activities WHERE transaction_id = ?1 AND commit_id IS NOT NULL",
+            "SELECT max(seq) FROM (SELECT max(seq) AS seq FROM activities WHERE transaction_id = ?1 AND commit_id IS NOT NULL \
+             UNION ALL SELECT max(seq) FROM bourn_audit WHERE transaction_id = ?1)",
         )?
         .query_row([id.as_str()], |row| row.get(0))?;
     if let Some(seq) = logged.and_then(Seq::from_i64) {

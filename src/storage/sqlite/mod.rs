@@ -13,6 +13,7 @@ mod log;
 mod mutate;
 mod pool;
 mod reconcile;
+mod retention;
 mod rollback;
 mod rows;
 mod sequencer;
@@ -30,16 +31,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bourn_protocol::chunk::ChunkBuilder;
-use bourn_protocol::{EntityKey, Epoch, Selector, Seq, TransactionId};
+use bourn_protocol::{EntityKey, Selector, Seq, TransactionId};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Activity, ActivityQuery, Capture, CaptureStatus, Gained, ListPage, ListQuery, Log, LogBounds, Mutation,
-    OpenError, StorageError, Tables, TransactionState, WriteError, Writer, Written,
+    Activity, ActivityQuery, Capture, CaptureStatus, Gained, Kept, ListPage, ListQuery, Log, LogBounds,
+    Mutation, OpenError, StorageError, Tables, TransactionState, WriteError, Writer, Written,
 };
 use crate::config::Limits;
 use crate::entity::{Catalog, EntityType, TableSchema};
+use crate::storage::retention::Retention;
 pub use admin::{check, prepare, prepare_sql};
 use connect::open_error;
 use pool::ReadPool;
@@ -99,6 +101,7 @@ pub struct SqliteStorage {
     pool: ReadPool,
     jobs: mpsc::Sender<Job>,
     head: tokio::sync::watch::Receiver<Seq>,
+    generation: tokio::sync::watch::Receiver<u64>,
     shared: Arc<Shared>,
     streams: Arc<streams::Shared>,
     /// Dropped with the storage, which ends the watcher.
@@ -126,6 +129,8 @@ impl SqliteStorage {
         connect::migrate(&mut connection).map_err(failed)?;
         // What was committed while no server ran is in the log before anybody reads it.
         let (head, _) = tokio::sync::watch::channel(sequencer::seal_now(&connection).map_err(failed)?);
+        let known = log::generation(&connection).map_err(failed)?;
+        let (generation, _) = tokio::sync::watch::channel(known);
         let (jobs, queue) = mpsc::channel(limits.write_queue);
         let shared = Arc::new(Shared::default());
         let stored = Arc::new(streams::Shared::new());
@@ -135,11 +140,13 @@ impl SqliteStorage {
             connection: connect::reader(path, busy).map_err(failed)?,
             jobs: jobs.clone(),
             head: head.clone(),
+            generation: generation.clone(),
             shared: shared.clone(),
             streams: stored.clone(),
             stream_version: stream_version.clone(),
             schema_version: connect::schema_version(&connection).map_err(failed)?,
             interval: limits.poll_interval.get(),
+            retain_every: Retention::of(limits).map(|retention| retention.interval),
             stop,
         };
         let writing = WriterThread {
@@ -150,6 +157,7 @@ impl SqliteStorage {
             head: head.clone(),
             batch: limits.write_batch,
             ledger_retention: limits.ledger_retention.get(),
+            retention: Retention::of(limits),
             busy,
             streams: streams::StreamWriter::new(limits, stored.clone(), stream_version),
         };
@@ -158,7 +166,15 @@ impl SqliteStorage {
         spawn("bourn-writer", path, move || writing.run(reconciles))?;
         spawn("bourn-watcher", path, move || watching.run())?;
         let pool = ReadPool::new(path, busy, limits.read_connections);
-        Ok(SqliteStorage { pool, jobs, head: head.subscribe(), shared, streams: stored, _watcher: watcher })
+        Ok(SqliteStorage {
+            pool,
+            jobs,
+            head: head.subscribe(),
+            generation: generation.subscribe(),
+            shared,
+            streams: stored,
+            _watcher: watcher,
+        })
     }
 
     fn schema(entity: &EntityType) -> Result<Arc<TableSchema>, StorageError> {
@@ -185,11 +201,10 @@ impl Log for SqliteStorage {
     async fn bounds(&self) -> Result<LogBounds, StorageError> {
         let read = self.pool.read(|connection| {
             let head = sequencer::sealed_head(connection)?;
-            Ok(connect::log_identity(connection)?.map(|(epoch, horizon)| (epoch, horizon, head)))
+            Ok(connect::epoch(connection)?.map(|epoch| (epoch, head)))
         });
-        let (epoch, horizon, head) = read.await?.ok_or(StorageError::Unavailable)?;
-        let epoch: Epoch = epoch.parse().map_err(|_| StorageError::Unavailable)?;
-        Ok(LogBounds { epoch, head, horizon: Seq::from_i64(horizon).unwrap_or_default() })
+        let (epoch, head) = read.await?.ok_or(StorageError::Unavailable)?;
+        Ok(LogBounds { epoch: epoch.parse().map_err(|_| StorageError::Unavailable)?, head })
     }
 
     async fn stream_tail(&self, stream: &Selector) -> Result<Seq, StorageError> {
@@ -201,12 +216,16 @@ impl Log for SqliteStorage {
         read.await
     }
 
-    async fn fill(&self, stream: &Selector, chunk: ChunkBuilder) -> Result<ChunkBuilder, StorageError> {
+    async fn fill(
+        &self,
+        stream: &Selector,
+        chunk: ChunkBuilder,
+    ) -> Result<(ChunkBuilder, Kept), StorageError> {
         let stream = stream.clone();
         // One snapshot for all of it: the stream's feeds and their activities belong together.
         let read = self.pool.read(move |connection| {
             let snapshot = connection.transaction()?;
-            log::fill(&snapshot, &stream, chunk)
+            Ok((log::fill(&snapshot, &stream, chunk)?, log::kept(&snapshot, &stream)?))
         });
         read.await
     }
@@ -261,6 +280,10 @@ impl Writer for SqliteStorage {
 impl Capture for SqliteStorage {
     fn head(&self) -> tokio::sync::watch::Receiver<Seq> {
         self.head.clone()
+    }
+
+    fn generation(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.generation.clone()
     }
 
     fn status(&self) -> CaptureStatus {

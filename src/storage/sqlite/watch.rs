@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use bourn_protocol::Seq;
 
 use super::writer::Job;
-use super::{Shared, advance, connect, error, sequencer, streams};
+use super::{Shared, advance, connect, error, log, sequencer, streams};
 use crate::storage::streams::unix_millis;
 
 /// How often it is looked whether stored streams have expired.
@@ -22,6 +22,7 @@ pub(super) struct Watcher {
     pub(super) connection: Connection,
     pub(super) jobs: mpsc::Sender<Job>,
     pub(super) head: watch::Sender<Seq>,
+    pub(super) generation: watch::Sender<u64>,
     pub(super) shared: Arc<Shared>,
     pub(super) streams: Arc<streams::Shared>,
     /// The last commit that is known to have touched streams.
@@ -29,6 +30,8 @@ pub(super) struct Watcher {
     /// The schema as it was before the writer first looked at the tables.
     pub(super) schema_version: i64,
     pub(super) interval: Duration,
+    /// How often old activities are looked for; nothing where all are kept.
+    pub(super) retain_every: Option<Duration>,
     /// Closed when the storage is.
     pub(super) stop: Receiver<()>,
 }
@@ -39,8 +42,14 @@ impl Watcher {
         // An impossible value, so that the first look sees a change.
         let mut data_version = -1;
         let mut unsealed = false;
-        let mut collected_at = Instant::now();
+        let (mut collected_at, mut retained_at) = (Instant::now(), Instant::now());
         while self.stop.recv_timeout(self.interval) == Err(RecvTimeoutError::Timeout) {
+            // A full queue is as good as none: it is tried again at the next look.
+            if self.retain_every.is_some_and(|every| retained_at.elapsed() >= every)
+                && self.jobs.try_send(Job::Retain).is_ok()
+            {
+                retained_at = Instant::now();
+            }
             if collected_at.elapsed() >= COLLECT_EVERY {
                 collected_at = Instant::now();
                 self.collect();
@@ -87,6 +96,8 @@ impl Watcher {
             self.shared.refresh_owed.store(false, Ordering::Relaxed);
             self.schema_version = schema;
         }
+        let generation = log::generation(&self.connection)?;
+        self.generation.send_if_modified(|known| std::mem::replace(known, generation) != generation);
         let lag = sequencer::unsealed(&self.connection)?;
         self.shared.lag(lag);
         if lag > 0 {

@@ -14,8 +14,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::reconcile::Reconcile;
 use super::streams::{StreamJob, StreamWriter};
 use super::subscriptions::SubscriptionJob;
-use super::{Shared, advance, error, introspect, mutate, sequencer, triggers};
+use super::{Shared, advance, error, introspect, mutate, retention, sequencer, triggers};
 use crate::entity::{Catalog, TableState};
+use crate::storage::retention::Retention;
 use crate::storage::{Mutation, StorageError, WriteError, Written};
 
 /// How long sealing and reconciling wait for another process that holds the database. Both are tried again, and
@@ -36,6 +37,8 @@ pub(super) enum Job {
     Seal,
     /// The database's schema has changed.
     Refresh,
+    /// It is time to look for what is old.
+    Retain,
     /// Do what is queued, then stop.
     Close(oneshot::Sender<()>),
 }
@@ -61,6 +64,8 @@ pub(super) struct WriterThread {
     /// Most mutations of one commit.
     pub(super) batch: usize,
     pub(super) ledger_retention: Duration,
+    /// When old activities may go; nothing where all are kept.
+    pub(super) retention: Option<Retention>,
     /// How long a mutation waits for another process that holds the database.
     pub(super) busy: Duration,
     /// Stored streams as this thread knows them.
@@ -71,17 +76,20 @@ impl WriterThread {
     /// Works until it is told to stop or nobody can ask any more.
     pub(super) fn run(mut self, mut reconciles: VecDeque<Reconcile>) {
         let mut expired_at = Instant::now();
+        // There may be something old to take out.
+        let mut retaining = false;
         // What a batch of mutations was followed by.
         let mut next = None;
         loop {
             let job = match next.take() {
                 Some(job) => Some(job),
-                None if reconciles.is_empty() => self.jobs.blocking_recv(),
+                None if reconciles.is_empty() && !retaining => self.jobs.blocking_recv(),
                 None => match self.jobs.try_recv() {
                     Ok(job) => Some(job),
                     Err(mpsc::error::TryRecvError::Disconnected) => None,
                     Err(mpsc::error::TryRecvError::Empty) => {
                         self.reconcile_step(&mut reconciles);
+                        retaining = retaining && self.retention_step();
                         continue;
                     }
                 },
@@ -93,6 +101,7 @@ impl WriterThread {
                     return;
                 }
                 Some(Job::Seal) => self.seal(),
+                Some(Job::Retain) => retaining = true,
                 Some(Job::Refresh) => reconciles = self.refresh(reconciles),
                 Some(Job::Subscription(job)) => job.run(&self.connection),
                 Some(Job::Stream(job)) => next = self.stream_batch(job),
@@ -307,6 +316,28 @@ impl WriterThread {
             }
         }
         reconciles
+    }
+
+    /// Takes out some of what is old; says whether there may be more.
+    fn retention_step(&self) -> bool {
+        let Some(retention) = self.retention else { return false };
+        let stepped = self.in_background(|| {
+            let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+            let text = |millis: i64| {
+                transaction
+                    .prepare_cached("SELECT strftime('%Y-%m-%dT%H:%M:%fZ', ?1 / 1000.0, 'unixepoch')")?
+                    .query_row([millis], |row| row.get(0))
+            };
+            let history = text(retention.history_bound())?;
+            let audit = retention.audit_bound().map(text).transpose()?;
+            let more = retention::step(&transaction, &retention::Bounds { history, audit })?;
+            transaction.commit()?;
+            Ok(more)
+        });
+        stepped.unwrap_or_else(|failure| {
+            tracing::warn!(%failure, "old activities cannot be taken out now");
+            false
+        })
     }
 
     fn reconcile_step(&self, reconciles: &mut VecDeque<Reconcile>) {

@@ -103,6 +103,20 @@ impl Appender {
         Ok(())
     }
 
+    /// Notes of mutations that nothing of them comes into the log.
+    pub(super) async fn confirm(&self, transactions: &[String]) -> Result<(), Lost> {
+        let mut transaction = self.db.appending().await?;
+        sqlx::query(
+            "UPDATE bourn.ledger SET confirmed = $1 WHERE transaction_id = ANY ($2) AND confirmed IS NULL",
+        )
+        .bind(self.head.as_i64())
+        .bind(transactions)
+        .execute(transaction.connection())
+        .await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
     /// Moves the position past what has nothing for the log.
     pub(super) async fn move_position(&mut self, position: Lsn) -> Result<(), Lost> {
         let mut transaction = self.db.appending().await?;

@@ -2,10 +2,12 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
-use bourn_protocol::Action;
+use bourn_protocol::{Action, Last, Seq};
 
 use crate::entity::EntityType;
+use crate::storage::Activity;
 
 /// One activity that has no place in the log yet.
 #[derive(Debug, Clone)]
@@ -34,6 +36,28 @@ pub(super) struct CommitMark {
     pub(super) id: i64,
     /// Microseconds since 1970.
     pub(super) micros: i64,
+}
+
+/// Entries as the log has them after they were appended behind a place.
+pub(super) fn activities(before: Seq, entries: Vec<Entry>) -> impl Iterator<Item = Activity> {
+    (before.get() + 1..).zip(entries).filter_map(|(seq, entry)| {
+        let time = Duration::from_micros(u64::try_from(entry.commit.micros).unwrap_or_default());
+        Some(Activity {
+            seq: Seq::new(seq)?,
+            action: entry.action,
+            entity_type: entry.entity.name.to_string(),
+            entity_id: entry.key,
+            organization_id: entry.scope,
+            transaction_id: entry.transaction,
+            client_id: entry.client,
+            changed_keys: entry.changed_keys,
+            value: entry.value.as_deref().map(Into::into),
+            previous_values: entry.previous.as_deref().map(Into::into),
+            commit_id: entry.commit.id,
+            last: Last::from_log(entry.last.into()),
+            created_at: humantime::format_rfc3339_millis(UNIX_EPOCH + time).to_string(),
+        })
+    })
 }
 
 /// Marks the last changes of a whole transaction.

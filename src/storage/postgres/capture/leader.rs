@@ -19,7 +19,7 @@ use super::super::value::Form;
 use super::super::{Inner, refresh};
 use super::append::{Appender, Long};
 use super::change::{Change, Ids, Source};
-use super::entry::CommitMark;
+use super::entry::{CommitMark, activities};
 use super::prior::{self, Prior};
 use super::reconcile::Reconciler;
 use super::settle::{RowName, Settler};
@@ -36,8 +36,8 @@ const IDLE_EVERY: Duration = Duration::from_secs(5);
 /// What waits to be appended, in the order of the stream.
 pub(super) enum Item {
     Change(Box<Change>),
-    /// A transaction ends.
-    End,
+    /// A transaction ends; whose it was, if that was said.
+    End(Option<Arc<Ids>>),
 }
 
 /// The transaction that the stream is telling of.
@@ -120,6 +120,11 @@ impl<'a> Leader<'a> {
         Ok(leader)
     }
 
+    /// What the log must have for this server to be the one that appends.
+    pub(super) fn fence(&self) -> i64 {
+        self.appender.fence
+    }
+
     /// Leads until that is over; says why.
     pub(super) async fn run(&mut self) -> Lost {
         loop {
@@ -196,7 +201,7 @@ impl<'a> Leader<'a> {
             return Ok(());
         }
         let Some(mut long) = open.long else {
-            self.items.push(Item::End);
+            self.items.push(Item::End(open.ids));
             return Ok(());
         };
         self.settle_part(&mut long).await?;
@@ -210,7 +215,7 @@ impl<'a> Leader<'a> {
 
     /// Appends the transactions that have ended.
     pub(super) async fn flush(&mut self) -> Result<(), Lost> {
-        let Some(last) = self.items.iter().rposition(|item| matches!(item, Item::End)) else {
+        let Some(last) = self.items.iter().rposition(|item| matches!(item, Item::End(_))) else {
             if self.open.is_none() && self.told > self.appender.position {
                 self.appender.move_position(self.told).await?;
                 self.appended();
@@ -223,14 +228,28 @@ impl<'a> Leader<'a> {
         let mut reading = self.inner.db.reading().await?;
         self.know(reading.connection(), &batch).await?;
         drop(reading);
+        // Transactions that changed nothing that the log shows.
+        let mut quiet = Vec::new();
         for item in &batch {
             match item {
                 Item::Change(change) => self.settler.take(change),
-                Item::End => self.settler.end_transaction(),
+                Item::End(ids) => {
+                    let told = self.settler.end_transaction();
+                    let id = ids.as_ref().and_then(|ids| ids.transaction_id.clone());
+                    quiet.extend(
+                        id.filter(|id| !told.iter().any(|entry| entry.transaction.as_ref() == Some(id))),
+                    );
+                }
             }
         }
         let entries = self.settler.finish();
+        if !quiet.is_empty() {
+            // Before the position moves past them: a crash in between says it once more.
+            self.appender.confirm(&quiet).await?;
+        }
+        let before = self.appender.head;
         self.appender.append(&entries, self.told).await?;
+        self.inner.shared.recent.push(activities(before, entries));
         self.appended();
         Ok(())
     }

@@ -11,6 +11,7 @@ mod entry;
 mod leader;
 mod prior;
 mod reconcile;
+mod retention;
 mod scan;
 mod settle;
 mod slot;
@@ -18,6 +19,7 @@ mod stream;
 
 use pgwire_replication::PgWireError;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 pub(super) use append::CHANNEL;
 use leader::Leader;
@@ -61,6 +63,9 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
         let lost = match Leader::begin(inner, stop).await {
             Ok(mut leader) => {
                 tracing::info!("this server captures changes");
+                let fence = leader.fence();
+                let _retaining =
+                    AbortOnDropHandle::new(tokio::spawn(retention::run(inner.clone(), fence, stop.clone())));
                 let lost = leader.run().await;
                 inner.shared.leading(false);
                 match &lost {

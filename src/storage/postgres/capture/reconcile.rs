@@ -117,6 +117,7 @@ impl Reconciler {
 impl Leader<'_> {
     /// Finds out which tables are to be compared with the log.
     pub(super) async fn queue_reconciles(&mut self) -> Result<(), Lost> {
+        self.note_unavailable().await?;
         let again = std::mem::take(&mut self.reconciler.again);
         let tables = self.inner.shared.tables();
         let mut reading = self.inner.db.reading().await?;
@@ -177,6 +178,23 @@ impl Leader<'_> {
         }
         self.begin_next();
         self.inner.shared.reconciling(self.reconciler.progress());
+        Ok(())
+    }
+
+    /// Notes for good that the entity types whose tables cannot be served now are to be compared when they can.
+    pub(super) async fn note_unavailable(&mut self) -> Result<(), Lost> {
+        let tables = self.inner.shared.tables();
+        let missing = self.inner.catalog.iter().filter(|entity| !tables.contains_key(&entity.name));
+        let missing: Vec<String> = missing.map(|entity| entity.name.to_string()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.inner.db.begin().await?;
+        sqlx::query("UPDATE bourn.entities SET reconciled = false, signature = '' WHERE entity_type = ANY ($1) AND signature <> ''")
+            .bind(missing)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
         Ok(())
     }
 

@@ -86,11 +86,12 @@ impl Settler {
         }
     }
 
-    /// The transaction has ended.
-    pub(super) fn end_transaction(&mut self) {
+    /// The transaction has ended; gives its activities.
+    pub(super) fn end_transaction(&mut self) -> &[Entry] {
         self.end_part();
-        mark_last(&mut self.entries[self.start..]);
-        self.start = self.entries.len();
+        let start = std::mem::replace(&mut self.start, self.entries.len());
+        mark_last(&mut self.entries[start..]);
+        &self.entries[start..]
     }
 
     /// The transaction's changes are taken out before it has ended, or at its end: what is announced goes with

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use bourn_protocol::{ClientId, TransactionId};
 use bytes::Bytes;
 
-use super::super::catalog;
+use super::super::catalog::{self, Table};
 use super::super::layout::Layout;
 use super::super::ledger::MESSAGE_PREFIX;
 use super::super::pgoutput::{Message, Relation, decode};
+use super::super::refresh;
+use super::super::shared::Tables;
 use super::Lost;
 use super::change::{Change, Ids, Kind, Source};
 use super::leader::{Item, Leader};
@@ -53,14 +55,11 @@ impl Leader<'_> {
 
     /// A table as its rows look from here on.
     async fn relation(&mut self, relation: &Relation) -> Result<(), Lost> {
-        let tables = self.inner.shared.tables();
-        let found =
-            tables.iter().find(|(_, table)| table.schema == relation.schema && table.name == relation.name);
-        let entity = found.and_then(|(name, table)| Some((self.inner.catalog.by_name(name)?, table)));
-        let Some((entity, table)) = entity else {
-            // Not streamed, or not as it was when it was looked at last.
+        let tables = self.tables_with(relation).await?;
+        let Some((entity, table)) = streamed(&tables, relation)
+            .and_then(|(name, table)| Some((self.inner.catalog.by_name(name)?, table)))
+        else {
             self.sources.insert(relation.id, None);
-            self.recheck = true;
             return Ok(());
         };
         let known = table.columns.iter().map(|column| (&column.name, column.type_id));
@@ -90,6 +89,22 @@ impl Leader<'_> {
         Ok(())
     }
 
+    /// The tables that are streamed. Where this one seems not to be, they are looked at anew: what is told of it from
+    /// here on is passed over, and whichever entity type has no table now must be compared when it has one again.
+    async fn tables_with(&mut self, relation: &Relation) -> Result<Arc<Tables>, Lost> {
+        let tables = self.inner.shared.tables();
+        if streamed(&tables, relation).is_some() {
+            return Ok(tables);
+        }
+        self.recheck = true;
+        refresh::look(self.inner, true).await?;
+        let tables = self.inner.shared.tables();
+        if streamed(&tables, relation).is_none() {
+            self.note_unavailable().await?;
+        }
+        Ok(tables)
+    }
+
     /// What is known of the tables has changed: the stream does not repeat what it has told of them.
     pub(super) async fn tell_tables_again(&mut self) -> Result<(), Lost> {
         for relation in std::mem::take(&mut self.relations).into_values() {
@@ -116,10 +131,20 @@ impl Leader<'_> {
             for item in self.items.iter_mut().rev() {
                 match item {
                     Item::Change(change) => change.ids = Some(ids.clone()),
-                    Item::End => break,
+                    Item::End(_) => break,
                 }
             }
         }
         open.ids = Some(ids);
     }
+}
+
+/// The entity type that a table is streamed as: by its number, so that it may have another name for a while, or by
+/// its name.
+fn streamed<'a>(tables: &'a Tables, relation: &Relation) -> Option<(&'a Arc<str>, &'a Arc<Table>)> {
+    let named = |table: &Table| table.schema == relation.schema && table.name == relation.name;
+    tables
+        .iter()
+        .find(|(_, table)| table.id == relation.id)
+        .or_else(|| tables.iter().find(|(_, table)| named(table)))
 }

@@ -128,6 +128,7 @@ pub(super) fn fill(
         .query_row([id.cast_signed()], |row| Ok((seq(row, 0)?, row.get(1)?)))
         .optional()?;
     let Some((tail, closed)) = now else { return Ok(Err(FillError::Missing)) };
+    chunk.reserve(tail);
     for segment in lineage {
         if segment.to <= chunk.position() {
             continue;
