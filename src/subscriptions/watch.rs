@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Delivery, LIST_PAGE, Refusal, Subscriptions, parse, unix_millis};
 use crate::storage::streams::StreamChange;
 
-/// The longest sleep: another server may have put something on the calendar.
+/// The longest sleep: another server may have made a subscription, or put something on the calendar.
 const LOOK_LEAST: Duration = Duration::from_secs(1);
 /// Subscriptions that are looked at for the clock's sake at once.
 const DUE_AT_ONCE: usize = 256;
@@ -94,7 +94,11 @@ impl Subscriptions {
                 Ok(()) => {}
                 Err(error) => tracing::warn!(%error, "subscriptions cannot be looked at now"),
             }
-            let next = self.storage.next_due_subscription().await.ok().flatten();
+            // Where nobody subscribes, appends cost nothing here.
+            let next = match interests.is_empty() {
+                true => None,
+                false => self.storage.next_due_subscription().await.ok().flatten(),
+            };
             let wait = next.map_or(LOOK_LEAST, |at| {
                 Duration::from_millis(at.saturating_sub(unix_millis()).max(1).unsigned_abs()).min(LOOK_LEAST)
             });
@@ -105,7 +109,7 @@ impl Subscriptions {
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
                 () = &mut changed => stale = true,
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(wait) => stale = true,
                 () = stop.cancelled() => return,
             }
             while let Ok(change) = changes.try_recv() {
