@@ -38,8 +38,6 @@ impl Interest {
 struct News {
     moved: BTreeSet<StreamPath>,
     deleted: BTreeSet<StreamPath>,
-    /// Another server has changed a subscription.
-    subscriptions: bool,
     /// Anything may have.
     unknown: bool,
 }
@@ -56,7 +54,6 @@ impl News {
                     self.moved.remove(path);
                     self.deleted.insert(path.clone());
                 }
-                StreamChange::Subscriptions => self.subscriptions = true,
                 StreamChange::Unknown => self.unknown = true,
             }
         }
@@ -124,10 +121,9 @@ impl Subscriptions {
         interests: &mut Vec<Interest>,
         stale: &mut bool,
     ) -> Result<(), Refusal> {
-        if *stale || news.unknown || news.subscriptions {
+        if *stale || news.unknown {
             *interests = self.interests().await?;
             *stale = false;
-            news.subscriptions = false;
         }
         if interests.is_empty() {
             *news = News::default();

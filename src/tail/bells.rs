@@ -98,7 +98,6 @@ impl Bells {
                     let Some(bell) = registry.bells.get(id) else { continue };
                     bell.send_modify(|mark| mark.gone = true);
                 }
-                StreamChange::Subscriptions => {}
                 StreamChange::Unknown => {
                     for bell in registry.bells.values() {
                         bell.send_modify(|mark| mark.doubts += 1);

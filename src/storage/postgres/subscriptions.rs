@@ -134,11 +134,7 @@ impl Subscriptions for PostgresStorage {
     }
 
     async fn save_subscription(&self, subscription: StoredSubscription) -> Result<bool, StorageError> {
-        let saved = self.try_save(&subscription).await.map_err(|e| error::storage(&e))?;
-        if saved {
-            self.stored.subscription_changed();
-        }
-        Ok(saved)
+        self.try_save(&subscription).await.map_err(|e| error::storage(&e))
     }
 
     async fn delete_subscription(&self, id: &str) -> Result<bool, StorageError> {

@@ -197,8 +197,6 @@ pub enum StreamChange {
         /// Where it was.
         path: StreamPath,
     },
-    /// Another server has changed a subscription.
-    Subscriptions,
     /// Another server has written; what, is not known.
     Unknown,
 }

@@ -114,7 +114,7 @@ impl Owed {
         let unknown = self.unknown.then(|| "u".to_owned());
         let mut notifications = Vec::new();
         let mut text = format!("{server}");
-        for line in commits.chain(unknown).chain(self.changes.iter().filter_map(write)) {
+        for line in commits.chain(unknown).chain(self.changes.iter().map(write)) {
             if text.len() + 1 + line.len() > NOTIFICATION_MAX {
                 notifications.push(std::mem::replace(&mut text, format!("{server}")));
             }
@@ -126,14 +126,13 @@ impl Owed {
     }
 }
 
-fn write(change: &StreamChange) -> Option<String> {
+fn write(change: &StreamChange) -> String {
     match change {
         StreamChange::Moved { id, path, tail, closed } => {
-            Some(format!("m {id} {tail} {} {path}", u8::from(*closed)))
+            format!("m {id} {tail} {} {path}", u8::from(*closed))
         }
-        StreamChange::Deleted { id, path } => Some(format!("d {id} {path}")),
-        StreamChange::Subscriptions => Some("s".into()),
-        StreamChange::Unknown => Some("u".into()),
+        StreamChange::Deleted { id, path } => format!("d {id} {path}"),
+        StreamChange::Unknown => "u".into(),
     }
 }
 
@@ -152,7 +151,6 @@ fn read(line: &str) -> Option<StreamChange> {
             let (id, path) = rest.split_once(' ')?;
             Some(StreamChange::Deleted { id: id.parse().ok()?, path: StreamPath::new(path).ok()? })
         }
-        "s" => Some(StreamChange::Subscriptions),
         // Also what a newer server may say.
         _ => Some(StreamChange::Unknown),
     }
@@ -206,17 +204,6 @@ impl Stored {
     /// A commit failed in a way that does not say whether it was done.
     pub(super) fn unsure(&self, counter: &mut Counter) {
         self.committed(counter, vec![StreamChange::Unknown]);
-    }
-
-    /// Tells the other servers that a subscription was changed here.
-    pub(in super::super) fn subscription_changed(&self) {
-        {
-            let mut owed = locked(&self.owed);
-            if !owed.changes.contains(&StreamChange::Subscriptions) {
-                owed.add(&StreamChange::Subscriptions);
-            }
-        }
-        self.ring.notify_one();
     }
 
     /// What another server has to tell.

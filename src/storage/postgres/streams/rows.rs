@@ -107,8 +107,8 @@ async fn forked(
 pub(super) async fn forked_from(connection: &mut PgConnection, ids: &[u64]) -> Result<Vec<u64>, sqlx::Error> {
     let ids: Vec<i64> = ids.iter().map(|id| id.cast_signed()).collect();
     let found: Vec<i64> = sqlx::query_scalar(
-        "SELECT id FROM unnest($1::bigint[]) id \
-         WHERE EXISTS (SELECT 1 FROM bourn.streams WHERE source_id = id AND state < 2)",
+        "SELECT asked FROM unnest($1::bigint[]) asked \
+         WHERE EXISTS (SELECT 1 FROM bourn.streams WHERE source_id = asked AND state < 2)",
     )
     .bind(ids)
     .fetch_all(connection)
