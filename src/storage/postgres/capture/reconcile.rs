@@ -62,6 +62,8 @@ struct Work {
     table: Arc<Table>,
     place: Place,
     from_empty: bool,
+    /// It was begun by this server, which has told of everything since.
+    begun_here: bool,
     wait_for: i64,
     compared: i64,
 }
@@ -199,6 +201,7 @@ impl Leader<'_> {
                         table: table.clone(),
                         place,
                         from_empty,
+                        begun_here: false,
                         wait_for,
                         compared,
                     }
@@ -263,6 +266,7 @@ impl Leader<'_> {
             place: Place::Rows(None),
             wait_for: row.try_get(0)?,
             from_empty: row.try_get(1)?,
+            begun_here: true,
             compared: 0,
         })
     }
@@ -298,9 +302,8 @@ impl Leader<'_> {
         current.work.place = step.next.clone();
         let work = current.work.clone();
         // Without anything in the log there is nothing to compare with.
-        let fresh = work.from_empty
-            && !self.reconciler.touched.contains(&work.entity.name)
-            && work.compared_here(&step);
+        let fresh =
+            work.from_empty && work.begun_here && !self.reconciler.touched.contains(&work.entity.name);
         let mut long = self.appender.begin(self.inner.limits.leader_timeout.get()).await?;
         let commit: i64 =
             scalar("SELECT pg_current_xact_id()::text::int8").fetch_one(&mut *long.transaction).await?;
@@ -334,13 +337,6 @@ impl Leader<'_> {
         }
         self.inner.shared.reconciling(self.reconciler.progress());
         Ok(())
-    }
-}
-
-impl Work {
-    /// Whether everything that was compared of the table was compared without anything in the log.
-    fn compared_here(&self, step: &Step) -> bool {
-        step.missing.is_empty()
     }
 }
 
