@@ -10,7 +10,11 @@ CREATE TABLE bourn.log (
   -- Raised by every server that begins to capture: one that was superseded finds that it does not match.
   fence    bigint   NOT NULL DEFAULT 0,
   -- What was committed before this place of the write-ahead log is in our log; empty before the slot is made.
-  position pg_lsn
+  position pg_lsn,
+  -- Whose write-ahead log that is: a database that was restored elsewhere has another one.
+  source   text,
+  -- Transactions of activities up to here were another source's.
+  foreign_until bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 10);
 INSERT INTO bourn.log (id, epoch) VALUES (1, '{epoch}');
 
@@ -44,7 +48,7 @@ CREATE TABLE bourn.activities (
 );
 CREATE INDEX activities_entity_type ON bourn.activities (entity_type, seq);
 CREATE INDEX activities_feed        ON bourn.activities (feed_id, seq);
-CREATE INDEX activities_entity      ON bourn.activities (entity_id, seq);
+CREATE INDEX activities_entity      ON bourn.activities (entity_id, entity_type, seq);
 CREATE INDEX activities_transaction ON bourn.activities (transaction_id) WHERE transaction_id IS NOT NULL;
 CREATE INDEX activities_client      ON bourn.activities (client_id, seq) WHERE client_id IS NOT NULL;
 CREATE INDEX activities_commit      ON bourn.activities USING brin (commit_id) WITH (pages_per_range = 16, autosummarize = on);

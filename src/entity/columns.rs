@@ -57,6 +57,8 @@ impl ColumnKind {
             (ColumnKind::Array, Value::Array(_)) => !has_nul(value),
             (ColumnKind::Blob, Value::String(s)) => unhex(s).is_some(),
             (ColumnKind::Timestamp, Value::String(s)) => is_timestamp(s),
+            // What JSON has no number for is given out as text, and taken back as that.
+            (ColumnKind::Real | ColumnKind::Numeric, Value::String(s)) => NO_NUMBERS.contains(&s.as_str()),
             _ => false,
         }
     }
@@ -87,8 +89,16 @@ pub fn unhex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// Whether the text has the shape of an ISO 8601 date, time, or both.
+/// The numbers that JSON has not.
+const NO_NUMBERS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
+
+/// Whether the text has the shape of an ISO 8601 date, time, or both; or of what a database has beyond those: no end
+/// of time, and the years before our era.
 fn is_timestamp(text: &str) -> bool {
+    if matches!(text, "infinity" | "-infinity") {
+        return true;
+    }
+    let text = text.strip_suffix(" BC").unwrap_or(text);
     let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '9' } else { c }).collect();
     let (date, time) = match shape.split_once(['T', ' ']) {
         Some((date, time)) => (date, Some(time)),
@@ -103,6 +113,9 @@ fn is_timestamp(text: &str) -> bool {
             && (1..=9).contains(&fraction.len())
             && fraction.bytes().all(|b| b == b'9')
     };
+    // Years may have more than four digits.
+    let date = date.strip_prefix("99").filter(|short| short.len() >= 10).unwrap_or(date);
+    let date = date.strip_prefix('9').filter(|short| short.len() >= 10).unwrap_or(date);
     date == "9999-99-99" && time.is_none_or(time_fits) && text.len() <= 40
 }
 
@@ -220,6 +233,10 @@ mod tests {
             "2026-01-15 10:30",
             "10:30:00",
             "2026-01-15T10:30:00+02:00",
+            "infinity",
+            "0044-03-15T10:00:00+00:00 BC",
+            "12345-01-01",
+            "294276-12-31T23:59:59+00:00",
         ] {
             assert!(fits(ColumnKind::Timestamp, json!(good)), "{good}");
         }

@@ -26,6 +26,7 @@ mod database_faults;
 mod live;
 mod nginx;
 mod operations;
+mod retention;
 mod stored_streams;
 mod subscriptions;
 mod transactions;

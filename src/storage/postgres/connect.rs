@@ -1,6 +1,7 @@
 //! Reaching the database: the pool of ordinary connections, what the replication client needs to know, and the
 //! migrations that make the log's own tables.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -51,6 +52,8 @@ pub(super) struct Db {
     /// A pooler in transaction mode stands before the database: every statement needs a transaction.
     pooled: bool,
     direct: PgConnectOptions,
+    /// The files that the URL names for TLS: authorities, certificate, key.
+    files: [Option<PathBuf>; 3],
 }
 
 /// A connection for single statements.
@@ -105,6 +108,12 @@ impl Db {
             begin_snapshot: format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY{set}"),
             pooled,
             direct: direct.disable_statement_logging(),
+            files: [
+                ["sslrootcert", "ssl-root-cert", "ssl-ca"],
+                ["sslcert", "ssl-cert", ""],
+                ["sslkey", "ssl-key", ""],
+            ]
+            .map(|names| parameter(direct_url, &names)),
         })
     }
 
@@ -150,8 +159,7 @@ impl Db {
     pub(super) fn replication(&self, limits: &Limits) -> ReplicationConfig {
         let url = self.direct.to_url_lossy();
         let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
-        let query =
-            |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
+        let [authorities, certificate, key] = self.files.clone();
         let host = match self.direct.get_socket() {
             Some(directory) => directory.to_string_lossy().into_owned(),
             None => self.direct.get_host().to_owned(),
@@ -176,10 +184,10 @@ impl Db {
                 PgSslMode::VerifyCa => SslMode::VerifyCa,
                 PgSslMode::VerifyFull => SslMode::VerifyFull,
             },
-            ca_pem_path: query("sslrootcert").map(Into::into),
+            ca_pem_path: authorities,
             sni_hostname: None,
-            client_cert_pem_path: query("sslcert").map(Into::into),
-            client_key_pem_path: query("sslkey").map(Into::into),
+            client_cert_pem_path: certificate,
+            client_key_pem_path: key,
         })
         // The database ends the connection of a server that hangs, and with it its hold on the slot.
         .with_options(format!("{forms}-c wal_sender_timeout={}", patience.as_millis()))
@@ -193,6 +201,14 @@ impl Db {
         }
         config
     }
+}
+
+/// The value of the first of these parameters that a URL has.
+fn parameter(url: &str, names: &[&str]) -> Option<PathBuf> {
+    let (_, query) = url.split_once('?')?;
+    let value =
+        query.split('&').filter_map(|pair| pair.split_once('=')).find(|(name, _)| names.contains(name))?.1;
+    Some(percent_encoding::percent_decode_str(value).decode_utf8_lossy().into_owned().into())
 }
 
 /// Why a database cannot be served, in words, if it cannot.

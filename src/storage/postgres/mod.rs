@@ -102,7 +102,9 @@ impl PostgresStorage {
         match connect::migrate(&db, demo).await {
             Ok(()) => {}
             // What there is can be read all the same.
-            Err(e) if error::storage(&e) == StorageError::ReadOnly => {}
+            Err(e)
+                if error::storage(&e) == StorageError::ReadOnly
+                    && connect::migrated(&mut connection).await.map_err(failed)? > 0 => {}
             Err(e) => return Err(failed(e)),
         }
         if demo {

@@ -29,7 +29,7 @@ pub(super) async fn list(
     // A change may be in the log before the tables show it: the replication stream is told of a commit before
     // the commit is visible. The place is before the first such change.
     let unseen: Option<i64> = sqlx::query_scalar(
-        "SELECT min(a.seq) FROM bourn.activities a, bourn.log l WHERE a.seq > l.head - $1 \
+        "SELECT min(a.seq) FROM bourn.activities a, bourn.log l WHERE a.seq > l.head - $1 AND a.seq > l.foreign_until \
          AND a.commit_id >= pg_snapshot_xmin(pg_current_snapshot())::text::int8 \
          AND NOT pg_visible_in_snapshot(a.commit_id::text::xid8, pg_current_snapshot())",
     )

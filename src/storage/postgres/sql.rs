@@ -9,14 +9,6 @@ pub(super) fn ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A text literal.
-pub(super) fn literal(text: &str) -> String {
-    match text.contains('\\') {
-        true => format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''")),
-        false => format!("'{}'", text.replace('\'', "''")),
-    }
-}
-
 /// A table's name as SQL, from the name in the configuration: `pages`, or `app.pages`.
 pub(super) fn configured(table: &str) -> String {
     match table.split_once('.') {

@@ -417,8 +417,12 @@ pub(super) fn bind(column: &Column, value: &Value) -> Sql {
         (ColumnKind::Json, value) => Sql::Text(value.to_string()),
         (_, Value::Bool(truth)) => Sql::Integer(i64::from(*truth)),
         (_, Value::Number(n)) => number(n),
-        (ColumnKind::Real, Value::String(s)) if s == "Infinity" => Sql::Real(f64::INFINITY),
-        (ColumnKind::Real, Value::String(s)) if s == "-Infinity" => Sql::Real(f64::NEG_INFINITY),
+        (ColumnKind::Real | ColumnKind::Numeric, Value::String(s)) if s == "Infinity" => {
+            Sql::Real(f64::INFINITY)
+        }
+        (ColumnKind::Real | ColumnKind::Numeric, Value::String(s)) if s == "-Infinity" => {
+            Sql::Real(f64::NEG_INFINITY)
+        }
         (ColumnKind::Blob, Value::String(s)) => {
             crate::entity::unhex(s).map_or_else(|| Sql::Text(s.clone()), Sql::Blob)
         }

@@ -82,13 +82,15 @@ impl<'a> Leader<'a> {
     pub(super) async fn begin(inner: &'a Inner, stop: &'a CancellationToken) -> Result<Leader<'a>, Lost> {
         let mut connection = inner.db.connect_directly().await?;
         slot::prepare(inner, &mut connection).await?;
-        let mut client = ReplicationClient::connect(inner.db.replication(&inner.limits)).await?;
+        let mut client = ReplicationClient::connect_gated(inner.db.replication(&inner.limits)).await?;
+        let system = client.identify_system().await?.system_id;
+        client.start().await?;
         match client.wait_started().await {
             Ok(()) => {}
             Err(error) if error.to_string().contains("SQLSTATE 55006") => return Err(Lost::Held),
             Err(error) => return Err(error.into()),
         }
-        let standing = slot::take_over(inner, &mut connection).await?;
+        let standing = slot::take_over(inner, &mut connection, &system).await?;
         let near = sqlx::query_scalar("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8")
             .fetch_one(&mut connection)
             .await?;
@@ -108,7 +110,7 @@ impl<'a> Leader<'a> {
             told: standing.position,
             near,
             recheck: false,
-            reconciler: Reconciler::default(),
+            reconciler: Reconciler::new(near, standing.foreign_until),
             generation: 0,
             idle_since: Instant::now(),
             ticked: Instant::now(),
@@ -289,6 +291,7 @@ impl<'a> Leader<'a> {
             (ids.and_then(|ids| ids.transaction_id.as_deref()), ids.and_then(|ids| ids.client_id.as_deref()));
         for source in sources {
             self.reconciler.touched(&source.entity.name);
+            self.reconciler.truncated(&source.entity.name, open.commit.id);
             self.appender.append_truncation(&mut long, &source.entity, ids, open.commit).await?;
         }
         open.long = Some(long);
@@ -314,6 +317,9 @@ impl<'a> Leader<'a> {
         for item in batch {
             let Item::Change(change) = item else { continue };
             self.reconciler.touched(&change.source.entity.name);
+            if !change.settled {
+                self.reconciler.goes(change);
+            }
             if change.needs_log() {
                 let name = &change.source.entity.name;
                 rows.extend(

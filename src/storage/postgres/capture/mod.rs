@@ -59,6 +59,8 @@ enum Lost {
 /// Captures whenever nobody else does, until the server stops.
 pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
     let again = inner.limits.follow_interval.get() / 2;
+    // What was logged last: it is tried again all the time, and logged once.
+    let mut said = String::new();
     loop {
         let lost = match Leader::begin(inner, stop).await {
             Ok(mut leader) => {
@@ -66,10 +68,15 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
                 let fence = leader.fence();
                 let _retaining =
                     AbortOnDropHandle::new(tokio::spawn(retention::run(inner.clone(), fence, stop.clone())));
+                said = String::new();
                 let lost = leader.run().await;
                 inner.shared.leading(false);
                 match &lost {
                     Lost::Stopped => leader.release().await,
+                    Lost::Stream(error) if error.to_string().contains("SQLSTATE 42704") => {
+                        leader.release().await;
+                        slot::renew(inner).await;
+                    }
                     lost => tracing::warn!(reason = %lost, "this server does not capture any more"),
                 }
                 lost
@@ -79,7 +86,7 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
         match &lost {
             Lost::Stopped => return,
             Lost::Fenced | Lost::Held | Lost::Ended => inner.shared.capture_stands(None),
-            lost => inner.shared.capture_stands(Some(in_words(lost, inner))),
+            lost => inner.shared.capture_stands(Some(in_words(lost, inner, &mut said))),
         }
         tokio::select! {
             () = tokio::time::sleep(again) => {}
@@ -89,9 +96,15 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
 }
 
 /// What an operator is told. The database's own words are in the log lines.
-fn in_words(lost: &Lost, inner: &Inner) -> String {
+fn in_words(lost: &Lost, inner: &Inner, said: &mut String) -> String {
     let text = match lost {
-        Lost::Blocked(reason) => return reason.clone(),
+        Lost::Blocked(reason) => {
+            if said != reason {
+                tracing::warn!(reason, "cannot capture");
+                said.clone_from(reason);
+            }
+            return reason.clone();
+        }
         Lost::Stream(error) => error.to_string(),
         Lost::Database(error) => {
             let code = super::error::code(error).unwrap_or_default();
@@ -99,7 +112,10 @@ fn in_words(lost: &Lost, inner: &Inner) -> String {
         }
         lost => return lost.to_string(),
     };
-    tracing::warn!(error = text, "cannot capture");
+    if *said != text {
+        tracing::warn!(error = text, "cannot capture");
+        said.clone_from(&text);
+    }
     let says = |code: &str| text.contains(&format!("SQLSTATE {code}"));
     let role = inner.db.direct().get_username();
     if says("28P01") || says("28000") || text.contains("authentication") {

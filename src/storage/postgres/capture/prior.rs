@@ -12,6 +12,7 @@ use super::settle::{Alive, Logged, RowName};
 pub(super) struct Prior {
     pub(super) logged: Logged,
     pub(super) commit_id: i64,
+    pub(super) seq: i64,
 }
 
 /// What the log has of these rows; what it has nothing of is not among the answers.
@@ -24,9 +25,9 @@ pub(super) async fn look_up(
     let found = sqlx::query(
         "SELECT k.place, a.action <> 'delete', a.organization_id, a.value, a.commit_id, \
          CASE WHEN a.action = 'delete' THEN (SELECT v.value FROM bourn.activities v WHERE v.entity_id = k.entity_id \
-           AND v.entity_type = k.entity_type AND v.value IS NOT NULL ORDER BY v.seq DESC LIMIT 1) END \
+           AND v.entity_type = k.entity_type AND v.value IS NOT NULL ORDER BY v.seq DESC LIMIT 1) END, a.seq \
          FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (entity_type, entity_id, place) \
-         CROSS JOIN LATERAL (SELECT action, organization_id, value, commit_id FROM bourn.activities a \
+         CROSS JOIN LATERAL (SELECT action, organization_id, value, commit_id, seq FROM bourn.activities a \
            WHERE a.entity_id = k.entity_id AND a.entity_type = k.entity_type ORDER BY a.seq DESC LIMIT 1) a",
     )
     .bind(types)
@@ -45,7 +46,7 @@ pub(super) async fn look_up(
         };
         let earlier: Option<String> = row.try_get(5)?;
         let logged = Logged { alive, last_value: value.or(earlier.map(Into::into)) };
-        priors.insert(name.clone(), Prior { logged, commit_id: row.try_get(4)? });
+        priors.insert(name.clone(), Prior { logged, commit_id: row.try_get(4)?, seq: row.try_get(6)? });
     }
     Ok(priors)
 }

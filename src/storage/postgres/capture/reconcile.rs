@@ -17,15 +17,18 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::Inner;
 use super::super::catalog::Table;
+use super::change::Change;
 use super::entry::{CommitMark, Entry, mark_last};
 use super::leader::Leader;
 use super::prior::{self, Prior};
-use super::scan::{self, Place, Snapshot, Step};
+use super::scan::{self, Place, Scanned, Snapshot, Step};
 use super::settle::RowName;
 use super::{Lost, append};
 use crate::entity::EntityType;
 use crate::storage::compare::same;
 
+/// Rows that went while their tables were compared, at most; more, and comparing begins again.
+const GONE_MAX: usize = 200_000;
 /// How long to wait between looks at transactions that must end first.
 const WAIT: Duration = Duration::from_millis(100);
 
@@ -40,6 +43,15 @@ pub(super) struct Reconciler {
     again: HashSet<Arc<str>>,
     /// Entity types of which capture has told something since this server leads.
     touched: HashSet<Arc<str>>,
+    /// Rows that went while their tables were compared, by the transactions that took them: what a snapshot from
+    /// before still has of them says nothing, and the log may have nothing of them either.
+    gone: HashMap<RowName, i64>,
+    /// The same of whole tables.
+    truncated: HashMap<Arc<str>, i64>,
+    /// Every transaction that this server was not told of is before this one.
+    since: i64,
+    /// Transactions of activities up to here were another source's.
+    foreign_until: i64,
 }
 
 /// A table to compare.
@@ -61,6 +73,37 @@ struct Current {
 }
 
 impl Reconciler {
+    pub(super) fn new(since: i64, foreign_until: i64) -> Reconciler {
+        Reconciler { since, foreign_until, ..Reconciler::default() }
+    }
+
+    /// A row of a table that is being compared may go.
+    pub(super) fn goes(&mut self, change: &Change) {
+        for key in change.goes() {
+            self.gone.insert((change.source.entity.name.clone(), key.to_owned()), change.commit.id);
+        }
+        if self.gone.len() > GONE_MAX {
+            self.gone.clear();
+            self.compare_all_again();
+        }
+    }
+
+    /// Every row of a table went.
+    pub(super) fn truncated(&mut self, name: &Arc<str>, transaction: i64) {
+        self.truncated.insert(name.clone(), transaction);
+    }
+
+    fn compare_all_again(&mut self) {
+        let works = self.waiting.iter().chain(self.current.as_ref().map(|current| &current.work));
+        self.again.extend(works.map(|work| work.entity.name.clone()));
+    }
+
+    /// Whether a row that a snapshot has is known to have gone after it.
+    fn went_unseen(&self, name: &RowName, snapshot: &Snapshot) -> bool {
+        let unseen = |transaction: &i64| !snapshot.sees(*transaction);
+        self.gone.get(name).is_some_and(unseen) || self.truncated.get(&name.0).is_some_and(unseen)
+    }
+
     /// Whether the table of this entity type is being compared, or is to be.
     pub(super) fn compares(&self, name: &str) -> bool {
         let this = |work: &Work| &*work.entity.name == name;
@@ -228,6 +271,8 @@ impl Leader<'_> {
             return;
         }
         let Some(work) = self.reconciler.waiting.pop_front() else { return };
+        // What was told before this server led is not among what is known to have gone.
+        let work = Work { wait_for: work.wait_for.max(self.reconciler.since), ..work };
         // One step ahead of the leader.
         let (sender, steps) = mpsc::channel(1);
         let task = tokio::spawn(read_steps(self.inner.clone(), work.clone(), sender));
@@ -269,7 +314,9 @@ impl Leader<'_> {
                 prior::look_up(&mut long.transaction, &names).await?
             }
         };
-        let mut entries = differences(&work.entity, &step, &priors, commit);
+        let mut entries = differences(&work.entity, &step, &priors, commit, &self.reconciler);
+        // What this snapshot sees, later ones see, too.
+        self.reconciler.gone.retain(|_, transaction| !step.snapshot.sees(*transaction));
         mark_last(&mut entries);
         self.appender.append_part(&mut long, &entries).await?;
         note_progress(&mut long, &work).await?;
@@ -361,6 +408,7 @@ fn differences(
     step: &Step,
     priors: &HashMap<RowName, Prior>,
     commit: CommitMark,
+    reconciler: &Reconciler,
 ) -> Vec<Entry> {
     let entry =
         |action, key: &str, scope: Option<String>, value: Option<Arc<str>>, previous: Option<Arc<str>>| {
@@ -379,10 +427,13 @@ fn differences(
             }
         };
     let newest = |key: &str| priors.get(&(entity.name.clone(), key.to_owned()));
-    let seen =
-        |snapshot: &Snapshot, key: &str| newest(key).is_none_or(|prior| snapshot.sees(prior.commit_id));
+    let known = |prior: &Prior| prior.seq <= reconciler.foreign_until || step.snapshot.sees(prior.commit_id);
+    let seen = |key: &str| newest(key).is_none_or(known);
+    let there = |row: &Scanned| {
+        seen(&row.key) && !reconciler.went_unseen(&(entity.name.clone(), row.key.clone()), &step.snapshot)
+    };
     let mut entries = Vec::new();
-    for row in step.rows.iter().filter(|row| seen(&step.snapshot, &row.key)) {
+    for row in step.rows.iter().filter(|row| there(row)) {
         let (key, value) = (&row.key, Some(row.value.clone()));
         match newest(key).and_then(|prior| prior.logged.alive.clone()) {
             None => entries.push(entry(Action::Create, key, row.scope.clone(), value, None)),
@@ -396,7 +447,7 @@ fn differences(
             Some(_) => {}
         }
     }
-    for key in step.missing.iter().filter(|key| seen(&step.snapshot, key)) {
+    for key in step.missing.iter().filter(|key| seen(key)) {
         if let Some(alive) = newest(key).and_then(|prior| prior.logged.alive.clone()) {
             entries.push(entry(Action::Delete, key, alive.scope, None, Some(alive.value)));
         }

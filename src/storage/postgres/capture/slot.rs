@@ -3,8 +3,8 @@
 use pgwire_replication::Lsn;
 use sqlx::{PgConnection, Row};
 
+use super::super::Inner;
 use super::super::connect::APPLICATION;
-use super::super::{Inner, sql};
 use super::Lost;
 
 /// The slot as the database has it.
@@ -110,6 +110,24 @@ async fn create(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost
     }
 }
 
+/// The stream cannot be read from where the slot stands: the publication was not there when some of it was written,
+/// which the database takes for a failure for ever. If the publication is there now, the slot is made anew.
+pub(super) async fn renew(inner: &Inner) {
+    let renewing = async {
+        let mut connection = inner.db.connect_directly().await?;
+        if published(&mut connection, &inner.limits.publication).await? {
+            tracing::warn!(
+                "the publication was away for a while; the slot is made anew and every table compared with the log"
+            );
+            drop_slot(inner, &mut connection).await?;
+        }
+        Ok::<_, Lost>(())
+    };
+    if let Err(lost) = renewing.await {
+        tracing::warn!(reason = %lost, "the slot cannot be made anew now");
+    }
+}
+
 /// Drops the slot; every table is compared with the log when there is another one.
 pub(super) async fn drop_slot(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost> {
     sqlx::query("SELECT pg_drop_replication_slot($1)").bind(&inner.limits.slot).execute(connection).await?;
@@ -121,31 +139,50 @@ pub(super) struct Standing {
     pub(super) fence: i64,
     pub(super) head: i64,
     pub(super) position: Lsn,
+    /// Transactions of activities up to here were another source's.
+    pub(super) foreign_until: i64,
 }
 
 /// Raises the fence, so that whoever held the slot before appends no more. If the slot is ahead of the log, something
-/// was skipped: every table is to be compared.
-pub(super) async fn take_over(inner: &Inner, connection: &mut PgConnection) -> Result<Standing, Lost> {
+/// was skipped; if it is another source's, the log's position says nothing: every table is to be compared.
+pub(super) async fn take_over(
+    inner: &Inner,
+    connection: &mut PgConnection,
+    system: &str,
+) -> Result<Standing, Lost> {
     let slot = look(connection, &inner.limits.slot).await?;
     let confirmed = slot.and_then(|slot| slot.confirmed).ok_or(Lost::Ended)?;
-    let row = sqlx::query("UPDATE bourn.log SET fence = fence + 1 RETURNING fence, head, position::text")
-        .fetch_one(&mut *connection)
-        .await?;
+    let row = sqlx::query(
+        "UPDATE bourn.log SET fence = fence + 1 RETURNING fence, head, position::text, source, foreign_until, \
+         $1 || ' ' || (SELECT oid::text FROM pg_database WHERE datname = current_database())",
+    )
+    .bind(system)
+    .fetch_one(&mut *connection)
+    .await?;
     let (fence, head): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
     let position: Option<String> = row.try_get(2)?;
     let position = position.and_then(|text| Lsn::parse(&text).ok());
-    if let Some(position) = position.filter(|position| *position >= confirmed) {
-        return Ok(Standing { fence, head, position });
+    let (before, source): (Option<String>, String) = (row.try_get(3)?, row.try_get(5)?);
+    let moved = before.as_ref().is_some_and(|before| *before != source);
+    let foreign_until: i64 = if moved { head } else { row.try_get(4)? };
+    if let Some(position) = position.filter(|position| *position >= confirmed && !moved) {
+        return Ok(Standing { fence, head, position, foreign_until });
     }
-    if position.is_some() {
+    if moved {
+        tracing::warn!("the database was restored from elsewhere: every table is compared with the log");
+    } else if position.is_some() {
         tracing::warn!("the slot is ahead of the log: every table is compared with the log");
     }
-    // Both at once: a position that is up to date says that nothing is to be compared.
-    let sql = format!(
-        "WITH moved AS (UPDATE bourn.log SET position = {}::pg_lsn WHERE fence = {fence} RETURNING 1) \
+    // All at once: a position that is up to date says that nothing is to be compared.
+    sqlx::query(
+        "WITH moved AS (UPDATE bourn.log SET position = $1::text::pg_lsn, source = $2, foreign_until = $3 WHERE fence = $4 RETURNING 1) \
          UPDATE bourn.entities SET reconciled = false, signature = '' WHERE EXISTS (SELECT 1 FROM moved)",
-        sql::literal(&confirmed.to_pg_string())
-    );
-    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await?;
-    Ok(Standing { fence, head, position: confirmed })
+    )
+    .bind(confirmed.to_pg_string())
+    .bind(source)
+    .bind(foreign_until)
+    .bind(fence)
+    .execute(connection)
+    .await?;
+    Ok(Standing { fence, head, position: confirmed, foreign_until })
 }
