@@ -13,6 +13,8 @@ CREATE TABLE bourn.log (
   position pg_lsn,
   -- Whose write-ahead log that is: a database that was restored elsewhere has another one.
   source   text,
+  -- What was committed before this place was never told, and is in our log by comparing.
+  told_from pg_lsn,
   -- Transactions of activities up to here were another source's.
   foreign_until bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 10);

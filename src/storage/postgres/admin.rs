@@ -9,6 +9,7 @@ use super::sql::ident;
 use super::{error, refresh};
 use crate::config::{Config, DatabaseUrl, Limits};
 use crate::entity::{Catalog, managed};
+use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{Finding, OpenError};
 
 /// What failed, in the database's words, with what would be right where that can be told. For the operator's
@@ -54,7 +55,7 @@ async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Find
     let limits = &config.limits;
     let mut findings = Vec::new();
     let mut add = |fine: bool, text: String| findings.push(Finding { fine, text });
-    let row = sqlx::query(
+    let row = statement(
         "SELECT current_setting('server_version'), current_setting('wal_level'), r.rolreplication OR r.rolsuper, current_user::text, \
          current_setting('max_slot_wal_keep_size'), current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_replication_slots), \
          (SELECT s.plugin || CASE WHEN s.database = current_database() THEN '' ELSE ' of another database' END \
@@ -171,7 +172,7 @@ async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Find
         for (column, consequence) in lacks.into_iter().filter(|(column, _)| table.column(column).is_none()) {
             add(true, format!("{name}: no column `{column}`: {consequence}"));
         }
-        let readable: bool = sqlx::query_scalar("SELECT has_table_privilege(to_regclass($1), 'SELECT')")
+        let readable: bool = scalar("SELECT has_table_privilege(to_regclass($1), 'SELECT')")
             .bind(&table.sql)
             .fetch_one(&mut *connection)
             .await?;
@@ -224,7 +225,7 @@ async fn publishing(
     catalog: &Catalog,
 ) -> Result<String, sqlx::Error> {
     let publication = &limits.publication;
-    let whole: Option<bool> = sqlx::query_scalar(
+    let whole: Option<bool> = scalar(
         "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND pubviaroot FROM pg_publication WHERE pubname = $1",
     )
     .bind(publication)
@@ -272,7 +273,7 @@ async fn publish(
 ) -> Result<(), sqlx::Error> {
     let mut transaction = sqlx::Connection::begin(connection).await?;
     // Several servers may be at it.
-    sqlx::query("SELECT pg_advisory_xact_lock($1)")
+    statement("SELECT pg_advisory_xact_lock($1)")
         .bind(connect::MIGRATION_LOCK)
         .execute(&mut *transaction)
         .await?;

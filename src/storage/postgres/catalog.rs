@@ -11,6 +11,7 @@ use super::layout::Layout;
 use super::sql::configured;
 use super::value::Form;
 use crate::entity::{Column, ColumnKind, EntityType, TableSchema, managed};
+use crate::storage::postgres::connect::{scalar, statement};
 
 /// How deep types may be made of types before they are shown as text.
 const TYPE_DEPTH_MAX: usize = 8;
@@ -73,7 +74,7 @@ pub(super) async fn table(
     entity: &EntityType,
 ) -> Result<Result<Table, String>, sqlx::Error> {
     let name = &entity.table;
-    let found = sqlx::query(
+    let found = statement(
         "SELECT c.oid::int8, c.relkind::text, n.nspname::text, c.relname::text, quote_ident(n.nspname) || '.' || quote_ident(c.relname), \
          c.relpersistence::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1)",
     )
@@ -89,7 +90,7 @@ pub(super) async fn table(
         );
         return Ok(Err(text));
     }
-    let rows = sqlx::query(
+    let rows = statement(
         "SELECT a.attname::text, a.atttypid::int8, format_type(a.atttypid, a.atttypmod), a.attnotnull, \
          a.atthasdef OR a.attidentity <> '', a.attgenerated <> '', a.attidentity = 'a' \
          FROM pg_attribute a WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
@@ -123,7 +124,7 @@ pub(super) async fn table(
         };
         columns.push(column);
     }
-    let unique: bool = sqlx::query_scalar(
+    let unique: bool = scalar(
         "SELECT EXISTS (SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
          WHERE i.indrelid = $1::int8::oid AND a.attname = $2 AND i.indisunique AND i.indisvalid AND i.indpred IS NULL \
          AND i.indnkeyatts = 1)",
@@ -147,7 +148,7 @@ pub(super) async fn table(
         )));
     };
     let identity = identity(connection, oid, &entity.key).await?;
-    let parts: Vec<String> = sqlx::query_scalar(
+    let parts: Vec<String> = scalar(
         "SELECT concat_ws(' ', p.relid::oid, c.relfilenode) FROM pg_partition_tree($1::int8::oid::regclass) p \
          JOIN pg_class c ON c.oid = p.relid WHERE p.isleaf ORDER BY 1",
     )
@@ -214,7 +215,7 @@ async fn forms(
         if wanted.is_empty() {
             break;
         }
-        let rows = sqlx::query(
+        let rows = statement(
             "SELECT t.oid::int8, t.typtype::text, t.typcategory::text, \
              CASE WHEN t.typnamespace = 'pg_catalog'::regnamespace THEN t.typname::text ELSE '' END, \
              CASE WHEN t.typsubscript = 'array_subscript_handler'::regproc THEN t.typelem::int8 ELSE 0 END, t.typbasetype::int8, t.typdelim::text, \
@@ -287,7 +288,7 @@ pub(super) const LEAVES: &str = "SELECT r.oid::regclass AS relid FROM pg_class r
 
 /// What the stream tells of old rows, of all the tables that a partitioned one is made of.
 async fn identity(connection: &mut PgConnection, oid: i64, key: &str) -> Result<Identity, sqlx::Error> {
-    let row = sqlx::query(
+    let row = statement(
         AssertSqlSafe(format!(
         "SELECT coalesce(bool_and(full_row), false), coalesce(bool_and(full_row OR has_key), false) FROM (\
          SELECT c.relreplident = 'f' AS full_row, c.relreplident IN ('d', 'i') AND EXISTS (\
@@ -309,7 +310,7 @@ async fn identity(connection: &mut PgConnection, oid: i64, key: &str) -> Result<
 }
 
 async fn in_primary_key(connection: &mut PgConnection, oid: i64, key: &str) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(
+    scalar(
         "SELECT EXISTS (SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey) \
          WHERE i.indrelid = $1::int8::oid AND a.attname = $2 AND i.indisprimary)",
     )
@@ -339,7 +340,7 @@ pub(super) async fn unpublished(
     publication: &str,
     table: &Table,
 ) -> Result<Option<String>, sqlx::Error> {
-    let row = sqlx::query(
+    let row = statement(
         "SELECT t.rowfilter IS NOT NULL, (SELECT count(*) FROM unnest($4::text[]) c WHERE NOT c = ANY (t.attnames)) \
          FROM pg_publication_tables t WHERE t.pubname = $1 AND t.schemaname = $2 AND t.tablename = $3",
     )

@@ -3,12 +3,16 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bourn_protocol::Epoch;
 use pgwire_replication::{ReplicationConfig, SslMode, TlsConfig};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgTransaction};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow, PgSslMode};
+use sqlx::query::{Query, QueryScalar};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, FromRow, PgConnection, PgTransaction, Postgres, SqlSafeStr,
+};
 
 use crate::config::Limits;
 
@@ -83,6 +87,9 @@ impl Db {
     /// A pool on the database; nothing is connected yet.
     pub(super) fn new(url: &str, limits: &Limits) -> Result<Db, sqlx::Error> {
         let pooled = !limits.direct_database.is_empty();
+        if pooled {
+            NAMELESS.store(true, Ordering::Relaxed);
+        }
         let options =
             PgConnectOptions::from_str(url)?.application_name(APPLICATION).disable_statement_logging();
         let direct_url = if pooled { &limits.direct_database } else { url };
@@ -167,6 +174,7 @@ impl Db {
         let user = self.direct.get_username().to_owned();
         let forms: String = FORMS.iter().map(|(name, value)| format!("-c {name}={value} ")).collect();
         let patience = limits.leader_timeout.get();
+        let host_name = self.direct.get_host().to_owned();
         let mut config = ReplicationConfig::new(
             host,
             &user,
@@ -185,7 +193,8 @@ impl Db {
                 PgSslMode::VerifyFull => SslMode::VerifyFull,
             },
             ca_pem_path: authorities,
-            sni_hostname: None,
+            // An address is checked as what the certificate names, too; the client asks for it in so many words.
+            sni_hostname: Some(host_name).filter(|host| host.parse::<std::net::IpAddr>().is_ok()),
             client_cert_pem_path: certificate,
             client_key_pem_path: key,
         })
@@ -211,10 +220,27 @@ fn parameter(url: &str, names: &[&str]) -> Option<PathBuf> {
     Some(percent_encoding::percent_decode_str(value).decode_utf8_lossy().into_owned().into())
 }
 
+/// Set when the database is reached by way of a pooler in transaction mode: a statement's name would outlive its
+/// transaction, and be another's on the next connection. A process serves one database.
+static NAMELESS: AtomicBool = AtomicBool::new(false);
+
+/// A query; prepared once for each connection, where it may be.
+pub(super) fn statement<'q>(sql: impl SqlSafeStr) -> Query<'q, Postgres, PgArguments> {
+    sqlx::query(sql).persistent(!NAMELESS.load(Ordering::Relaxed))
+}
+
+/// A query for single values; prepared once for each connection, where it may be.
+pub(super) fn scalar<'q, O>(sql: impl SqlSafeStr) -> QueryScalar<'q, Postgres, O, PgArguments>
+where
+    (O,): for<'r> FromRow<'r, PgRow>,
+{
+    sqlx::query_scalar(sql).persistent(!NAMELESS.load(Ordering::Relaxed))
+}
+
 /// Why a database cannot be served, in words, if it cannot.
 pub(super) async fn unfit(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     let version: i32 =
-        sqlx::query_scalar("SELECT current_setting('server_version_num')::int").fetch_one(connection).await?;
+        scalar("SELECT current_setting('server_version_num')::int").fetch_one(connection).await?;
     Ok((version < OLDEST).then(|| {
         format!(
             "it is PostgreSQL {}; logical replication as it is needed here begins with PostgreSQL 15",
@@ -227,7 +253,7 @@ pub(super) async fn unfit(connection: &mut PgConnection) -> Result<Option<String
 pub(super) async fn migrate(db: &Db, demo: bool) -> Result<(), sqlx::Error> {
     let mut transaction = db.begin().await?;
     // Several servers may start at once.
-    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(MIGRATION_LOCK).execute(&mut *transaction).await?;
+    statement("SELECT pg_advisory_xact_lock($1)").bind(MIGRATION_LOCK).execute(&mut *transaction).await?;
     if demo && is_new(&mut transaction).await? {
         sqlx::raw_sql(DEMO).execute(&mut *transaction).await?;
     }
@@ -240,15 +266,10 @@ pub(super) async fn migrate(db: &Db, demo: bool) -> Result<(), sqlx::Error> {
 
 /// The last migration that was done; zero where the log's tables are missing.
 pub(super) async fn migrated(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
-    let there: bool = sqlx::query_scalar("SELECT to_regclass('bourn.migrations') IS NOT NULL")
-        .fetch_one(&mut *connection)
-        .await?;
+    let there: bool =
+        scalar("SELECT to_regclass('bourn.migrations') IS NOT NULL").fetch_one(&mut *connection).await?;
     match there {
-        true => {
-            sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM bourn.migrations")
-                .fetch_one(connection)
-                .await
-        }
+        true => scalar("SELECT coalesce(max(version), 0) FROM bourn.migrations").fetch_one(connection).await,
         false => Ok(0),
     }
 }
@@ -270,7 +291,7 @@ pub(super) fn preparation(done: i64, epoch: Epoch) -> String {
 
 /// Whether the database holds no table yet, neither ours nor another's.
 pub(super) async fn is_new(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(
+    scalar(
         "SELECT NOT EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE c.relkind IN ('r', 'p') AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema')",
     )

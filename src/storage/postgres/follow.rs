@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::capture::CHANNEL;
 use super::{Inner, error, refresh, streams};
+use crate::storage::postgres::connect::statement;
 
 /// Follows until the server stops.
 pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
@@ -70,7 +71,7 @@ async fn listen(direct: &sqlx::PgPool) -> Result<PgListener, sqlx::Error> {
 pub(super) async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
     let mut reading = inner.db.reading().await?;
     let connection = reading.connection();
-    let row = sqlx::query(
+    let row = statement(
         "SELECT head, CASE WHEN pg_is_in_recovery() THEN NULL ELSE greatest(0, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), position))::int8 END, generation \
          FROM bourn.log",
     )
@@ -81,7 +82,7 @@ pub(super) async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
     }
     inner.shared.lag(row.try_get::<Option<i64>, _>(1)?.and_then(|bytes| u64::try_from(bytes).ok()));
     inner.shared.set_generation_of_log(u64::try_from(row.try_get::<i64, _>(2)?).unwrap_or_default());
-    let rows = sqlx::query("SELECT entity_type, reconciled, compared FROM bourn.entities")
+    let rows = statement("SELECT entity_type, reconciled, compared FROM bourn.entities")
         .fetch_all(connection)
         .await?;
     let mut known = BTreeMap::new();

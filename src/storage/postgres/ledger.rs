@@ -7,6 +7,7 @@ use bourn_protocol::{ClientId, TransactionId};
 use sqlx::{PgConnection, Row};
 
 use super::mutate::Done;
+use crate::storage::postgres::connect::statement;
 use crate::storage::{Mutation, undo};
 
 /// Rows of the ledger removed at a time.
@@ -40,7 +41,7 @@ pub(super) async fn record(
         "transactionId": mutation.transaction_id.as_str(),
         "clientId": mutation.client_id.as_ref().map(ClientId::as_str),
     });
-    let noted = sqlx::query(
+    let noted = statement(
         "INSERT INTO bourn.ledger (transaction_id, operation, entity_type, entity_id, fingerprint, position, expires_at) \
          SELECT $1, $2, $3, $4, $5, pg_logical_emit_message(true, $6, $7), now() + make_interval(secs => $8) \
          ON CONFLICT DO NOTHING",
@@ -65,7 +66,7 @@ pub(super) async fn complete(
     done: &Done,
 ) -> Result<(), sqlx::Error> {
     let outcome = if done.undone.is_empty() { None } else { undo::write_outcome(&done.undone) };
-    sqlx::query("UPDATE bourn.ledger SET entity_id = $2, outcome = $3 WHERE transaction_id = $1")
+    statement("UPDATE bourn.ledger SET entity_id = $2, outcome = $3 WHERE transaction_id = $1")
         .bind(id.as_str())
         .bind(&done.key)
         .bind(outcome)
@@ -79,7 +80,7 @@ pub(super) async fn find(
     connection: &mut PgConnection,
     id: &TransactionId,
 ) -> Result<Option<Found>, sqlx::Error> {
-    let row = sqlx::query(
+    let row = statement(
         "SELECT entity_type, entity_id, fingerprint, outcome FROM bourn.ledger WHERE transaction_id = $1",
     )
     .bind(id.as_str())
@@ -98,7 +99,7 @@ pub(super) async fn find(
 
 /// Removes some of what has expired.
 pub(super) async fn expire(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::query(
+    statement(
         "DELETE FROM bourn.ledger WHERE transaction_id IN \
          (SELECT transaction_id FROM bourn.ledger WHERE expires_at < now() ORDER BY expires_at LIMIT $1)",
     )

@@ -8,6 +8,7 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
 use tokio_stream::StreamExt as _;
 
+use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{Activity, ActivityQuery, Gained, Kept, TransactionState};
 
 /// The columns of an activity, in the order [`with_ref`] takes them.
@@ -60,7 +61,7 @@ fn with_ref<T>(row: &PgRow, take: impl FnOnce(&ActivityRef<'_>) -> T) -> Result<
 /// The feeds that together make up a stream; none where it is not made of feeds.
 async fn feeds(connection: &mut PgConnection, stream: &Selector) -> Result<Option<Vec<i32>>, sqlx::Error> {
     let Some(scope) = &stream.scope else { return Ok(None) };
-    sqlx::query_scalar(
+    scalar(
         "SELECT id FROM bourn.feeds WHERE scope = $1 AND ($2::text IS NULL OR entity_type = $2) ORDER BY id",
     )
     .bind(scope.as_str())
@@ -78,7 +79,7 @@ pub(super) async fn stream_tail(
 ) -> Result<Seq, sqlx::Error> {
     let newest: Option<i64> = match (feeds(connection, stream).await?, &stream.entity_type) {
         (Some(feeds), _) => {
-            sqlx::query_scalar(
+            scalar(
                 "SELECT max(n.seq) FROM unnest($1::int4[]) f CROSS JOIN LATERAL (SELECT seq FROM bourn.activities \
                  WHERE feed_id = f AND seq < $2 ORDER BY seq DESC LIMIT 1) n",
             )
@@ -88,14 +89,14 @@ pub(super) async fn stream_tail(
             .await?
         }
         (None, Some(name)) => {
-            sqlx::query_scalar("SELECT max(seq) FROM bourn.activities WHERE entity_type = $1 AND seq < $2")
+            scalar("SELECT max(seq) FROM bourn.activities WHERE entity_type = $1 AND seq < $2")
                 .bind(&**name)
                 .bind(before)
                 .fetch_one(&mut *connection)
                 .await?
         }
         (None, None) => {
-            sqlx::query_scalar("SELECT max(seq) FROM bourn.activities WHERE seq < $1")
+            scalar("SELECT max(seq) FROM bourn.activities WHERE seq < $1")
                 .bind(before)
                 .fetch_one(&mut *connection)
                 .await?
@@ -107,7 +108,7 @@ pub(super) async fn stream_tail(
 
 /// What a stream does not keep.
 pub(super) async fn kept(connection: &mut PgConnection, stream: &Selector) -> Result<Kept, sqlx::Error> {
-    let row = sqlx::query(
+    let row = statement(
         "SELECT CASE WHEN $1::text IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE scope = $1 AND ($2::text IS NULL OR entity_type = $2)) \
          WHEN $2 IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE entity_type = $2) ELSE horizon END, generation FROM bourn.log",
     )
@@ -145,11 +146,11 @@ pub(super) async fn fill(
         let after = chunk.position().as_i64();
         let select = match (&feeds, &stream.entity_type) {
             (Some(feeds), _) if feeds.is_empty() => return Ok(chunk),
-            (Some(feeds), _) => sqlx::query(AssertSqlSafe(of_feeds.as_str())).bind(feeds).bind(after),
+            (Some(feeds), _) => statement(AssertSqlSafe(of_feeds.as_str())).bind(feeds).bind(after),
             (None, Some(name)) => {
-                sqlx::query(AssertSqlSafe(of_type.as_str())).bind(name.to_string()).bind(after)
+                statement(AssertSqlSafe(of_type.as_str())).bind(name.to_string()).bind(after)
             }
-            (None, None) => sqlx::query(AssertSqlSafe(of_all.as_str())).bind(after),
+            (None, None) => statement(AssertSqlSafe(of_all.as_str())).bind(after),
         };
         let (rows, done) = push_all(connection, select.bind(limit), &mut chunk).await?;
         if done || rows < FILL_ROWS {
@@ -183,7 +184,7 @@ pub(super) async fn follow(
     most_bytes: usize,
 ) -> Result<Gained, sqlx::Error> {
     let sql = format!("SELECT {COLUMNS} FROM bourn.activities WHERE seq > $1 ORDER BY seq LIMIT $2");
-    let mut rows = sqlx::query(AssertSqlSafe(sql))
+    let mut rows = statement(AssertSqlSafe(sql))
         .bind(after.as_i64())
         .bind(i64::try_from(most_rows).unwrap_or(i64::MAX))
         .fetch(connection);
@@ -255,7 +256,7 @@ pub(super) async fn query(
     };
     let sql =
         format!("SELECT u.* FROM (({sql}) UNION ALL ({audit})) u ORDER BY u.seq DESC LIMIT {}", query.limit);
-    let mut select = sqlx::query(AssertSqlSafe(sql)).bind(query.before.map_or(i64::MAX, Seq::as_i64));
+    let mut select = statement(AssertSqlSafe(sql)).bind(query.before.map_or(i64::MAX, Seq::as_i64));
     for value in values {
         select = select.bind(value);
     }
@@ -277,10 +278,12 @@ pub(super) async fn transaction(
     connection: &mut PgConnection,
     id: &TransactionId,
 ) -> Result<TransactionState, sqlx::Error> {
-    let row = sqlx::query(
+    let row = statement(
         "SELECT greatest((SELECT max(seq) FROM bourn.activities WHERE transaction_id = $1), \
            (SELECT max(seq) FROM bourn.audit WHERE transaction_id = $1), \
-           (SELECT confirmed FROM bourn.ledger WHERE transaction_id = $1)), \
+           (SELECT confirmed FROM bourn.ledger WHERE transaction_id = $1), \
+           (SELECT l.head FROM bourn.ledger d, bourn.log l WHERE d.transaction_id = $1 AND d.position < l.told_from \
+             AND NOT EXISTS (SELECT 1 FROM bourn.entities WHERE NOT reconciled))), \
          EXISTS (SELECT 1 FROM bourn.ledger WHERE transaction_id = $1)",
     )
     .bind(id.as_str())

@@ -46,6 +46,7 @@ use crate::entity::{Catalog, EntityType};
 pub use admin::{check, prepare, prepare_sql};
 use catalog::Table;
 use connect::Db;
+use connect::{scalar, statement};
 use shared::Shared;
 use streams::{Queues, Stored};
 
@@ -110,10 +111,8 @@ impl PostgresStorage {
         if demo {
             admin::prepare_demo(&mut connection, limits, &catalog).await.map_err(failed)?;
         }
-        let head: Option<i64> = sqlx::query_scalar("SELECT head FROM bourn.log")
-            .fetch_optional(&mut connection)
-            .await
-            .map_err(failed)?;
+        let head: Option<i64> =
+            scalar("SELECT head FROM bourn.log").fetch_optional(&mut connection).await.map_err(failed)?;
         let Some(head) = head.and_then(Seq::from_i64) else {
             return Err(OpenError::new(
                 &shown,
@@ -155,8 +154,7 @@ impl Log for PostgresStorage {
     async fn bounds(&self) -> Result<LogBounds, StorageError> {
         let read = async {
             let mut reading = self.db.reading().await?;
-            let row =
-                sqlx::query("SELECT epoch, head FROM bourn.log").fetch_one(reading.connection()).await?;
+            let row = statement("SELECT epoch, head FROM bourn.log").fetch_one(reading.connection()).await?;
             Ok((row.try_get::<String, _>(0)?, row.try_get(1)?))
         };
         let (epoch, head) = read.await.map_err(|e| error::storage(&e))?;

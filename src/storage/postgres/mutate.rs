@@ -16,6 +16,7 @@ use super::rows::{self, names_nothing};
 use super::sql::{by_key, ident, texts, visible};
 use super::{PostgresStorage, error};
 use crate::entity::{ConflictPolicy, EntityType, managed};
+use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{Mutation, Operation, StorageError, Undone, WriteError, Written, undo};
 
 /// Characters of a key that the server makes up.
@@ -166,7 +167,7 @@ impl Context<'_> {
                 table.sql
             ),
         };
-        let select = sqlx::query(AssertSqlSafe(format!("{insert} RETURNING {}", texts(table))));
+        let select = statement(AssertSqlSafe(format!("{insert} RETURNING {}", texts(table))));
         let select = if names.is_empty() { select } else { select.bind(record(&sets.values)) };
         let row = select.fetch_optional(connection).await.map_err(|e| error::write(&e))?;
         row.ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
@@ -250,7 +251,7 @@ impl Context<'_> {
                 texts(table)
             ),
         };
-        let select = sqlx::query(AssertSqlSafe(sql)).bind(record(&sets.values)).bind(key);
+        let select = statement(AssertSqlSafe(sql)).bind(record(&sets.values)).bind(key);
         let row = select.fetch_optional(connection).await.map_err(|e| error::write(&e))?;
         row.ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
     }
@@ -269,7 +270,7 @@ impl Context<'_> {
         }
         let sql =
             format!("DELETE FROM {} AS t WHERE {} RETURNING {}", table.sql, by_key(table, 1), texts(table));
-        let row = sqlx::query(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await;
+        let row = statement(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await;
         row.map_err(|e| error::write(&e))?
             .ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
     }
@@ -322,7 +323,7 @@ impl Context<'_> {
         let table = self.storage.table(entity)?;
         let sql = format!("SELECT EXISTS (SELECT 1 FROM {} t WHERE {})", table.sql, by_key(&table, 1));
         let mut reading = self.storage.db.reading().await.map_err(|e| error::write(&e))?;
-        let select = sqlx::query_scalar(AssertSqlSafe(sql)).bind(key);
+        let select = scalar(AssertSqlSafe(sql)).bind(key);
         select.fetch_one(reading.connection()).await.map_err(|e| error::write(&e))
     }
 
@@ -344,7 +345,7 @@ impl Context<'_> {
         if row.is_none() {
             let sql = "SELECT coalesce(value, previous_values) FROM bourn.activities \
                        WHERE transaction_id = $1 AND entity_id = $2 ORDER BY seq DESC LIMIT 1";
-            let logged: Option<Option<String>> = sqlx::query_scalar(sql)
+            let logged: Option<Option<String>> = scalar(sql)
                 .bind(self.transaction.as_str())
                 .bind(&found.entity_id)
                 .fetch_optional(&mut **transaction)
@@ -370,7 +371,7 @@ pub(super) async fn locked(
         table.sql,
         by_key(table, 1)
     );
-    match sqlx::query(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await {
+    match statement(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await {
         Ok(row) => Ok(row),
         Err(failure) if names_nothing(&failure) => Ok(None),
         Err(failure) => Err(error::write(&failure)),
@@ -406,7 +407,7 @@ pub(super) async fn caught_up(db: &Db, patience: Patience) -> Result<bool, sqlx:
     let mark = {
         // A transaction of its own, so that the replication stream has something to tell of.
         let mut transaction = db.begin().await?;
-        let mark: String = sqlx::query_scalar("SELECT pg_logical_emit_message(true, 'bourn.mark', '')::text")
+        let mark: String = scalar("SELECT pg_logical_emit_message(true, 'bourn.mark', '')::text")
             .fetch_one(&mut *transaction)
             .await?;
         transaction.commit().await?;
@@ -414,11 +415,10 @@ pub(super) async fn caught_up(db: &Db, patience: Patience) -> Result<bool, sqlx:
     };
     loop {
         let mut reading = db.reading().await?;
-        let there: bool =
-            sqlx::query_scalar("SELECT coalesce(position > $1::text::pg_lsn, false) FROM bourn.log")
-                .bind(&mark)
-                .fetch_one(reading.connection())
-                .await?;
+        let there: bool = scalar("SELECT coalesce(position > $1::text::pg_lsn, false) FROM bourn.log")
+            .bind(&mark)
+            .fetch_one(reading.connection())
+            .await?;
         drop(reading);
         if there || tokio::time::Instant::now() >= deadline {
             return Ok(there);

@@ -11,6 +11,7 @@ use super::catalog::{self, Identity, LEAVES, Table};
 use super::sql::{configured, ident};
 use super::{Inner, shared};
 use crate::entity::{EntityType, TableState};
+use crate::storage::postgres::connect::scalar;
 
 /// After how long the tables are looked at closely, whatever the catalogue says.
 const CLOSELY: Duration = Duration::from_secs(30);
@@ -79,7 +80,7 @@ pub(super) async fn unfit(
 /// A short text that changes with whatever the catalogue says of the tables.
 async fn signature(connection: &mut PgConnection, inner: &Inner) -> Result<String, sqlx::Error> {
     let names: Vec<String> = inner.catalog.iter().map(|entity| configured(&entity.table)).collect();
-    sqlx::query_scalar(
+    scalar(
         "WITH named AS MATERIALIZED (SELECT n, to_regclass(n)::oid AS oid FROM unnest($1::text[]) n), \
          facts AS (SELECT n || coalesce(oid::text, '') AS fact FROM named \
            UNION ALL SELECT concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, a.attidentity, a.attisdropped) \
@@ -110,10 +111,8 @@ pub(super) async fn mending(
             "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM ({LEAVES}) p JOIN pg_class c ON c.oid = p.relid \
              JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relreplident <> 'f' ORDER BY 1"
         );
-        let leaves: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql))
-            .bind(i64::from(table.id))
-            .fetch_all(&mut *connection)
-            .await?;
+        let leaves: Vec<String> =
+            scalar(AssertSqlSafe(sql)).bind(i64::from(table.id)).fetch_all(&mut *connection).await?;
         statements.extend(leaves.iter().map(|leaf| format!("ALTER TABLE {leaf} REPLICA IDENTITY FULL;")));
     }
     if catalog::unpublished(connection, publication, table).await?.is_some() {

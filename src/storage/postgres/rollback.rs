@@ -14,6 +14,7 @@ use super::log::{COLUMNS, read_activity};
 use super::mutate::{Context, Done, Patience, Sets, caught_up, locked, stamps_of};
 use super::rows;
 use crate::entity::managed;
+use crate::storage::postgres::connect::statement;
 use crate::storage::undo::{self, Need, Plan};
 use crate::storage::{Activity, StorageError, WriteError};
 
@@ -69,7 +70,7 @@ async fn plan(
         plan.give(match &need {
             Need::Later { entity_type, entity_id, after } => {
                 let condition = "entity_id = $1 AND entity_type = $2 AND seq > $3";
-                let query = sqlx::query(AssertSqlSafe(select(condition)));
+                let query = statement(AssertSqlSafe(select(condition)));
                 read(connection, query.bind(entity_id).bind(entity_type).bind(after.as_i64())).await?
             }
             Need::Transaction(txid) => of_transaction(connection, txid).await?,
@@ -96,11 +97,11 @@ async fn read(
 /// The activities of a transaction, by the id it gave or by the number that streams show for one that gave none.
 async fn of_transaction(connection: &mut PgConnection, txid: &str) -> Result<Vec<Activity>, WriteError> {
     let by_id = select("transaction_id = $1");
-    let named = read(connection, sqlx::query(AssertSqlSafe(by_id)).bind(txid)).await?;
+    let named = read(connection, statement(AssertSqlSafe(by_id)).bind(txid)).await?;
     match txid.parse::<i64>() {
         Ok(commit) if named.is_empty() => {
             let by_number = select("commit_id = $1 AND transaction_id IS NULL");
-            read(connection, sqlx::query(AssertSqlSafe(by_number)).bind(commit)).await
+            read(connection, statement(AssertSqlSafe(by_number)).bind(commit)).await
         }
         _ => Ok(named),
     }

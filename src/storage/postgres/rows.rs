@@ -12,6 +12,7 @@ use super::layout::Piece;
 use super::sql::{by_key, field, text_of, texts, typed, visible};
 use super::{error, log};
 use crate::entity::EntityType;
+use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{ListPage, ListQuery};
 
 /// How far behind the log's head a change may lie that the tables do not show yet: the log is told of a commit
@@ -28,7 +29,7 @@ pub(super) async fn list(
 ) -> Result<ListPage, sqlx::Error> {
     // A change may be in the log before the tables show it: the replication stream is told of a commit before
     // the commit is visible. The place is before the first such change.
-    let unseen: Option<i64> = sqlx::query_scalar(
+    let unseen: Option<i64> = scalar(
         "SELECT min(a.seq) FROM bourn.activities a, bourn.log l WHERE a.seq > l.head - $1 AND a.seq > l.foreign_until \
          AND a.commit_id >= pg_snapshot_xmin(pg_current_snapshot())::text::int8 \
          AND NOT pg_visible_in_snapshot(a.commit_id::text::xid8, pg_current_snapshot())",
@@ -58,7 +59,7 @@ pub(super) async fn list(
         field(&entity.key),
         query.limit
     );
-    let mut select = sqlx::query(AssertSqlSafe(sql));
+    let mut select = statement(AssertSqlSafe(sql));
     for value in &values {
         select = select.bind(value);
     }
@@ -108,7 +109,7 @@ pub(super) async fn row(
         by_key(table, 1),
         visible(table)
     );
-    match sqlx::query(AssertSqlSafe(sql)).bind(key.as_str()).fetch_optional(connection).await {
+    match statement(AssertSqlSafe(sql)).bind(key.as_str()).fetch_optional(connection).await {
         Ok(row) => Ok(row.map(|row| json(table, &row).into())),
         Err(failure) if names_nothing(&failure) => Ok(None),
         Err(failure) => Err(failure),

@@ -6,6 +6,7 @@ use sqlx::postgres::PgRow;
 
 use super::{PostgresStorage, error};
 use crate::storage::StorageError;
+use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::streams::{Secrets, StoredSubscription, Subscriptions};
 
 fn read(row: &PgRow) -> Result<StoredSubscription, sqlx::Error> {
@@ -20,8 +21,7 @@ fn read(row: &PgRow) -> Result<StoredSubscription, sqlx::Error> {
 impl PostgresStorage {
     async fn try_secrets(&self) -> Result<Option<Secrets>, sqlx::Error> {
         let mut reading = self.db.reading().await?;
-        let rows =
-            sqlx::query("SELECT name, value FROM bourn.secrets").fetch_all(reading.connection()).await?;
+        let rows = statement("SELECT name, value FROM bourn.secrets").fetch_all(reading.connection()).await?;
         let key = |wanted: &str| {
             let row = rows.iter().find(|row| row.try_get::<&str, _>(0).is_ok_and(|name| name == wanted));
             row.and_then(|row| row.try_get::<&[u8], _>(1).ok()?.try_into().ok())
@@ -32,7 +32,7 @@ impl PostgresStorage {
     async fn draw_secrets(&self) -> Result<(), sqlx::Error> {
         let drawn: [[u8; 32]; 2] = [rand::random(), rand::random()];
         let mut changing = self.db.appending().await?;
-        sqlx::query("INSERT INTO bourn.secrets VALUES ('webhook', $1), ('token', $2) ON CONFLICT DO NOTHING")
+        statement("INSERT INTO bourn.secrets VALUES ('webhook', $1), ('token', $2) ON CONFLICT DO NOTHING")
             .bind(&drawn[0][..])
             .bind(&drawn[1][..])
             .execute(changing.connection())
@@ -52,7 +52,7 @@ impl PostgresStorage {
                  WHERE id = $1 AND version = $2"
             }
         };
-        let saved = sqlx::query(sql)
+        let saved = statement(sql)
             .bind(&subscription.id)
             .bind(subscription.version)
             .bind(subscription.due_at)
@@ -65,7 +65,7 @@ impl PostgresStorage {
 
     async fn try_delete(&self, id: &str) -> Result<bool, sqlx::Error> {
         let mut changing = self.db.appending().await?;
-        let removed = sqlx::query("DELETE FROM bourn.subscriptions WHERE id = $1")
+        let removed = statement("DELETE FROM bourn.subscriptions WHERE id = $1")
             .bind(id)
             .execute(changing.connection())
             .await?;
@@ -80,7 +80,7 @@ impl PostgresStorage {
     ) -> Result<Vec<StoredSubscription>, StorageError> {
         let select = async {
             let mut reading = self.db.reading().await?;
-            let rows = bind(sqlx::query(sql)).fetch_all(reading.connection()).await?;
+            let rows = bind(statement(sql)).fetch_all(reading.connection()).await?;
             rows.iter().map(read).collect::<Result<_, sqlx::Error>>()
         };
         select.await.map_err(|e| error::storage(&e))
@@ -126,9 +126,7 @@ impl Subscriptions for PostgresStorage {
     async fn next_due_subscription(&self) -> Result<Option<i64>, StorageError> {
         let select = async {
             let mut reading = self.db.reading().await?;
-            sqlx::query_scalar("SELECT min(due_at) FROM bourn.subscriptions")
-                .fetch_one(reading.connection())
-                .await
+            scalar("SELECT min(due_at) FROM bourn.subscriptions").fetch_one(reading.connection()).await
         };
         select.await.map_err(|e| error::storage(&e))
     }

@@ -15,6 +15,7 @@ use super::super::connect::Db;
 use super::Lost;
 use super::entry::{CommitMark, Entry};
 use crate::entity::EntityType;
+use crate::storage::postgres::connect::statement;
 
 /// Feeds whose numbers are kept in memory.
 const FEEDS_MAX: usize = 100_000;
@@ -86,7 +87,7 @@ impl Appender {
              appended AS ({INSERT} moved, {UNNEST}) SELECT pg_notify($19, $15::text) FROM moved"
         );
         let statement = columns
-            .bind(sqlx::query(sqlx::AssertSqlSafe(sql)))
+            .bind(statement(sqlx::AssertSqlSafe(sql)))
             .bind(head.as_i64())
             .bind(lsn_text(position))
             .bind(self.fence)
@@ -106,7 +107,7 @@ impl Appender {
     /// Notes of mutations that nothing of them comes into the log.
     pub(super) async fn confirm(&self, transactions: &[String]) -> Result<(), Lost> {
         let mut transaction = self.db.appending().await?;
-        sqlx::query(
+        statement(
             "UPDATE bourn.ledger SET confirmed = $1 WHERE transaction_id = ANY ($2) AND confirmed IS NULL",
         )
         .bind(self.head.as_i64())
@@ -121,7 +122,7 @@ impl Appender {
     pub(super) async fn move_position(&mut self, position: Lsn) -> Result<(), Lost> {
         let mut transaction = self.db.appending().await?;
         let moved =
-            sqlx::query("UPDATE bourn.log SET position = $1::text::pg_lsn WHERE fence = $2 AND head = $3")
+            statement("UPDATE bourn.log SET position = $1::text::pg_lsn WHERE fence = $2 AND head = $3")
                 .bind(lsn_text(position))
                 .bind(self.fence)
                 .bind(self.head.as_i64())
@@ -140,7 +141,7 @@ impl Appender {
         let mut transaction = self.db.begin().await?;
         // Should this server hang, the database does not wait for it.
         let limit = format!("{}ms", silence.as_millis());
-        sqlx::query("SELECT set_config('idle_in_transaction_session_timeout', $1, true)")
+        statement("SELECT set_config('idle_in_transaction_session_timeout', $1, true)")
             .bind(limit)
             .execute(&mut *transaction)
             .await?;
@@ -163,7 +164,7 @@ impl Appender {
             long.types.insert(entry.entity.name.clone(), columns.seq[i]);
         }
         let sql = format!("{INSERT} {UNNEST}");
-        columns.bind(sqlx::query(sqlx::AssertSqlSafe(sql))).execute(&mut *long.transaction).await?;
+        columns.bind(statement(sqlx::AssertSqlSafe(sql))).execute(&mut *long.transaction).await?;
         Ok(())
     }
 
@@ -175,7 +176,7 @@ impl Appender {
         ids: (Option<&str>, Option<&str>),
         commit: CommitMark,
     ) -> Result<(), Lost> {
-        let done = sqlx::query(
+        let done = statement(
             "INSERT INTO bourn.activities (seq, action, entity_type, entity_id, feed_id, organization_id, transaction_id, client_id, \
              previous_values, commit_id, last, created_at) \
              SELECT $1 + row_number() OVER (ORDER BY a.seq), 'delete', a.entity_type, a.entity_id, a.feed_id, a.organization_id, $2, $3, \
@@ -196,7 +197,7 @@ impl Appender {
         let before = long.head;
         long.head = after(before, done);
         let ends =
-            sqlx::query("SELECT feed_id, max(seq) FROM bourn.activities WHERE seq > $1 GROUP BY feed_id")
+            statement("SELECT feed_id, max(seq) FROM bourn.activities WHERE seq > $1 GROUP BY feed_id")
                 .bind(before.as_i64())
                 .fetch_all(&mut *long.transaction)
                 .await?;
@@ -220,12 +221,12 @@ impl Appender {
             *bits.entry(seq).or_default() |= 2;
         }
         let (seqs, bits): (Vec<i64>, Vec<i16>) = bits.into_iter().unzip();
-        sqlx::query("UPDATE bourn.activities a SET last = u.bits FROM unnest($1::int8[], $2::int2[]) u (seq, bits) WHERE a.seq = u.seq")
+        statement("UPDATE bourn.activities a SET last = u.bits FROM unnest($1::int8[], $2::int2[]) u (seq, bits) WHERE a.seq = u.seq")
             .bind(seqs)
             .bind(bits)
             .execute(&mut *transaction)
             .await?;
-        let moved = sqlx::query(
+        let moved = statement(
             "WITH moved AS (UPDATE bourn.log SET head = $1, position = $2::text::pg_lsn WHERE fence = $3 AND head = $4 RETURNING 1) \
              SELECT pg_notify($5, $1::text) FROM moved",
         )
@@ -265,12 +266,12 @@ impl Appender {
             return Ok(());
         }
         let (types, scopes): (Vec<&str>, Vec<&str>) = missing.into_iter().unzip();
-        sqlx::query("INSERT INTO bourn.feeds (entity_type, scope) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING")
+        statement("INSERT INTO bourn.feeds (entity_type, scope) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING")
             .bind(&types)
             .bind(&scopes)
             .execute(&mut *connection)
             .await?;
-        let rows = sqlx::query(
+        let rows = statement(
             "SELECT f.entity_type, f.scope, f.id FROM unnest($1::text[], $2::text[]) u (entity_type, scope) \
              JOIN bourn.feeds f ON f.scope = u.scope AND f.entity_type = u.entity_type",
         )

@@ -24,6 +24,7 @@ use super::prior::{self, Prior};
 use super::reconcile::Reconciler;
 use super::settle::{RowName, Settler};
 use super::{Lost, slot};
+use crate::storage::postgres::connect::scalar;
 
 /// Changes that are appended together, at most.
 const PART_ROWS: usize = 4_096;
@@ -91,7 +92,7 @@ impl<'a> Leader<'a> {
             Err(error) => return Err(error.into()),
         }
         let standing = slot::take_over(inner, &mut connection, &system).await?;
-        let near = sqlx::query_scalar("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8")
+        let near = scalar("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8")
             .fetch_one(&mut connection)
             .await?;
         let head = Seq::from_i64(standing.head).unwrap_or_default();

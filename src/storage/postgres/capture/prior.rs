@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sqlx::{PgConnection, Row};
 
 use super::settle::{Alive, Logged, RowName};
+use crate::storage::postgres::connect::statement;
 
 /// What the log has of a row, and which transaction made its last activity.
 #[derive(Debug, Clone)]
@@ -22,7 +23,7 @@ pub(super) async fn look_up(
 ) -> Result<HashMap<RowName, Prior>, sqlx::Error> {
     let types: Vec<&str> = rows.iter().map(|(name, _)| &**name).collect();
     let keys: Vec<&str> = rows.iter().map(|(_, key)| key.as_str()).collect();
-    let found = sqlx::query(
+    let found = statement(
         "SELECT k.place, a.action <> 'delete', a.organization_id, a.value, a.commit_id, \
          CASE WHEN a.action = 'delete' THEN (SELECT v.value FROM bourn.activities v WHERE v.entity_id = k.entity_id \
            AND v.entity_type = k.entity_type AND v.value IS NOT NULL ORDER BY v.seq DESC LIMIT 1) END, a.seq \

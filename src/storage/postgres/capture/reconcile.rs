@@ -26,6 +26,7 @@ use super::settle::RowName;
 use super::{Lost, append};
 use crate::entity::EntityType;
 use crate::storage::compare::same;
+use crate::storage::postgres::connect::{scalar, statement};
 
 /// Rows that went while their tables were compared, at most; more, and comparing begins again.
 const GONE_MAX: usize = 200_000;
@@ -164,7 +165,7 @@ impl Leader<'_> {
         let again = std::mem::take(&mut self.reconciler.again);
         let tables = self.inner.shared.tables();
         let mut reading = self.inner.db.reading().await?;
-        let rows = sqlx::query(
+        let rows = statement(
             "SELECT entity_type, signature, reconciled, wait_for, from_empty, after_key, after_seq, compared FROM bourn.entities",
         )
         .fetch_all(reading.connection())
@@ -233,7 +234,7 @@ impl Leader<'_> {
             return Ok(());
         }
         let mut transaction = self.inner.db.begin().await?;
-        sqlx::query("UPDATE bourn.entities SET reconciled = false, signature = '' WHERE entity_type = ANY ($1) AND signature <> ''")
+        statement("UPDATE bourn.entities SET reconciled = false, signature = '' WHERE entity_type = ANY ($1) AND signature <> ''")
             .bind(missing)
             .execute(&mut *transaction)
             .await?;
@@ -244,7 +245,7 @@ impl Leader<'_> {
     /// Notes that a table is to be compared from its beginning.
     async fn start_over(&mut self, entity: &Arc<EntityType>, table: &Arc<Table>) -> Result<Work, Lost> {
         let mut transaction = self.inner.db.begin().await?;
-        let row = sqlx::query(
+        let row = statement(
             "INSERT INTO bourn.entities (entity_type, signature, wait_for, from_empty) \
              SELECT $1, $2, pg_snapshot_xmax(pg_current_snapshot())::text::int8, \
                     NOT EXISTS (SELECT 1 FROM bourn.activities WHERE entity_type = $1) \
@@ -301,9 +302,8 @@ impl Leader<'_> {
             && !self.reconciler.touched.contains(&work.entity.name)
             && work.compared_here(&step);
         let mut long = self.appender.begin(self.inner.limits.leader_timeout.get()).await?;
-        let commit: i64 = sqlx::query_scalar("SELECT pg_current_xact_id()::text::int8")
-            .fetch_one(&mut *long.transaction)
-            .await?;
+        let commit: i64 =
+            scalar("SELECT pg_current_xact_id()::text::int8").fetch_one(&mut *long.transaction).await?;
         let micros = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let commit = CommitMark { id: commit, micros: i64::try_from(micros.as_micros()).unwrap_or(i64::MAX) };
         let priors = match fresh {
@@ -350,7 +350,7 @@ async fn note_progress(long: &mut append::Long, work: &Work) -> Result<(), Lost>
         Place::Keys(seq) => (None, Some(*seq)),
         Place::Done => (None, None),
     };
-    sqlx::query(
+    statement(
         "UPDATE bourn.entities SET after_key = $2, after_seq = $3, compared = $4, reconciled = $5 WHERE entity_type = $1",
     )
     .bind(&*work.entity.name)
@@ -389,11 +389,10 @@ async fn read_steps(inner: Inner, work: Work, steps: mpsc::Sender<Result<Step, s
 async fn wait_for(inner: &Inner, transaction: i64) -> Result<(), sqlx::Error> {
     loop {
         let mut reading = inner.db.reading().await?;
-        let ended: bool =
-            sqlx::query_scalar("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::int8 >= $1")
-                .bind(transaction)
-                .fetch_one(reading.connection())
-                .await?;
+        let ended: bool = scalar("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::int8 >= $1")
+            .bind(transaction)
+            .fetch_one(reading.connection())
+            .await?;
         drop(reading);
         if ended {
             return Ok(());

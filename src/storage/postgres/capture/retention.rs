@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::Inner;
 use super::Lost;
+use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::retention::Retention;
 
 /// Activities looked at in one step.
@@ -43,10 +44,8 @@ async fn work(
 /// A transaction of the leader; nothing if this server is not the leader any more.
 async fn fenced(inner: &Inner, fence: i64) -> Result<PgTransaction<'static>, Lost> {
     let mut transaction = inner.db.begin().await?;
-    let leads: bool = sqlx::query_scalar("SELECT fence = $1 FROM bourn.log")
-        .bind(fence)
-        .fetch_one(&mut *transaction)
-        .await?;
+    let leads: bool =
+        scalar("SELECT fence = $1 FROM bourn.log").bind(fence).fetch_one(&mut *transaction).await?;
     if leads { Ok(transaction) } else { Err(Lost::Fenced) }
 }
 
@@ -54,7 +53,7 @@ async fn fenced(inner: &Inner, fence: i64) -> Result<PgTransaction<'static>, Los
 async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, Lost> {
     let mut transaction = fenced(inner, fence).await?;
     // The newest activity stays whatever it is: stream tails are told by it.
-    let row = sqlx::query(
+    let row = statement(
         "SELECT l.pruned, max(p.seq) FILTER (WHERE p.old), count(*) FILTER (WHERE p.old) FROM bourn.log l LEFT JOIN LATERAL (\
            SELECT a.seq, bool_and(a.created_at < to_timestamp($1::float8 / 1000)) OVER (ORDER BY a.seq) AS old \
            FROM bourn.activities a WHERE a.seq > l.pruned AND a.seq < l.head ORDER BY a.seq LIMIT $2) p ON true GROUP BY l.pruned",
@@ -66,7 +65,7 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
     let (from, to, count): (i64, Option<i64>, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let Some(to) = to else { return Ok(false) };
     // Of each row that was looked at: what its newest version supersedes, and that itself if it is a deletion.
-    let lasts = sqlx::query(
+    let lasts = statement(
         "WITH newest AS (SELECT DISTINCT ON (entity_type, entity_id) entity_type, entity_id, seq, action FROM bourn.activities \
            WHERE seq > $1 AND seq <= $2 ORDER BY entity_type, entity_id, seq DESC), \
          gone AS (DELETE FROM bourn.activities a USING newest n WHERE a.entity_id = n.entity_id AND a.entity_type = n.entity_type \
@@ -98,7 +97,7 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
         columns.4.push(row.try_get(5)?);
     }
     // A transaction's last change has left: the one before it is the last now.
-    sqlx::query(
+    statement(
         "UPDATE bourn.activities a SET last = a.last | n.bits FROM (SELECT p.seq, bit_or(p.bits) AS bits FROM ( \
            SELECT x.seq, 2::int2 AS bits FROM unnest($1::int8[], $2::text[], $3::int4[], $4::int8[], $5::int2[]) g (seq, entity_type, feed_id, commit_id, last) \
            CROSS JOIN LATERAL (SELECT b.seq, b.commit_id FROM bourn.activities b WHERE b.entity_type = g.entity_type AND b.seq < g.seq ORDER BY b.seq DESC LIMIT 1) x \
@@ -121,7 +120,7 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
 /// Begins a partition of the audit trail when a month begins: the one before is closed where the log stands now.
 async fn turn_month(inner: &Inner, fence: i64) -> Result<(), Lost> {
     let mut transaction = fenced(inner, fence).await?;
-    let row = sqlx::query(
+    let row = statement(
         "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM'), EXISTS (SELECT 1 FROM bourn.months \
            WHERE month = date_trunc('month', now() AT TIME ZONE 'UTC')::date), \
          (SELECT to_char(max(month), 'YYYY_MM') FROM bourn.months), (SELECT max(first_seq) FROM bourn.months), \
@@ -158,7 +157,7 @@ async fn turn_month(inner: &Inner, fence: i64) -> Result<(), Lost> {
 async fn drop_months(inner: &Inner, fence: i64, retention: &Retention) -> Result<(), Lost> {
     let Some(bound) = retention.audit_bound() else { return Ok(()) };
     let mut transaction = fenced(inner, fence).await?;
-    let old: Vec<String> = sqlx::query_scalar(
+    let old: Vec<String> = scalar(
         "SELECT to_char(m.month, 'YYYY_MM') FROM bourn.months m WHERE EXISTS (SELECT 1 FROM bourn.months n WHERE n.month > m.month \
          AND n.month <= to_timestamp($1::float8 / 1000) AT TIME ZONE 'UTC') ORDER BY m.month",
     )

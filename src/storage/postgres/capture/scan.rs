@@ -12,6 +12,7 @@ use super::super::catalog::Table;
 use super::super::connect::Db;
 use super::super::rows;
 use super::super::sql::{by_key, field, texts, typed, visible};
+use crate::storage::postgres::connect::{scalar, statement};
 
 /// Rows read in one step.
 const STEP_ROWS: usize = 2_000;
@@ -87,8 +88,7 @@ pub(super) async fn step(
     from_empty: bool,
 ) -> Result<Step, sqlx::Error> {
     let mut transaction = db.snapshot().await?;
-    let snapshot: String =
-        sqlx::query_scalar("SELECT pg_current_snapshot()::text").fetch_one(&mut *transaction).await?;
+    let snapshot: String = scalar("SELECT pg_current_snapshot()::text").fetch_one(&mut *transaction).await?;
     let snapshot = Snapshot::read(&snapshot)
         .ok_or_else(|| sqlx::Error::Decode("a snapshot of an unknown form".into()))?;
     let (mut rows, mut missing) = (Vec::new(), Vec::new());
@@ -111,7 +111,7 @@ pub(super) async fn step(
     };
     transaction.commit().await?;
     let mut marking = db.begin().await?;
-    let mark: String = sqlx::query_scalar("SELECT pg_logical_emit_message(true, 'bourn.mark', '')::text")
+    let mark: String = scalar("SELECT pg_logical_emit_message(true, 'bourn.mark', '')::text")
         .fetch_one(&mut *marking)
         .await?;
     marking.commit().await?;
@@ -135,7 +135,7 @@ async fn scan_rows(
         table.sql,
         visible(table)
     );
-    let found = sqlx::query(AssertSqlSafe(sql)).bind(after).fetch_all(connection).await?;
+    let found = statement(AssertSqlSafe(sql)).bind(after).fetch_all(connection).await?;
     let text = |row: &sqlx::postgres::PgRow, at: usize| row.try_get::<Option<String>, _>(at);
     let scanned = found.iter().map(|row| {
         let scope = table.layout.scope.map(|at| text(row, at)).transpose()?.flatten();
@@ -166,7 +166,7 @@ async fn scan_keys(
          UNION ALL SELECT p.entity_id, 0, 0 FROM page p WHERE p.action <> 'delete' AND NOT EXISTS (SELECT 1 FROM bourn.activities b \
            WHERE b.entity_id = p.entity_id AND b.entity_type = $1 AND b.seq > p.seq) AND NOT {there}"
     );
-    let found = sqlx::query(AssertSqlSafe(sql)).bind(name).bind(after).fetch_all(connection).await?;
+    let found = statement(AssertSqlSafe(sql)).bind(name).bind(after).fetch_all(connection).await?;
     let (mut missing, mut count, mut last) = (Vec::new(), 0, None);
     for row in found {
         match row.try_get::<Option<String>, _>(0)? {

@@ -6,6 +6,7 @@ use sqlx::{PgConnection, Row};
 use super::super::Inner;
 use super::super::connect::APPLICATION;
 use super::Lost;
+use crate::storage::postgres::connect::{scalar, statement};
 
 /// The slot as the database has it.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ struct Slot {
 }
 
 async fn look(connection: &mut PgConnection, name: &str) -> Result<Option<Slot>, sqlx::Error> {
-    let row = sqlx::query(
+    let row = statement(
         "SELECT s.plugin::text, s.database = current_database(), coalesce(s.wal_status = 'lost', false), \
          CASE WHEN s.active THEN coalesce(a.application_name, '?') END, s.confirmed_flush_lsn::text \
          FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = $1",
@@ -42,8 +43,7 @@ async fn look(connection: &mut PgConnection, name: &str) -> Result<Option<Slot>,
 /// Makes sure that there is a slot that this server may try to hold.
 pub(super) async fn prepare(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost> {
     let (name, publication) = (&inner.limits.slot, &inner.limits.publication);
-    let level: String =
-        sqlx::query_scalar("SELECT current_setting('wal_level')").fetch_one(&mut *connection).await?;
+    let level: String = scalar("SELECT current_setting('wal_level')").fetch_one(&mut *connection).await?;
     if level != "logical" {
         return Err(Lost::Blocked(format!(
             "the database's wal_level is `{level}`; set it and restart the database: ALTER SYSTEM SET wal_level = 'logical'"
@@ -82,7 +82,7 @@ pub(super) async fn prepare(inner: &Inner, connection: &mut PgConnection) -> Res
 }
 
 async fn published(connection: &mut PgConnection, publication: &str) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(
+    scalar(
         "SELECT EXISTS (SELECT 1 FROM pg_publication WHERE pubname = $1 AND pubinsert AND pubupdate AND pubdelete AND pubtruncate)",
     )
     .bind(publication)
@@ -95,7 +95,7 @@ async fn create(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost
     inner.shared.capture_stands(Some(
         "the replication slot is being made; that waits for transactions that are open now".into(),
     ));
-    let created = sqlx::query("SELECT 1 FROM pg_create_logical_replication_slot($1, 'pgoutput')")
+    let created = statement("SELECT 1 FROM pg_create_logical_replication_slot($1, 'pgoutput')")
         .bind(name)
         .execute(connection)
         .await;
@@ -130,7 +130,7 @@ pub(super) async fn renew(inner: &Inner) {
 
 /// Drops the slot; every table is compared with the log when there is another one.
 pub(super) async fn drop_slot(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost> {
-    sqlx::query("SELECT pg_drop_replication_slot($1)").bind(&inner.limits.slot).execute(connection).await?;
+    statement("SELECT pg_drop_replication_slot($1)").bind(&inner.limits.slot).execute(connection).await?;
     Ok(())
 }
 
@@ -152,7 +152,7 @@ pub(super) async fn take_over(
 ) -> Result<Standing, Lost> {
     let slot = look(connection, &inner.limits.slot).await?;
     let confirmed = slot.and_then(|slot| slot.confirmed).ok_or(Lost::Ended)?;
-    let row = sqlx::query(
+    let row = statement(
         "UPDATE bourn.log SET fence = fence + 1 RETURNING fence, head, position::text, source, foreign_until, \
          $1 || ' ' || (SELECT oid::text FROM pg_database WHERE datname = current_database())",
     )
@@ -174,8 +174,8 @@ pub(super) async fn take_over(
         tracing::warn!("the slot is ahead of the log: every table is compared with the log");
     }
     // All at once: a position that is up to date says that nothing is to be compared.
-    sqlx::query(
-        "WITH moved AS (UPDATE bourn.log SET position = $1::text::pg_lsn, source = $2, foreign_until = $3 WHERE fence = $4 RETURNING 1) \
+    statement(
+        "WITH moved AS (UPDATE bourn.log SET position = $1::text::pg_lsn, told_from = $1::text::pg_lsn, source = $2, foreign_until = $3 WHERE fence = $4 RETURNING 1) \
          UPDATE bourn.entities SET reconciled = false, signature = '' WHERE EXISTS (SELECT 1 FROM moved)",
     )
     .bind(confirmed.to_pg_string())

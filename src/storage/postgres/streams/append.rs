@@ -15,6 +15,7 @@ use super::super::{Inner, error};
 use super::news::Counter;
 use super::rows::{columns, entry, forked_from, number};
 use crate::storage::StorageError;
+use crate::storage::postgres::connect::statement;
 use crate::storage::streams::entry::Entry;
 use crate::storage::streams::rules::ProducerState;
 use crate::storage::streams::{AppendError, AppendStream, Appended, StreamChange, unix_millis};
@@ -206,7 +207,7 @@ impl Lane {
         let mut paths: Vec<&str> = jobs.iter().map(|job| job.path().as_str()).collect();
         paths.sort_unstable();
         paths.dedup();
-        let rows: Vec<PgRow> = sqlx::query(concat!(
+        let rows: Vec<PgRow> = statement(concat!(
             "SELECT ",
             columns!(),
             " FROM bourn.streams WHERE path = ANY($1) ORDER BY id FOR UPDATE"
@@ -245,7 +246,7 @@ async fn know_producers(
     if streams.is_empty() {
         return Ok(());
     }
-    let rows = sqlx::query(
+    let rows = statement(
         "SELECT p.stream_id, p.producer_id, p.epoch, p.seq FROM unnest($1::bigint[], $2::text[]) k (stream_id, producer_id) \
          JOIN bourn.stream_producers p USING (stream_id, producer_id)",
     )
@@ -305,7 +306,7 @@ impl<'a> Batch<'a> {
         let closers: Vec<_> = dirty.iter().map(|entry| entry.head.closed_by.as_ref()).collect();
         let all =
             |column: fn(&Entry) -> i64| -> Vec<i64> { dirty.iter().map(|entry| column(entry)).collect() };
-        sqlx::query(
+        statement(
             "WITH data AS (\
              INSERT INTO bourn.stream_data (stream_id, start, messages, data) \
              SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::integer[], $4::bytea[])), \

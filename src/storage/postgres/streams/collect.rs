@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::control::Worker;
 use super::rows::{broken, has_forks, number};
+use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::streams::{StreamChange, unix_millis};
 
 /// How often it is looked whether streams have expired.
@@ -80,14 +81,14 @@ pub(super) async fn remove(
     let kept = has_forks(&mut transaction, id).await?;
     let mut gone = 0;
     if kept {
-        sqlx::query("UPDATE bourn.streams SET state = 1, deadline = NULL WHERE id = $1")
+        statement("UPDATE bourn.streams SET state = 1, deadline = NULL WHERE id = $1")
             .bind(id.cast_signed())
             .execute(&mut *transaction)
             .await?;
     }
     let mut next = (!kept).then_some(id);
     while let Some(id) = next {
-        sqlx::query("UPDATE bourn.streams SET state = 2, path = NULL, deadline = NULL WHERE id = $1")
+        statement("UPDATE bourn.streams SET state = 2, path = NULL, deadline = NULL WHERE id = $1")
             .bind(id.cast_signed())
             .execute(&mut *transaction)
             .await?;
@@ -100,7 +101,7 @@ pub(super) async fn remove(
             _ => None,
         };
     }
-    sqlx::query(
+    statement(
         "INSERT INTO bourn.stream_writers AS w (id, commits, streams) VALUES ($1, $2, -$3) \
          ON CONFLICT (id) DO UPDATE SET commits = excluded.commits, streams = w.streams - $3, seen_at = excluded.seen_at",
     )
@@ -117,7 +118,7 @@ async fn lock_with_ancestors(
     transaction: &mut PgTransaction<'static>,
     path: &StreamPath,
 ) -> Result<Vec<PgRow>, sqlx::Error> {
-    let ids: Vec<i64> = sqlx::query_scalar(
+    let ids: Vec<i64> = scalar(
         "WITH RECURSIVE up AS (\
          SELECT id, source_id FROM bourn.streams WHERE path = $1 \
          UNION ALL SELECT s.id, s.source_id FROM up JOIN bourn.streams s ON s.id = up.source_id) SELECT id FROM up",
@@ -128,7 +129,7 @@ async fn lock_with_ancestors(
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    sqlx::query(
+    statement(
         "SELECT id, path, state, deadline, source_id FROM bourn.streams WHERE id = ANY($1) ORDER BY id FOR UPDATE",
     )
     .bind(ids)
@@ -163,7 +164,7 @@ pub(super) async fn run(mut worker: Worker, stop: CancellationToken) {
 async fn step(worker: &mut Worker) -> Result<bool, sqlx::Error> {
     let db = worker.inner.db.clone();
     let mut reading = db.reading().await?;
-    let wanted: bool = sqlx::query_scalar(
+    let wanted: bool = scalar(
         "SELECT EXISTS (SELECT 1 FROM bourn.streams WHERE deadline <= $1) \
          OR EXISTS (SELECT 1 FROM bourn.streams WHERE state = 2) \
          OR EXISTS (SELECT 1 FROM bourn.stream_writers WHERE id <> 0 AND seen_at < now() - $2::interval)",
@@ -178,15 +179,13 @@ async fn step(worker: &mut Worker) -> Result<bool, sqlx::Error> {
     }
     // Held for the whole step.
     let mut transaction = db.begin().await?;
-    let mine: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
-        .bind(LOCK)
-        .fetch_one(&mut *transaction)
-        .await?;
+    let mine: bool =
+        scalar("SELECT pg_try_advisory_xact_lock($1)").bind(LOCK).fetch_one(&mut *transaction).await?;
     if !mine {
         return Ok(false);
     }
     let expired: Vec<String> =
-        sqlx::query_scalar("SELECT path FROM bourn.streams WHERE deadline <= $1 AND state = 0 LIMIT $2")
+        scalar("SELECT path FROM bourn.streams WHERE deadline <= $1 AND state = 0 LIMIT $2")
             .bind(unix_millis())
             .bind(EXPIRED_AT_ONCE)
             .fetch_all(&mut *transaction)
@@ -203,11 +202,11 @@ async fn step(worker: &mut Worker) -> Result<bool, sqlx::Error> {
 
 /// Removes some rows of a stream that is to be removed; says whether there was one.
 async fn remove_rows(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let dead: Option<i64> = sqlx::query_scalar("SELECT id FROM bourn.streams WHERE state = 2 LIMIT 1")
+    let dead: Option<i64> = scalar("SELECT id FROM bourn.streams WHERE state = 2 LIMIT 1")
         .fetch_optional(&mut *connection)
         .await?;
     let Some(dead) = dead else { return Ok(false) };
-    let removed = sqlx::query(
+    let removed = statement(
         "DELETE FROM bourn.stream_data WHERE stream_id = $1 AND start = ANY (ARRAY(\
          SELECT start FROM bourn.stream_data WHERE stream_id = $1 ORDER BY start LIMIT $2))",
     )
@@ -216,7 +215,7 @@ async fn remove_rows(connection: &mut PgConnection) -> Result<bool, sqlx::Error>
     .execute(&mut *connection)
     .await?;
     if removed.rows_affected() == 0 {
-        sqlx::query(
+        statement(
             "WITH producers AS (DELETE FROM bourn.stream_producers WHERE stream_id = $1) \
              DELETE FROM bourn.streams WHERE id = $1",
         )
@@ -229,7 +228,7 @@ async fn remove_rows(connection: &mut PgConnection) -> Result<bool, sqlx::Error>
 
 /// Forgets the writers that are gone, but not the streams they have made.
 async fn forget_writers(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::query(
+    statement(
         "WITH gone AS (DELETE FROM bourn.stream_writers WHERE id <> 0 AND seen_at < now() - $1::interval RETURNING streams) \
          UPDATE bourn.stream_writers SET streams = streams + (SELECT sum(streams) FROM gone) \
          WHERE id = 0 AND EXISTS (SELECT 1 FROM gone)",

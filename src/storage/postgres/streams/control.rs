@@ -13,6 +13,7 @@ use super::collect::{Removed, remove};
 use super::news::Counter;
 use super::rows::{append_at, columns, entry};
 use crate::storage::StorageError;
+use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::streams::beginning::{Beginning, Unborn, leaves_at};
 use crate::storage::streams::entry::Entry;
 use crate::storage::streams::rules::{lifetime_columns, matches};
@@ -144,7 +145,7 @@ impl Worker {
         };
         let most = i64::try_from(self.inner.limits.streams).unwrap_or(i64::MAX);
         let Some(id) = insert(&mut transaction, create, &unborn, most, now).await? else {
-            let total: i64 = sqlx::query_scalar(TOTAL).fetch_one(&mut *transaction).await?;
+            let total: i64 = scalar(TOTAL).fetch_one(&mut *transaction).await?;
             return Ok(match total >= most {
                 true => Attempt::Done(Err(CreateError::TooMany)),
                 false => Attempt::Again,
@@ -152,7 +153,7 @@ impl Worker {
         };
         let entry = unborn.born(create, id.cast_unsigned(), now);
         let parts = || unborn.parts.iter().filter(|(_, part)| part.messages > 0);
-        sqlx::query(
+        statement(
             "WITH data AS (\
              INSERT INTO bourn.stream_data (stream_id, start, messages, data) \
              SELECT $1, * FROM unnest($2::bigint[], $3::bigint[], $4::bytea[])) \
@@ -179,7 +180,7 @@ impl Worker {
         source: Option<&StreamPath>,
     ) -> Result<(Option<Entry>, Option<Entry>), sqlx::Error> {
         let paths: Vec<&str> = std::iter::once(path).chain(source).map(StreamPath::as_str).collect();
-        let rows = sqlx::query(concat!(
+        let rows = statement(concat!(
             "SELECT ",
             columns!(),
             " FROM bourn.streams WHERE path = ANY($1) ORDER BY id FOR UPDATE"
@@ -215,7 +216,7 @@ async fn insert(
     let Beginning { content_type, lifetime, base, source_id, .. } = &unborn.beginning;
     let (ttl, expires_at) = lifetime_columns(*lifetime);
     let fork = create.fork.as_ref();
-    let row = sqlx::query(
+    let row = statement(
         "INSERT INTO bourn.streams (path, content_type, tail, closed, ttl, expires_at, deadline, source_id, source_path, \
          base, fork_offset, fork_sub) SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 \
          WHERE (SELECT coalesce(sum(streams), 0) FROM bourn.stream_writers) < $13 \

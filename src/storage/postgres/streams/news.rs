@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::super::Inner;
 use super::super::connect::Db;
+use crate::storage::postgres::connect::statement;
 use crate::storage::streams::{Segment, StreamChange};
 
 /// The channel of the notifications.
@@ -241,9 +242,8 @@ impl Stored {
     /// told of by now; without a connection that hears, all should have been.
     pub(in super::super) async fn look(&self, db: &Db, hears: bool) -> Result<(), sqlx::Error> {
         let mut reading = db.reading().await?;
-        let rows = sqlx::query("SELECT id, commits FROM bourn.stream_writers")
-            .fetch_all(reading.connection())
-            .await?;
+        let rows =
+            statement("SELECT id, commits FROM bourn.stream_writers").fetch_all(reading.connection()).await?;
         drop(reading);
         let mut there = HashMap::new();
         for row in rows {
@@ -305,7 +305,7 @@ impl Stored {
             return Ok(());
         }
         let mut telling = db.appending().await?;
-        sqlx::query("SELECT pg_notify($1, text) FROM unnest($2::text[]) text")
+        statement("SELECT pg_notify($1, text) FROM unnest($2::text[]) text")
             .bind(CHANNEL)
             .bind(owed.write(self.server))
             .execute(telling.connection())

@@ -8,6 +8,7 @@ use sqlx::{PgConnection, Row};
 
 use super::news::Stored;
 use super::rows::{broken, columns, entry, seq};
+use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::streams::entry::Entry;
 use crate::storage::streams::rules::after;
 use crate::storage::streams::{FillError, StreamInfo};
@@ -23,7 +24,7 @@ pub(super) async fn find(
     stored: &Stored,
     path: &StreamPath,
 ) -> Result<Option<Entry>, sqlx::Error> {
-    let row = sqlx::query(concat!("SELECT ", columns!(), " FROM bourn.streams WHERE path = $1"))
+    let row = statement(concat!("SELECT ", columns!(), " FROM bourn.streams WHERE path = $1"))
         .bind(path.as_str())
         .fetch_optional(&mut *connection)
         .await?;
@@ -44,7 +45,7 @@ pub(super) async fn fill(
         let segment = stream.lineage.iter().find(|segment| position < segment.to);
         let Some(segment) = segment else { return Ok(Err(FillError::Misplaced)) };
         let end = after(position, BYTES_AT_ONCE).map_or(segment.to, |end| end.min(segment.to));
-        let rows = sqlx::query(
+        let rows = statement(
             "SELECT s.tail, s.closed, d.start, d.messages, d.data FROM bourn.streams s LEFT JOIN LATERAL (\
              SELECT start, messages, data FROM bourn.stream_data \
              WHERE stream_id = $2 AND start >= $3 AND start < least($4, s.tail) ORDER BY start LIMIT $5) d ON true \
@@ -88,7 +89,7 @@ pub(super) async fn list(
     limit: usize,
     now: i64,
 ) -> Result<Vec<StreamPath>, sqlx::Error> {
-    let paths: Vec<String> = sqlx::query_scalar(
+    let paths: Vec<String> = scalar(
         "SELECT path FROM bourn.streams WHERE path > $1 AND state = 0 AND coalesce(deadline > $2, true) \
          ORDER BY path LIMIT $3",
     )

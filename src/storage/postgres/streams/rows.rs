@@ -9,6 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::news::Stored;
+use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::streams::entry::Entry;
 use crate::storage::streams::rules::{Head, lifetime, lineage};
 use crate::storage::streams::{Producer, Segment};
@@ -89,7 +90,7 @@ async fn forked(
     base: Seq,
     source: i64,
 ) -> Result<std::sync::Arc<[Segment]>, sqlx::Error> {
-    let rows = sqlx::query(
+    let rows = statement(
         "WITH RECURSIVE up AS (\
          SELECT id, base, source_id, 0 AS depth FROM bourn.streams WHERE id = $1 \
          UNION ALL SELECT s.id, s.base, s.source_id, up.depth + 1 FROM up JOIN bourn.streams s ON s.id = up.source_id) \
@@ -106,7 +107,7 @@ async fn forked(
 /// Those of these streams that others were forked from, which are still there.
 pub(super) async fn forked_from(connection: &mut PgConnection, ids: &[u64]) -> Result<Vec<u64>, sqlx::Error> {
     let ids: Vec<i64> = ids.iter().map(|id| id.cast_signed()).collect();
-    let found: Vec<i64> = sqlx::query_scalar(
+    let found: Vec<i64> = scalar(
         "SELECT asked FROM unnest($1::bigint[]) asked \
          WHERE EXISTS (SELECT 1 FROM bourn.streams WHERE source_id = asked AND state < 2)",
     )
@@ -131,7 +132,7 @@ pub(super) async fn append_at(
     else {
         return Ok(None);
     };
-    let row = sqlx::query("SELECT messages, data FROM bourn.stream_data WHERE stream_id = $1 AND start = $2")
+    let row = statement("SELECT messages, data FROM bourn.stream_data WHERE stream_id = $1 AND start = $2")
         .bind(segment.stream.cast_signed())
         .bind(position.as_i64())
         .fetch_optional(connection)
