@@ -176,7 +176,7 @@ async fn a_transaction_past_the_cap_is_cut_and_says_that_more_follows() {
 #[tokio::test]
 async fn two_servers_of_one_database_give_the_same_bytes() {
     let one = Bourn::start(&[SMALL_CHUNKS]).await;
-    let two = Bourn::start_on(one.database(), &[SMALL_CHUNKS]).await;
+    let two = Bourn::start_on(one.url(), &[SMALL_CHUNKS]).await;
     let (a, b) = (one.client(), two.client());
     for i in 0..60 {
         let client = if i % 2 == 0 { &a } else { &b };

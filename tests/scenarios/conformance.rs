@@ -2,14 +2,14 @@
 
 use serde_json::Value;
 
-use crate::support::Bourn;
+use crate::ground::Ground;
 
 /// How many tests the pinned version has: a group that does not run fails here.
 const TESTS: u64 = 338;
 
-#[tokio::test]
-async fn the_official_conformance_suite_passes_whole() {
-    let bourn = Bourn::start(&[("long_poll_timeout", "1s"), ("webhook_allow_private", "true")]).await;
+pub async fn the_official_conformance_suite_passes_whole<G: Ground>() {
+    let ground = G::new();
+    let bourn = ground.server(&[("long_poll_timeout", "1s"), ("webhook_allow_private", "true")]).await;
     let report = tempfile::NamedTempFile::new().unwrap();
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/conformance");
     let output = tokio::process::Command::new("node")

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use crate::support::{Bourn, eventually, page};
+use crate::support::{Bourn, eventually, page, sqlite_url};
 
 const PAGES: &str = "/v1/entities/pages";
 
@@ -94,7 +94,7 @@ impl Drop for SmallDisk {
 #[tokio::test]
 async fn on_a_full_disk_writes_are_refused_and_reads_go_on() {
     let disk = SmallDisk::mount("8m");
-    let bourn = Bourn::start_on(&disk.0.join("bourn.db"), &[]).await;
+    let bourn = Bourn::start_on(&sqlite_url(&disk.0.join("bourn.db")), &[]).await;
     let client = bourn.client();
     let content = "x".repeat(100_000);
     let mut acknowledged = Vec::new();
@@ -231,7 +231,7 @@ async fn a_file_that_is_held_for_long_keeps_neither_writes_nor_the_stop_waiting(
 async fn a_file_that_cannot_be_written_is_read_or_told_at_start() {
     let disk = SmallDisk::mount("8m");
     let database = disk.0.join("bourn.db");
-    let mut bourn = Bourn::start_on(&database, &[]).await;
+    let mut bourn = Bourn::start_on(&sqlite_url(&database), &[]).await;
     let client = bourn.client();
     client.make_page("p1", "t1").await;
     bourn.kill().await;

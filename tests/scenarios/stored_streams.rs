@@ -7,7 +7,8 @@ use std::time::Duration;
 use http::Method;
 use serde_json::json;
 
-use crate::support::{Answer, Bourn, Client, Event};
+use crate::ground::Ground;
+use crate::support::{Answer, Client, Event};
 
 const TEXT: (&str, &str) = ("content-type", "text/plain");
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -25,9 +26,9 @@ async fn post(
     client.send(Method::POST, &format!("/v1/stream/{path}"), headers, body).await
 }
 
-#[tokio::test]
-async fn history_is_cached_for_long_and_the_tail_is_not() {
-    let bourn = Bourn::start(&[("chunk_bytes", "1KiB")]).await;
+pub async fn history_is_cached_for_long_and_the_tail_is_not<G: Ground>() {
+    let ground = G::new();
+    let bourn = ground.server(&[("chunk_bytes", "1KiB")]).await;
     let client = bourn.client();
     put(&client, "s", &[TEXT], "").await;
     for _ in 0..30 {
@@ -64,9 +65,9 @@ async fn history_is_cached_for_long_and_the_tail_is_not() {
     assert!(age <= 100 && !second.up_to_date(), "{}", second.header("cache-control"));
 }
 
-#[tokio::test]
-async fn a_stream_made_anew_does_not_take_the_old_ones_offsets() {
-    let bourn = Bourn::start(&[]).await;
+pub async fn a_stream_made_anew_does_not_take_the_old_ones_offsets<G: Ground>() {
+    let ground = G::new();
+    let bourn = ground.server(&[]).await;
     let client = bourn.client();
     let old = put(&client, "s", &[TEXT], "old").await.next_offset();
     client.delete("/v1/stream/s", &[]).await;
@@ -78,11 +79,11 @@ async fn a_stream_made_anew_does_not_take_the_old_ones_offsets() {
     assert_eq!(client.get("/v1/stream/s?colour=red").await.text(), "new", "unknown parameters are nothing");
 }
 
-#[tokio::test]
-async fn paths_and_sizes_have_limits_and_the_answer_says_which() {
+pub async fn paths_and_sizes_have_limits_and_the_answer_says_which<G: Ground>() {
+    let ground = G::new();
     let settings =
         [("append_limit", "1KiB"), ("append_memory", "1KiB"), ("stream_limit", "2KiB"), ("streams", "3")];
-    let bourn = Bourn::start(&settings).await;
+    let bourn = ground.server(&settings).await;
     let client = bourn.client();
     for bad in ["a//b", "a/../b", "a%2F..%2Fb", "%ff", "a%00", "a%5Cb", "./a"] {
         put(&client, bad, &[TEXT], "").await.assert_error(400, "INVALID_PATH");
@@ -104,9 +105,9 @@ async fn paths_and_sizes_have_limits_and_the_answer_says_which() {
     client.patch("/v1/stream/a", &[], &json!({})).await.assert_error(405, "METHOD_NOT_ALLOWED");
 }
 
-#[tokio::test]
-async fn forks_of_forks_keep_what_they_need_while_everything_around_them_is_deleted() {
-    let bourn = Bourn::start(&[]).await;
+pub async fn forks_of_forks_keep_what_they_need_while_everything_around_them_is_deleted<G: Ground>() {
+    let ground = G::new();
+    let bourn = ground.server(&[]).await;
     let client = bourn.client();
     put(&client, "root", &[TEXT], "one ").await;
     put(&client, "middle", &[("stream-forked-from", "/v1/stream/root")], "").await;
@@ -127,9 +128,9 @@ async fn forks_of_forks_keep_what_they_need_while_everything_around_them_is_dele
     }
 }
 
-#[tokio::test]
-async fn an_event_stream_follows_appends_and_ends_with_the_stream() {
-    let bourn = Bourn::start(&[]).await;
+pub async fn an_event_stream_follows_appends_and_ends_with_the_stream<G: Ground>() {
+    let ground = G::new();
+    let bourn = ground.server(&[]).await;
     let client = bourn.client();
     put(&client, "s", &[JSON], "[1]").await;
     let mut events = client.events("/v1/stream/s?offset=-1&live=sse", &[]).await;
@@ -145,9 +146,9 @@ async fn an_event_stream_follows_appends_and_ends_with_the_stream() {
     assert_eq!(resumed.messages().await.0, [json!(2), json!(3), json!(4)]);
 }
 
-#[tokio::test]
-async fn live_readers_of_a_deleted_stream_are_told() {
-    let bourn = Bourn::start(&[]).await;
+pub async fn live_readers_of_a_deleted_stream_are_told<G: Ground>() {
+    let ground = G::new();
+    let bourn = ground.server(&[]).await;
     let client = bourn.client();
     let tail = put(&client, "s", &[TEXT], "x").await.next_offset();
     let mut events = client.events("/v1/stream/s?offset=-1&live=sse", &[]).await;
@@ -163,9 +164,9 @@ async fn live_readers_of_a_deleted_stream_are_told() {
     assert_eq!(events.next().await, Event::End);
 }
 
-#[tokio::test]
-async fn a_stop_lets_live_readers_end_in_good_order() {
-    let mut bourn = Bourn::start(&[]).await;
+pub async fn a_stop_lets_live_readers_end_in_good_order<G: Ground>() {
+    let ground = G::new();
+    let mut bourn = ground.server(&[]).await;
     let client = bourn.client();
     let tail = put(&client, "s", &[JSON], "1").await.next_offset();
     let mut events = client.events("/v1/stream/s?offset=now&live=sse", &[]).await;
@@ -183,9 +184,9 @@ async fn a_stop_lets_live_readers_end_in_good_order() {
     assert!(bourn.ended().await.0);
 }
 
-#[tokio::test]
-async fn a_stream_that_is_read_under_load_does_not_expire() {
-    let bourn = Bourn::start(&[]).await;
+pub async fn a_stream_that_is_read_under_load_does_not_expire<G: Ground>() {
+    let ground = G::new();
+    let bourn = ground.server(&[]).await;
     let client = bourn.client();
     put(&client, "busy", &[TEXT, ("stream-ttl", "1")], "x").await;
     put(&client, "idle", &[TEXT, ("stream-ttl", "1")], "x").await;
@@ -212,10 +213,10 @@ async fn a_stream_that_is_read_under_load_does_not_expire() {
     assert_eq!(client.get("/v1/stream/busy").await.text(), "x");
 }
 
-#[tokio::test]
-async fn two_servers_of_one_file_see_each_others_appends() {
-    let one = Bourn::start(&[]).await;
-    let two = Bourn::start_on(one.database(), &[]).await;
+pub async fn two_servers_of_one_database_see_each_others_appends<G: Ground>() {
+    let ground = G::new();
+    let one = ground.server(&[]).await;
+    let two = ground.server(&[]).await;
     let (here, there) = (one.client(), two.client());
     put(&here, "s", &[JSON], "").await;
     crate::support::eventually("the other server knows it", async || {
@@ -236,9 +237,9 @@ async fn two_servers_of_one_file_see_each_others_appends() {
     assert_eq!(seen, expected);
 }
 
-#[tokio::test]
-async fn an_acknowledged_append_survives_kill_9_and_is_there_once() {
-    let mut bourn = Bourn::start(&[]).await;
+pub async fn an_acknowledged_append_survives_kill_9_and_is_there_once<G: Ground>() {
+    let ground = G::new();
+    let mut bourn = ground.server(&[]).await;
     put(&bourn.client(), "s", &[JSON], "").await;
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..8)

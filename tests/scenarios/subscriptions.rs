@@ -5,7 +5,8 @@ use std::time::Duration;
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Bourn, Client, eventually};
+use crate::ground::Ground;
+use crate::support::{Client, eventually};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -34,9 +35,9 @@ fn assert_control_error(answer: &crate::support::Answer, status: u16, code: &str
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (status, &json!(code)), "{}", answer.text());
 }
 
-#[tokio::test]
-async fn a_webhook_leads_to_no_private_address_unless_the_operator_says_so() {
-    let bourn = Bourn::start(&[]).await;
+pub async fn a_webhook_leads_to_no_private_address_unless_the_operator_says_so<G: Ground>() {
+    let ground = G::new();
+    let bourn = ground.server(&[]).await;
     let client = bourn.client();
     for url in [
         "http://127.0.0.1:9/hook",
@@ -53,9 +54,9 @@ async fn a_webhook_leads_to_no_private_address_unless_the_operator_says_so() {
     }
 }
 
-#[tokio::test]
-async fn subscriptions_and_what_they_follow_are_limited() {
-    let bourn = Bourn::start(&[("subscriptions", "1"), ("subscription_streams", "2")]).await;
+pub async fn subscriptions_and_what_they_follow_are_limited<G: Ground>() {
+    let ground = G::new();
+    let bourn = ground.server(&[("subscriptions", "1"), ("subscription_streams", "2")]).await;
     let client = bourn.client();
     let of = |streams: &[&str]| json!({ "type": "pull-wake", "streams": streams, "wake_stream": "wakes" });
     let many = control(&client, Method::PUT, "subscriptions/s", "", &of(&["a", "b", "c"])).await;
@@ -71,9 +72,9 @@ async fn subscriptions_and_what_they_follow_are_limited() {
     assert_eq!(unknown.status, 404);
 }
 
-#[tokio::test]
-async fn work_outlives_a_crash_and_a_lease_that_ends_passes_it_on() {
-    let mut bourn = Bourn::start(&[]).await;
+pub async fn work_outlives_a_crash_and_a_lease_that_ends_passes_it_on<G: Ground>() {
+    let ground = G::new();
+    let mut bourn = ground.server(&[]).await;
     let client = bourn.client();
     stream(&client, Method::PUT, "wakes", "[]").await;
     let wanted =
@@ -112,9 +113,9 @@ async fn work_outlives_a_crash_and_a_lease_that_ends_passes_it_on() {
     assert_control_error(&claim("one").await, 409, "NO_PENDING_WORK");
 }
 
-#[tokio::test]
-async fn a_webhook_that_fails_is_shown_and_tried_again() {
-    let bourn = Bourn::start(&[("webhook_allow_private", "true")]).await;
+pub async fn a_webhook_that_fails_is_shown_and_tried_again<G: Ground>() {
+    let ground = G::new();
+    let bourn = ground.server(&[("webhook_allow_private", "true")]).await;
     let client = bourn.client();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());

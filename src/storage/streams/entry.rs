@@ -127,10 +127,14 @@ impl Entry {
         })
     }
 
-    /// What it is to everybody else, as it was found.
+    /// What it is to everybody else, as it was found at this moment.
     #[must_use]
-    pub fn found(&self) -> Arc<StreamInfo> {
-        self.with_deadline(self.deadline.unwrap_or(i64::MAX))
+    pub fn found(&self, now: i64) -> Arc<StreamInfo> {
+        let saved = self.deadline.unwrap_or(i64::MAX);
+        self.with_deadline(match self.lifetime {
+            Lifetime::Idle(_) => self.lifetime.deadline(now).unwrap_or(saved).min(saved),
+            _ => saved,
+        })
     }
 
     fn with_deadline(&self, exact: i64) -> Arc<StreamInfo> {

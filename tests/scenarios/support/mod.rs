@@ -1,5 +1,7 @@
 //! What the scenarios are told with: a server of one's own, a client, an event stream, another process.
 
+#![allow(dead_code, reason = "each of the test targets uses its part")]
+
 mod client;
 mod events;
 mod server;
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 
 pub use client::{Answer, Client};
 pub use events::{Event, Events};
-pub use server::Bourn;
+pub use server::{Bourn, sqlite_url};
 
 /// How long anything may take that is expected to happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,12 +30,20 @@ pub fn sqlite3(database: &std::path::Path, sql: &str) -> String {
 }
 
 /// Waits until a condition holds.
-pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut holds: F) {
-    let deadline = Instant::now() + PATIENCE;
+pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, holds: F) {
+    assert!(within(PATIENCE, holds).await, "it never came to pass that {what}");
+}
+
+/// Waits until a condition holds, and says whether it did in time.
+pub async fn within<F: AsyncFnMut() -> bool>(limit: Duration, mut holds: F) -> bool {
+    let deadline = Instant::now() + limit;
     while !holds().await {
-        assert!(Instant::now() < deadline, "it never came to pass that {what}");
+        if Instant::now() >= deadline {
+            return false;
+        }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    true
 }
 
 /// A page's JSON.

@@ -1,6 +1,6 @@
 //! A server process of the test's own, on a port and in a directory of its own.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -16,19 +16,25 @@ pub struct Bourn {
     child: Option<Child>,
     address: String,
     directory: TempDir,
-    database: PathBuf,
+    /// The database's URL.
+    database: String,
     settings: Vec<(String, String)>,
 }
 
+/// The URL of a SQLite file.
+pub fn sqlite_url(file: &Path) -> String {
+    format!("sqlite:{}", file.display())
+}
+
 impl Bourn {
-    /// Starts a server on a new database with these settings (`long_poll_timeout`, `2s`).
+    /// Starts a server on a new SQLite file with these settings (`long_poll_timeout`, `2s`).
     pub async fn start(settings: &[(&str, &str)]) -> Bourn {
         let directory = tempfile::tempdir().unwrap();
-        let database = directory.path().join("bourn.db");
+        let database = sqlite_url(&directory.path().join("bourn.db"));
         Self::start_in(directory, database, settings).await
     }
 
-    /// Starts a server with a configuration file, on a database that `prepare` may fill first.
+    /// Starts a server with a configuration file, on a SQLite file that `prepare` may fill first.
     pub async fn start_with(config: &str, settings: &[(&str, &str)], prepare: impl FnOnce(&Path)) -> Bourn {
         let directory = tempfile::tempdir().unwrap();
         let database = directory.path().join("bourn.db");
@@ -38,27 +44,38 @@ impl Bourn {
         let mut settings = settings.to_vec();
         let file = file.to_str().unwrap().to_owned();
         settings.push(("config", &file));
-        Self::start_in(directory, database, &settings).await
+        Self::start_in(directory, sqlite_url(&database), &settings).await
     }
 
-    /// Starts a server on a database file that is somewhere else.
-    pub async fn start_on(database: &Path, settings: &[(&str, &str)]) -> Bourn {
+    /// Starts a server on the database that this URL names.
+    pub async fn start_on(database: &str, settings: &[(&str, &str)]) -> Bourn {
         Self::start_in(tempfile::tempdir().unwrap(), database.to_owned(), settings).await
     }
 
-    async fn start_in(directory: TempDir, database: PathBuf, settings: &[(&str, &str)]) -> Bourn {
+    /// The same, for a server that cannot be ready yet: it listens, and says at `/ready` what it lacks.
+    pub async fn begin_on(database: &str, settings: &[(&str, &str)]) -> Bourn {
+        let mut bourn = Self::new(tempfile::tempdir().unwrap(), database.to_owned(), settings);
+        bourn.listen().await;
+        bourn
+    }
+
+    async fn start_in(directory: TempDir, database: String, settings: &[(&str, &str)]) -> Bourn {
+        let mut bourn = Self::new(directory, database, settings);
+        bourn.restart().await;
+        bourn
+    }
+
+    fn new(directory: TempDir, database: String, settings: &[(&str, &str)]) -> Bourn {
         let settings = settings
             .iter()
             .map(|(name, value)| (format!("BOURN_{}", name.to_uppercase()), (*value).to_owned()));
-        let mut bourn = Bourn {
+        Bourn {
             child: None,
             address: "127.0.0.1:0".into(),
             directory,
             database,
             settings: settings.collect(),
-        };
-        bourn.run().await;
-        bourn
+        }
     }
 
     fn command() -> Command {
@@ -73,10 +90,11 @@ impl Bourn {
         tokio::time::timeout(PATIENCE, output).await.expect("the command ends in time").unwrap()
     }
 
-    async fn run(&mut self) {
+    /// Starts the process and waits until it listens.
+    async fn listen(&mut self) {
         let mut command = Self::command();
         command.arg("serve").arg("--listen").arg(&self.address);
-        command.arg("--database").arg(format!("sqlite:{}", self.database.display()));
+        command.arg("--database").arg(&self.database);
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         command.stdout(Stdio::piped()).stderr(log_file(self.directory.path()));
         let mut child = command.spawn().unwrap();
@@ -90,16 +108,35 @@ impl Bourn {
         // The pipe stays open, so that nothing the server prints can fail.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         self.child = Some(child);
+    }
+
+    /// Waits until the server can do its work.
+    pub async fn ready(&self) {
         let client = self.client();
-        super::eventually("the server is ready", async || client.get("/ready").await.status == 200).await;
+        let mut last = String::new();
+        let ready = super::within(super::PATIENCE, async || {
+            let answer = client.get("/ready").await;
+            last = answer.text().to_owned();
+            answer.status == 200
+        });
+        let ready = ready.await;
+        let log = self.log();
+        let tail = log.ceil_char_boundary(log.len().saturating_sub(4_000));
+        assert!(ready, "the server never was ready: {last}\n{}", &log[tail..]);
     }
 
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    pub fn database(&self) -> &Path {
+    /// The database's URL.
+    pub fn url(&self) -> &str {
         &self.database
+    }
+
+    /// The SQLite file.
+    pub fn database(&self) -> &Path {
+        Path::new(self.database.strip_prefix("sqlite:").expect("the database is a SQLite file"))
     }
 
     pub fn client(&self) -> Client {
@@ -111,9 +148,9 @@ impl Bourn {
         std::fs::read_to_string(self.directory.path().join("bourn.log")).unwrap_or_default()
     }
 
-    /// Runs SQL in another process.
+    /// Runs SQL on the SQLite file in another process.
     pub fn sql(&self, sql: &str) -> String {
-        super::sqlite3(&self.database, sql)
+        super::sqlite3(self.database(), sql)
     }
 
     fn pid(&self) -> Pid {
@@ -123,8 +160,17 @@ impl Bourn {
 
     /// Resident memory, in bytes.
     pub fn resident(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory there ever was, in bytes.
+    pub fn peak(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, which: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(which)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
@@ -132,6 +178,16 @@ impl Bourn {
     pub async fn kill(&mut self) {
         kill(self.pid(), Signal::SIGKILL).unwrap();
         self.child.take().unwrap().wait().await.unwrap();
+    }
+
+    /// SIGSTOP: it is there, and does nothing.
+    pub fn freeze(&self) {
+        kill(self.pid(), Signal::SIGSTOP).unwrap();
+    }
+
+    /// SIGCONT: it goes on as if no time had passed.
+    pub fn thaw(&self) {
+        kill(self.pid(), Signal::SIGCONT).unwrap();
     }
 
     /// SIGTERM; the server may take its time.
@@ -150,8 +206,14 @@ impl Bourn {
 
     /// Starts again after [`Bourn::kill`] or [`Bourn::ended`], on the same address and database.
     pub async fn restart(&mut self) {
+        self.begin_again().await;
+        self.ready().await;
+    }
+
+    /// The same, for a server that cannot be ready yet.
+    pub async fn begin_again(&mut self) {
         assert!(self.child.is_none(), "it still runs");
-        self.run().await;
+        self.listen().await;
     }
 }
 

@@ -106,11 +106,12 @@ impl Streams for PostgresStorage {
     }
 
     async fn find_stream(&self, path: &StreamPath) -> Result<Arc<StreamInfo>, FindError> {
+        let now = unix_millis();
         let find = async {
             let mut reading = self.db.reading().await?;
             let found = reading::find(reading.connection(), &self.stored, path).await?;
             let forked = match &found {
-                Some(entry) if !entry.deleted && entry.expired(unix_millis()) => {
+                Some(entry) if !entry.deleted && entry.expired(now) => {
                     Some(rows::has_forks(reading.connection(), entry.id).await?)
                 }
                 _ => None,
@@ -121,7 +122,7 @@ impl Streams for PostgresStorage {
             (None, _) | (_, Some(false)) => Err(FindError::Missing),
             (_, Some(true)) => Err(FindError::Gone),
             (Some(entry), None) if entry.deleted => Err(FindError::Gone),
-            (Some(entry), None) => Ok(entry.found()),
+            (Some(entry), None) => Ok(entry.found(now)),
         }
     }
 
