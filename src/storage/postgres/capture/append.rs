@@ -77,9 +77,8 @@ impl Appender {
         if entries.is_empty() {
             return self.move_position(position).await;
         }
-        let mut reading = self.db.reading().await?;
-        self.number_feeds(reading.connection(), entries).await?;
-        drop(reading);
+        let mut transaction = self.db.appending().await?;
+        self.number_feeds(transaction.connection(), entries).await?;
         let columns = self.columns(entries);
         let head = self.head_after(entries.len());
         let sql = format!(
@@ -93,7 +92,6 @@ impl Appender {
             .bind(self.fence)
             .bind(self.head.as_i64())
             .bind(CHANNEL);
-        let mut transaction = self.db.appending().await?;
         let moved = statement.fetch_optional(transaction.connection()).await?;
         transaction.commit().await?;
         if moved.is_none() {

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use bourn_protocol::Seq;
 use pgwire_replication::{Lsn, ReplicationClient, ReplicationEvent};
-use sqlx::PgConnection;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -228,9 +227,12 @@ impl<'a> Leader<'a> {
         let rest = self.items.split_off(last + 1);
         let batch = std::mem::replace(&mut self.items, rest);
         self.bytes = 0;
-        let mut reading = self.inner.db.reading().await?;
-        self.know(reading.connection(), &batch).await?;
-        drop(reading);
+        let unknown = self.unknown(&batch);
+        let priors = match unknown.is_empty() {
+            true => HashMap::new(),
+            false => prior::look_up(self.inner.db.reading().await?.connection(), &unknown).await?,
+        };
+        self.know(unknown, priors);
         // Transactions that changed nothing that the log shows.
         let mut quiet = Vec::new();
         for item in &batch {
@@ -303,7 +305,12 @@ impl<'a> Leader<'a> {
     async fn settle_part(&mut self, long: &mut Long) -> Result<(), Lost> {
         let batch = std::mem::take(&mut self.items);
         self.bytes = 0;
-        self.know(&mut long.transaction, &batch).await?;
+        let unknown = self.unknown(&batch);
+        let priors = match unknown.is_empty() {
+            true => HashMap::new(),
+            false => prior::look_up(&mut long.transaction, &unknown).await?,
+        };
+        self.know(unknown, priors);
         for item in &batch {
             if let Item::Change(change) = item {
                 self.settler.take(change);
@@ -312,8 +319,8 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    /// Asks the log for the rows of which the stream does not tell enough.
-    async fn know(&mut self, connection: &mut PgConnection, batch: &[Item]) -> Result<(), Lost> {
+    /// The rows of which the stream does not tell enough.
+    fn unknown(&mut self, batch: &[Item]) -> Vec<RowName> {
         let mut rows: HashSet<RowName> = HashSet::new();
         for item in batch {
             let Item::Change(change) = item else { continue };
@@ -328,18 +335,17 @@ impl<'a> Leader<'a> {
                 );
             }
         }
-        let rows: Vec<RowName> = rows.into_iter().collect();
-        let mut priors = match rows.is_empty() {
-            true => HashMap::new(),
-            false => prior::look_up(connection, &rows).await?,
-        };
+        rows.into_iter().collect()
+    }
+
+    /// Takes what the log has of these rows.
+    fn know(&mut self, rows: Vec<RowName>, mut priors: HashMap<RowName, Prior>) {
         // What the log has nothing of is known, too.
         let known = rows.into_iter().map(|name| {
             let logged = priors.remove(&name).map(|Prior { logged, .. }| logged).unwrap_or_default();
             (name, logged)
         });
         self.settler.know(known.collect());
-        Ok(())
     }
 
     /// The log has grown, or its position moved.
