@@ -7,7 +7,6 @@ use std::time::Duration;
 use bourn_protocol::StreamPath;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgTransaction, Row};
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::control::Worker;
@@ -139,13 +138,7 @@ async fn lock_with_ancestors(
 
 /// Removes what is to be removed until the server stops.
 pub(super) async fn run(mut worker: Worker, stop: CancellationToken) {
-    let mut look = tokio::time::interval(LOOK_EVERY);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = look.tick() => {}
-            () = stop.cancelled() => return,
-        }
+    while tokio::time::timeout(LOOK_EVERY, stop.cancelled()).await.is_err() {
         loop {
             match Box::pin(step(&mut worker)).await {
                 Ok(true) if !stop.is_cancelled() => {}

@@ -331,3 +331,85 @@ impl Stored {
         Ok(found)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moved(id: u64, tail: u64, path: &str) -> StreamChange {
+        let (path, tail) = (StreamPath::new(path).unwrap(), Seq::new(tail).unwrap());
+        StreamChange::Moved { id, path, tail, closed: false }
+    }
+
+    /// Everything a server has heard.
+    fn heard(changes: &mut broadcast::Receiver<Arc<[StreamChange]>>) -> Vec<StreamChange> {
+        std::iter::from_fn(|| changes.try_recv().ok()).flat_map(|some| some.to_vec()).collect()
+    }
+
+    fn pass_on(from: &Stored, to: &Stored) {
+        for notification in std::mem::take(&mut *locked(&from.owed)).write(from.server) {
+            assert!(notification.len() <= NOTIFICATION_MAX);
+            from.hear(&notification);
+            to.hear(&notification);
+        }
+    }
+
+    #[test]
+    fn what_one_server_tells_the_other_hears_and_itself_ignores() {
+        let (one, two) = (Stored::new(), Stored::new());
+        let (mut here, mut there) = (one.subscribe(), two.subscribe());
+        let mut counter = one.writer();
+        let deleted = StreamChange::Deleted { id: 1, path: StreamPath::new("a b/c").unwrap() };
+        one.committed(&mut counter, vec![moved(1, 5, "a b/c")]);
+        one.committed(&mut counter, vec![moved(1, 9, "a b/c"), moved(2, 1, "ä")]);
+        one.committed(&mut counter, vec![deleted.clone()]);
+        assert_eq!(heard(&mut here).len(), 4);
+        pass_on(&one, &two);
+        assert_eq!(heard(&mut there), [moved(1, 9, "a b/c"), moved(2, 1, "ä"), deleted]);
+        assert!(heard(&mut here).is_empty());
+        // More than fits one notification, and then more than is told one by one.
+        let path = "x".repeat(1_000);
+        one.committed(&mut counter, (0..50).map(|id| moved(id, 1, &path)).collect());
+        pass_on(&one, &two);
+        assert_eq!(heard(&mut there).len(), 50);
+        one.committed(&mut counter, (0..2_000).map(|id| moved(id, 2, "y")).collect());
+        pass_on(&one, &two);
+        assert_eq!(heard(&mut there), [StreamChange::Unknown]);
+    }
+
+    #[test]
+    fn what_was_not_told_is_missed() {
+        let (one, two) = (Stored::new(), Stored::new());
+        let mut there = two.subscribe();
+        let mut counter = one.writer();
+        let lose = |counter: &mut Counter| {
+            one.committed(counter, vec![moved(1, 1, "a")]);
+            std::mem::take(&mut *locked(&one.owed));
+        };
+        one.committed(&mut counter, vec![moved(1, 1, "a")]);
+        pass_on(&one, &two);
+        heard(&mut there);
+        lose(&mut counter);
+        // The next notification shows that one is missing.
+        one.committed(&mut counter, vec![moved(1, 3, "a")]);
+        pass_on(&one, &two);
+        assert_eq!(heard(&mut there), [StreamChange::Unknown, moved(1, 3, "a")]);
+        // Without another, counting shows it: it may still be on its way at the first look, not at the second.
+        let there_are = |commits| HashMap::from([(counter.writer, commits)]);
+        assert!(!two.count(&there_are(3), true) && !two.count(&there_are(4), true));
+        assert!(two.count(&there_are(5), true), "the fourth was never told");
+        assert!(!two.count(&there_are(5), true), "that is known now");
+        assert!(two.count(&there_are(6), false), "nobody listens");
+        assert!(!one.count(&there_are(9), false), "one's own are not missed");
+    }
+
+    #[test]
+    fn what_makes_no_sense_makes_everybody_look() {
+        let stored = Stored::new();
+        let mut changes = stored.subscribe();
+        for odd in ["x\nm 1", "x\nd", "x\nz 7", "x\nc 1 2", "x\nm 1 2 0 a//b"] {
+            stored.hear(odd);
+            assert_eq!(heard(&mut changes), [StreamChange::Unknown], "{odd}");
+        }
+    }
+}
