@@ -66,6 +66,33 @@ pub struct Activity {
 }
 
 impl Activity {
+    /// A copy of a borrowed one.
+    #[must_use]
+    pub fn of(activity: &ActivityRef<'_>) -> Activity {
+        Activity {
+            seq: activity.seq,
+            action: activity.action,
+            entity_type: activity.entity_type.into(),
+            entity_id: activity.entity_id.into(),
+            organization_id: activity.organization_id.map(Into::into),
+            transaction_id: activity.transaction_id.map(Into::into),
+            client_id: activity.client_id.map(Into::into),
+            changed_keys: activity.changed_keys.map(Into::into),
+            value: activity.value.map(Into::into),
+            previous_values: activity.previous_values.map(Into::into),
+            commit_id: activity.commit_id,
+            last: activity.last,
+            created_at: activity.created_at.into(),
+        }
+    }
+
+    /// The bytes of its rows, the one after the change and the one before.
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        length(&self.value) + length(&self.previous_values)
+    }
+
     /// The same activity, borrowed, as the encoders take it.
     #[must_use]
     pub fn as_ref(&self) -> ActivityRef<'_> {

@@ -21,21 +21,7 @@ const FILL_ROWS: usize = 1_100;
 
 /// A row as an owned activity.
 pub(super) fn read_activity(row: &PgRow) -> Result<Activity, sqlx::Error> {
-    with_ref(row, |activity| Activity {
-        seq: activity.seq,
-        action: activity.action,
-        entity_type: activity.entity_type.into(),
-        entity_id: activity.entity_id.into(),
-        organization_id: activity.organization_id.map(Into::into),
-        transaction_id: activity.transaction_id.map(Into::into),
-        client_id: activity.client_id.map(Into::into),
-        changed_keys: activity.changed_keys.map(Into::into),
-        value: activity.value.map(Into::into),
-        previous_values: activity.previous_values.map(Into::into),
-        commit_id: activity.commit_id,
-        last: activity.last,
-        created_at: activity.created_at.into(),
-    })
+    with_ref(row, Activity::of)
 }
 
 /// Hands a row to `take` as a borrowed activity: nothing is copied that needs not be.
@@ -191,18 +177,13 @@ pub(super) async fn follow(
     let (mut activities, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.try_next().await? {
         let activity = read_activity(&row)?;
-        bytes += size(&activity);
+        bytes += activity.row_bytes();
         activities.push(activity);
         if activities.len() >= most_rows || bytes >= most_bytes {
             return Ok(Gained { activities, cut: true });
         }
     }
     Ok(Gained { activities, cut: false })
-}
-
-fn size(activity: &Activity) -> usize {
-    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-    length(&activity.value) + length(&activity.previous_values)
 }
 
 /// The activities that match, newest first.
@@ -264,7 +245,7 @@ pub(super) async fn query(
     let (mut found, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.try_next().await? {
         let activity = read_activity(&row)?;
-        bytes += size(&activity);
+        bytes += activity.row_bytes();
         found.push(activity);
         if bytes > ANSWER_MAX_BYTES {
             break;

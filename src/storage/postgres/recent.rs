@@ -31,11 +31,11 @@ impl Recent {
             if ring.activities.back().is_some_and(|last| last.seq.get() + 1 != activity.seq.get()) {
                 *ring = Ring::default();
             }
-            ring.bytes += size(&activity);
+            ring.bytes += activity.row_bytes();
             ring.activities.push_back(activity);
             while ring.activities.len() > ROWS_MAX || ring.bytes > BYTES_MAX {
                 let Some(oldest) = ring.activities.pop_front() else { break };
-                ring.bytes -= size(&oldest);
+                ring.bytes -= oldest.row_bytes();
             }
         }
     }
@@ -52,7 +52,7 @@ impl Recent {
         let skipped = usize::try_from((place.get() + 1).checked_sub(first.get())?).ok()?;
         let (mut activities, mut bytes) = (Vec::new(), 0);
         for activity in ring.activities.iter().skip(skipped) {
-            bytes += size(activity);
+            bytes += activity.row_bytes();
             activities.push(activity.clone());
             if activities.len() >= most_rows || bytes >= most_bytes {
                 return Some(Gained { activities, cut: true });
@@ -61,11 +61,6 @@ impl Recent {
         // At its end the database may know more: another server may append.
         (!activities.is_empty()).then_some(Gained { activities, cut: false })
     }
-}
-
-fn size(activity: &Activity) -> usize {
-    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-    length(&activity.value) + length(&activity.previous_values)
 }
 
 #[cfg(test)]
