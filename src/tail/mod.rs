@@ -101,6 +101,9 @@ impl Tail {
     /// Follows the log until it is told to stop.
     pub async fn run(&self, stop: CancellationToken) {
         let mut log = self.storage.head();
+        // When the last delivery began. Two may follow each other at once if none was just before them: changes that
+        // come at a steady pace wait for nothing.
+        let mut before = None;
         loop {
             let target = *log.borrow_and_update();
             let swept_at = Instant::now();
@@ -111,8 +114,10 @@ impl Tail {
             match self.advance(target).await {
                 Ok(true) => {
                     // More changes may be waiting already: they leave together after the sweep.
+                    let due =
+                        before.replace(swept_at).map_or(swept_at, |before: Instant| before + 2 * self.sweep);
                     tokio::select! {
-                        () = tokio::time::sleep_until(swept_at + self.sweep) => {}
+                        () = tokio::time::sleep_until(due) => {}
                         () = stop.cancelled() => return,
                     }
                 }
