@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::Method;
-use serde_json::Value;
 
-use crate::support::{Bourn, Client, page};
+use crate::support::{Bourn, Client, materialize, page};
 
 const PAGES: &str = "/v1/entities/pages";
 const WRITERS: usize = 8;
@@ -36,25 +35,6 @@ async fn write_through_crashes(client: Client, writer: usize, stop: Arc<AtomicBo
         acknowledged.push(id);
     }
     acknowledged
-}
-
-/// The state that a stream's messages add up to, checked on the way: gapless seqs, and no key twice alive.
-pub fn materialize(messages: &[Value]) -> BTreeMap<String, Value> {
-    let mut state = BTreeMap::new();
-    for message in messages {
-        let key = message["key"].as_str().unwrap().to_owned();
-        match message["headers"]["operation"].as_str().unwrap() {
-            "insert" => {
-                assert!(state.insert(key, message["value"].clone()).is_none(), "inserted twice: {message}")
-            }
-            "update" => assert!(
-                state.insert(key, message["value"].clone()).is_some(),
-                "updated before it was there: {message}"
-            ),
-            _ => assert!(state.remove(&key).is_some(), "deleted before it was there: {message}"),
-        }
-    }
-    state
 }
 
 #[tokio::test]

@@ -1,12 +1,11 @@
 //! A database that is locked, full, read-only or damaged: clear answers, and nothing acknowledged is lost.
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use crate::support::{Bourn, eventually, page, sqlite_url};
+use crate::support::{Bourn, SmallDisk, eventually, page, sqlite_url};
 
 const PAGES: &str = "/v1/entities/pages";
 
@@ -64,37 +63,10 @@ async fn a_file_that_another_process_holds_is_busy_and_then_goes_on() {
     .await;
 }
 
-/// A small file system of the test's own. Needs root, or a user namespace of one's own (see `scripts/test`).
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(size: &str) -> SmallDisk {
-        let path = tempfile::tempdir().unwrap().keep();
-        let status = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(&path)
-            .status();
-        assert!(status.unwrap().success(), "cannot mount a tmpfs: run the tests as root");
-        SmallDisk(path)
-    }
-
-    fn remount(&self, options: &str) {
-        let status = Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(&self.0).status();
-        assert!(status.unwrap().success(), "cannot remount with {options}");
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
-
 #[tokio::test]
 async fn on_a_full_disk_writes_are_refused_and_reads_go_on() {
     let disk = SmallDisk::mount("8m");
-    let bourn = Bourn::start_on(&sqlite_url(&disk.0.join("bourn.db")), &[]).await;
+    let bourn = Bourn::start_on(&sqlite_url(&disk.path().join("bourn.db")), &[]).await;
     let client = bourn.client();
     let content = "x".repeat(100_000);
     let mut acknowledged = Vec::new();
@@ -230,7 +202,7 @@ async fn a_file_that_is_held_for_long_keeps_neither_writes_nor_the_stop_waiting(
 #[tokio::test]
 async fn a_file_that_cannot_be_written_is_read_or_told_at_start() {
     let disk = SmallDisk::mount("8m");
-    let database = disk.0.join("bourn.db");
+    let database = disk.path().join("bourn.db");
     let mut bourn = Bourn::start_on(&sqlite_url(&database), &[]).await;
     let client = bourn.client();
     client.make_page("p1", "t1").await;

@@ -12,7 +12,7 @@
     reason = "tests"
 )]
 
-mod ground;
+#[path = "../support/mod.rs"]
 mod support;
 
 mod bad_input;
@@ -23,6 +23,7 @@ mod commands;
 mod conformance;
 mod crashes;
 mod database_faults;
+mod ground;
 mod live;
 mod nginx;
 mod operations;

@@ -23,6 +23,8 @@ pub enum Event {
     Heartbeat,
     /// The server ended the stream in good order.
     End,
+    /// The connection ended inside the stream.
+    Cut,
 }
 
 pub struct Events {
@@ -38,12 +40,12 @@ pub struct Events {
 }
 
 impl Events {
-    pub(super) async fn open(address: &str, path: &str, headers: &[(&str, &str)]) -> Events {
-        let mut stream = TcpStream::connect(address).await.unwrap();
+    pub(super) async fn open(address: &str, path: &str, headers: &[(&str, &str)]) -> Result<Events, String> {
+        let mut stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let request =
             format!("GET {path} HTTP/1.1\r\nhost: {address}\r\naccept: text/event-stream\r\n{headers}\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
         let mut bytes = Vec::new();
         let end = loop {
             if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -51,13 +53,16 @@ impl Events {
             }
             let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut bytes))
                 .await
-                .expect("an answer in time")
-                .unwrap();
-            assert!(read > 0, "the connection ended before an answer");
+                .map_err(|_| "no answer in time")?
+                .map_err(|error| error.to_string())?;
+            if read == 0 {
+                return Err("the connection ended before an answer".into());
+            }
         };
         let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_lowercase();
         let unframed = bytes.split_off(end + 4);
-        Events { stream, head, raw: Vec::new(), unframed, parsed: 0, ready: VecDeque::new(), ended: false }
+        let (raw, ready) = (Vec::new(), VecDeque::new());
+        Ok(Events { stream, head, raw, unframed, parsed: 0, ready, ended: false })
     }
 
     /// The next event.
@@ -67,6 +72,15 @@ impl Events {
 
     /// The next event, if it comes in time.
     pub async fn next_within(&mut self, time: std::time::Duration) -> Option<Event> {
+        let event = self.try_next(time).await;
+        if event == Some(Event::Cut) {
+            panic!("the connection ended inside the stream: {}", String::from_utf8_lossy(&self.raw));
+        }
+        event
+    }
+
+    /// The same, for servers that may be killed.
+    pub async fn try_next(&mut self, time: std::time::Duration) -> Option<Event> {
         let deadline = tokio::time::Instant::now() + time;
         loop {
             self.unframe();
@@ -79,8 +93,8 @@ impl Events {
             }
             let read =
                 tokio::time::timeout_at(deadline, self.stream.read_buf(&mut self.unframed)).await.ok()?;
-            if read.is_ok_and(|read| read == 0) {
-                panic!("the connection ended inside the stream: {}", String::from_utf8_lossy(&self.raw));
+            if !read.is_ok_and(|read| read > 0) {
+                return Some(Event::Cut);
             }
         }
     }

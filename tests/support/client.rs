@@ -176,6 +176,11 @@ impl Client {
 
     /// Opens an event stream.
     pub async fn events(&self, path: &str, headers: &[(&str, &str)]) -> Events {
+        self.try_events(path, headers).await.unwrap()
+    }
+
+    /// The same, of a server that may be gone; the error is the connection's.
+    pub async fn try_events(&self, path: &str, headers: &[(&str, &str)]) -> Result<Events, String> {
         Events::open(&self.address, path, headers).await
     }
 

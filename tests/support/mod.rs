@@ -3,15 +3,21 @@
 #![allow(dead_code, reason = "each of the test targets uses its part")]
 
 mod client;
+mod disk;
 mod events;
 mod server;
+mod state;
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub use client::{Answer, Client};
+pub use disk::SmallDisk;
 pub use events::{Event, Events};
-pub use server::{Bourn, sqlite_url};
+pub use server::Bourn;
+#[allow(unused_imports, reason = "only one of the test targets needs it")]
+pub use server::sqlite_url;
+pub use state::materialize;
 
 /// How long anything may take that is expected to happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);

@@ -19,6 +19,8 @@ pub struct Bourn {
     /// The database's URL.
     database: String,
     settings: Vec<(String, String)>,
+    /// Where the present process's part of the log begins.
+    log_from: usize,
 }
 
 /// The URL of a SQLite file.
@@ -75,6 +77,7 @@ impl Bourn {
             directory,
             database,
             settings: settings.collect(),
+            log_from: 0,
         }
     }
 
@@ -92,6 +95,7 @@ impl Bourn {
 
     /// Starts the process and waits until it listens.
     async fn listen(&mut self) {
+        self.log_from = self.log().len();
         let mut command = Self::command();
         command.arg("serve").arg("--listen").arg(&self.address);
         command.arg("--database").arg(&self.database);
@@ -146,6 +150,11 @@ impl Bourn {
     /// What the server has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("bourn.log")).unwrap_or_default()
+    }
+
+    /// What it has logged since it was started last.
+    pub fn recent_log(&self) -> String {
+        self.log().split_off(self.log_from)
     }
 
     /// Runs SQL on the SQLite file in another process.

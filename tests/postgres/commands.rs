@@ -1,0 +1,128 @@
+//! `bourn check` and `bourn prepare` on a database of the user's own, and the least that a role must be allowed.
+
+use bourn_testkit::Cluster;
+use serde_json::json;
+
+use crate::site::{PAGE, PAGES, PAGES_PATH, Site, said};
+
+const BARE_PAGES: &str = "CREATE TABLE pages (id text PRIMARY KEY, organization_id text, name text NOT NULL DEFAULT '', \
+     content text, transactions jsonb, last_client_id text); INSERT INTO pages (id) VALUES ('p1'), ('p2');";
+const NOTES: &str = "CREATE TABLE notes (body text);";
+const NOTE: &str = "[[entity]]\ntype = 'note'\ntable = 'notes'\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_database_lacks_is_told_printed_as_sql_and_done() {
+    let site = Site::bare(Cluster::shared(), &[BARE_PAGES, NOTES].concat(), &[PAGE, NOTE].concat());
+    let before = site.run(&["check"]).await;
+    let text = said(&before);
+    assert!(!before.status.success(), "{text}");
+    for line in [
+        "FAIL publication `bourn` is missing; `bourn prepare --apply` makes it",
+        "FAIL note: table `notes` has no column `id`",
+        "ok   wal_level is `logical`",
+        "ok   page: table public.pages with 6 columns",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    site.configure(PAGE);
+    let printed = site.run(&["prepare"]).await;
+    assert!(printed.status.success(), "{}", said(&printed));
+    let sql = String::from_utf8(printed.stdout).unwrap();
+    for part in [
+        "CREATE SCHEMA bourn",
+        "REPLICA IDENTITY FULL",
+        "CREATE PUBLICATION \"bourn\"",
+        "ADD TABLE public.pages",
+    ] {
+        assert!(sql.contains(part), "{part}: {sql}");
+    }
+    let things = "SELECT (SELECT count(*) FROM pg_namespace WHERE nspname = 'bourn') + (SELECT count(*) FROM pg_publication)";
+    assert_eq!(site.sql(things), "0", "it was only printed");
+    site.sql(&sql);
+    let after = site.run(&["check"]).await;
+    assert!(after.status.success() && !said(&after).contains("FAIL"), "{}", said(&after));
+    // Doing it again does nothing.
+    let again = String::from_utf8(site.run(&["prepare"]).await.stdout).unwrap();
+    let rest: Vec<&str> = again.lines().filter(|line| !["BEGIN;", "COMMIT;", ""].contains(line)).collect();
+    assert!(rest.is_empty(), "{again}");
+    site.prepare().await;
+    site.prepare().await;
+    let server = site.server().await;
+    site.assert_agrees(&server, "pages").await;
+    assert_eq!(server.client().read_all(PAGES_PATH, "-1").await.0.len(), 2, "from the first row on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_may_prepare_at_once() {
+    let site = Site::bare(Cluster::shared(), PAGES, PAGE);
+    tokio::join!(site.prepare(), site.prepare(), site.prepare(), site.prepare());
+    let checked = site.run(&["check"]).await;
+    assert!(checked.status.success(), "{}", said(&checked));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_with_the_least_privileges_is_told_what_it_lacks_and_then_serves() {
+    let cluster = Cluster::shared();
+    let mut site = Site::bare(cluster, BARE_PAGES, PAGE);
+    let role = format!("app_{}", site.database.name());
+    site.sql(&format!("CREATE ROLE {role} LOGIN PASSWORD 'secret'"));
+    let owner = site.url().to_owned();
+    site.reach_by(&site.database.url_as(&role, "secret"));
+
+    let lacks = said(&site.run(&["check"]).await);
+    for line in [
+        format!("role `{role}` may not replicate: ALTER ROLE \"{role}\" REPLICATION"),
+        format!("CREATE SCHEMA bourn AUTHORIZATION \"{role}\""),
+        format!("page: role `{role}` may not read it: GRANT SELECT ON public.pages TO \"{role}\""),
+        "FAIL publication `bourn` is missing".to_owned(),
+    ] {
+        assert!(lacks.contains(&line), "{line}: {lacks}");
+    }
+    let refused = site.refused().await;
+    assert!(refused.contains("CREATE SCHEMA bourn AUTHORIZATION"), "{refused}");
+
+    // What check has said, by the hand of who may do it.
+    site.sql(&format!(
+        "ALTER ROLE \"{role}\" REPLICATION; CREATE SCHEMA bourn AUTHORIZATION \"{role}\"; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON public.pages TO \"{role}\""
+    ));
+    // The tables' owner publishes them with what prepare prints; the log's tables are the server's own to make.
+    let printed = said(&site.run(&["prepare"]).await);
+    let publishing: String = printed
+        .lines()
+        .filter(|line| line.contains("PUBLICATION") || line.contains("REPLICA IDENTITY"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert!(
+        publishing.contains("CREATE PUBLICATION") && publishing.contains("REPLICA IDENTITY FULL"),
+        "{printed}"
+    );
+    site.sql(&publishing);
+    let checked = site.run(&["check"]).await;
+    assert!(checked.status.success(), "{}", said(&checked));
+
+    let mut server = site.server().await;
+    let client = server.client();
+    client.make_page("p3", "t1").await;
+    let changed = client.patch("/v1/entities/pages/p3", &[], &json!({ "name": "y" })).await;
+    assert_eq!(changed.status, 200, "{}", changed.text());
+    assert_eq!(client.delete("/v1/entities/pages/p1", &[]).await.status, 200);
+    site.sql("UPDATE pages SET content = 'by another'; TRUNCATE pages; INSERT INTO pages (id) VALUES ('p4')");
+    site.assert_agrees(&server, "pages").await;
+    server.kill().await;
+    // The slot is lost meanwhile: the role can make it anew.
+    let slot = site.slot();
+    crate::support::eventually("the slot is free", async || {
+        site.try_sql(&format!("SELECT pg_drop_replication_slot('{slot}')")).is_ok()
+    })
+    .await;
+    site.sql("DELETE FROM pages");
+    server.restart().await;
+    site.assert_agrees(&server, "pages").await;
+    drop(server);
+    site.reach_by(&owner);
+    crate::support::eventually("the role can go", async || {
+        site.try_sql(&format!("DROP SCHEMA bourn CASCADE; DROP OWNED BY {role}; DROP ROLE {role}")).is_ok()
+    })
+    .await;
+}

@@ -1,0 +1,42 @@
+//! Scenarios on PostgreSQL: built servers over clusters of the tests' own, with foreign writers, poolers, kills and
+//! everything else that befalls a database.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::semicolon_if_nothing_returned,
+    reason = "tests"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod load;
+mod reader;
+mod site;
+
+/// The tests; the name lets `scripts/test` find those that are for PostgreSQL.
+#[path = "."]
+mod postgres {
+    mod backfill;
+    mod commands;
+    mod crashes;
+    mod failover;
+    mod faults;
+    mod forms;
+    mod identities;
+    mod large;
+    mod obstacles;
+    mod outages;
+    mod partitions;
+    mod pooler;
+    mod random;
+    mod schema;
+    mod several;
+    mod tls;
+    mod transactions;
+}
