@@ -84,7 +84,7 @@ async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Find
     match row.try_get(2)? {
         true => add(true, format!("role `{role}` may replicate")),
         false => {
-            add(false, format!("role `{role}` may not replicate: ALTER ROLE {} REPLICATION", ident(&role)))
+            add(false, format!("role `{role}` may not replicate: ALTER ROLE {} REPLICATION", ident(&role)));
         }
     }
     let slot = &limits.slot;
@@ -133,7 +133,7 @@ async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Find
             ),
         ),
         None => {
-            add(false, format!("publication `{publication}` is missing; `bourn prepare --apply` makes it"))
+            add(false, format!("publication `{publication}` is missing; `bourn prepare --apply` makes it"));
         }
     }
     for entity in Catalog::new(&config.entities).iter() {

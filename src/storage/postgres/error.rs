@@ -4,7 +4,7 @@ use crate::storage::{StorageError, WriteError};
 
 /// The SQLSTATE of a failed statement.
 pub(super) fn code(error: &sqlx::Error) -> Option<String> {
-    error.as_database_error().and_then(|error| error.code()).map(Into::into)
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(Into::into)
 }
 
 /// The storage error of a failed statement.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bourn_protocol::Seq;
 use sqlx::Row;
 use sqlx::postgres::{PgListener, PgPoolOptions};
-use tokio::time::MissedTickBehavior;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::capture::CHANNEL;
@@ -16,8 +16,7 @@ use crate::storage::postgres::connect::statement;
 /// Follows until the server stops.
 pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
     let direct = PgPoolOptions::new().max_connections(1).connect_lazy_with(inner.db.direct().clone());
-    let mut poll = tokio::time::interval(inner.limits.follow_interval.get());
-    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut due = Instant::now();
     let mut listener = None;
     loop {
         let heard = async {
@@ -42,7 +41,8 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
                     listener = None;
                 }
             },
-            _ = poll.tick() => {
+            () = tokio::time::sleep_until(due) => {
+                due = Instant::now() + inner.limits.follow_interval.get();
                 if listener.is_none() {
                     listener = listen(&direct).await.ok();
                 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bourn_protocol::Seq;
 use pgwire_replication::{Lsn, ReplicationClient, ReplicationEvent};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::super::pgoutput::Relation;
@@ -150,12 +150,11 @@ impl<'a> Leader<'a> {
             None => {
                 self.flush().await?;
                 self.look_after().await?;
-                let mut tick = tokio::time::interval_at(self.ticked + self.tick_every(), self.tick_every());
-                tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                let due = self.ticked + self.tick_every();
                 tokio::select! {
                     event = self.client.recv() => event?,
                     () = self.reconciler.wait() => return Ok(()),
-                    _ = tick.tick() => return Ok(()),
+                    () = tokio::time::sleep_until(due) => return Ok(()),
                     () = self.stop.cancelled() => return Err(Lost::Stopped),
                 }
             }

@@ -49,6 +49,16 @@ async fn fenced(inner: &Inner, fence: i64) -> Result<PgTransaction<'static>, Los
     if leads { Ok(transaction) } else { Err(Lost::Fenced) }
 }
 
+/// Transactions' last changes that have left, column by column.
+#[derive(Default)]
+struct Lasts {
+    seq: Vec<i64>,
+    entity_type: Vec<String>,
+    feed_id: Vec<i32>,
+    commit_id: Vec<i64>,
+    last: Vec<i16>,
+}
+
 /// Does one step; says whether there may be more to do.
 async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, Lost> {
     let mut transaction = fenced(inner, fence).await?;
@@ -87,14 +97,14 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
     if lasts.first().is_none_or(|row| row.try_get::<i64, _>(0).unwrap_or_default() == 0) {
         return Err(Lost::Fenced);
     }
-    let mut columns: (Vec<i64>, Vec<String>, Vec<i32>, Vec<i64>, Vec<i16>) = Default::default();
+    let mut columns = Lasts::default();
     for row in &lasts {
         let Some(seq) = row.try_get::<Option<i64>, _>(1)? else { continue };
-        columns.0.push(seq);
-        columns.1.push(row.try_get(2)?);
-        columns.2.push(row.try_get(3)?);
-        columns.3.push(row.try_get(4)?);
-        columns.4.push(row.try_get(5)?);
+        columns.seq.push(seq);
+        columns.entity_type.push(row.try_get(2)?);
+        columns.feed_id.push(row.try_get(3)?);
+        columns.commit_id.push(row.try_get(4)?);
+        columns.last.push(row.try_get(5)?);
     }
     // A transaction's last change has left: the one before it is the last now.
     statement(
@@ -106,11 +116,11 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
            CROSS JOIN LATERAL (SELECT b.seq, b.commit_id FROM bourn.activities b WHERE b.feed_id = g.feed_id AND b.seq < g.seq ORDER BY b.seq DESC LIMIT 1) x \
            WHERE x.commit_id = g.commit_id AND g.last & 1 <> 0) p GROUP BY p.seq) n WHERE a.seq = n.seq",
     )
-    .bind(columns.0)
-    .bind(columns.1)
-    .bind(columns.2)
-    .bind(columns.3)
-    .bind(columns.4)
+    .bind(columns.seq)
+    .bind(columns.entity_type)
+    .bind(columns.feed_id)
+    .bind(columns.commit_id)
+    .bind(columns.last)
     .execute(&mut *transaction)
     .await?;
     transaction.commit().await?;

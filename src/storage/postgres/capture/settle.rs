@@ -71,7 +71,7 @@ impl Settler {
         match &change.kind {
             Kind::Delete(old) => {
                 let ids = announced.map(|(_, _, ids)| ids);
-                self.delete(change, name, &old.tuple, ids);
+                self.delete(change, &name, &old.tuple, ids);
             }
             kind => {
                 if let Some((_, update, _)) = announced {
@@ -133,7 +133,7 @@ impl Settler {
         let client = client_of(source, &after).filter(|_| first || stamp.is_some());
         let entry = self.entry(change, Action::Create, &name.1, scope_of(source, &after));
         let entry = Entry { value: Some(after.json()), ..entry.by(change.ids.as_deref(), stamp, client) };
-        self.push(name, entry);
+        self.push(&name, entry);
     }
 
     fn update(&mut self, change: &Change, name: RowName, new: &Tuple) {
@@ -153,7 +153,7 @@ impl Settler {
                 let entry = self.entry(change, Action::Delete, &former.1, before.scope.clone());
                 let entry =
                     entry.by(change.ids.as_deref(), stamp.clone(), client.clone()).was(source, before);
-                self.push(former, entry);
+                self.push(&former, entry);
             }
             if there.is_some() {
                 return self.settle(change, name, there.as_ref(), None, &after);
@@ -162,7 +162,7 @@ impl Settler {
                 let entry = self.entry(change, Action::Create, &name.1, scope_of(source, &after));
                 let entry =
                     Entry { value: Some(after.json()), ..entry.by(change.ids.as_deref(), stamp, client) };
-                self.push(name, entry);
+                self.push(&name, entry);
             }
             return;
         }
@@ -194,20 +194,20 @@ impl Settler {
             None if visible => {
                 let (stamp, client) = changed_ids(source, hidden, after, &["update"]);
                 let entry = self.entry(change, Action::Create, &name.1, scope).by(ids, stamp, client);
-                self.push(name, Entry { value: Some(after.json()), ..entry });
+                self.push(&name, Entry { value: Some(after.json()), ..entry });
             }
             None => {}
             Some(before) if !visible => {
                 let (stamp, client) = changed_ids(source, Some(before), after, &["delete", "update"]);
                 let entry = self.entry(change, Action::Delete, &name.1, before.scope.clone());
-                self.push(name, entry.by(ids, stamp, client).was(source, before));
+                self.push(&name, entry.by(ids, stamp, client).was(source, before));
             }
             Some(before) if before.scope != scope => {
                 let (stamp, client) = changed_ids(source, Some(before), after, &["update"]);
                 let left = self.entry(change, Action::Delete, &name.1, before.scope.clone());
-                self.push(name.clone(), left.by(ids, stamp.clone(), client.clone()).was(source, before));
+                self.push(&name, left.by(ids, stamp.clone(), client.clone()).was(source, before));
                 let entered = self.entry(change, Action::Create, &name.1, scope).by(ids, stamp, client);
-                self.push(name, Entry { value: Some(after.json()), ..entered });
+                self.push(&name, Entry { value: Some(after.json()), ..entered });
             }
             Some(before) => {
                 let changed = after.changed(before);
@@ -231,7 +231,7 @@ impl Settler {
                     self.announced_so_far += 1;
                     self.announced.insert(name, (self.announced_so_far, entry, announced));
                 } else {
-                    self.push(name, entry);
+                    self.push(&name, entry);
                 }
             }
         }
@@ -253,9 +253,9 @@ impl Settler {
         fits.then(|| Announced { transaction: now.delete, client: client_of(source, after) })
     }
 
-    fn delete(&mut self, change: &Change, name: RowName, old: &Tuple, announced: Option<Announced>) {
+    fn delete(&mut self, change: &Change, name: &RowName, old: &Tuple, announced: Option<Announced>) {
         let source = &*change.source;
-        let logged = self.logged.get(&name).cloned().unwrap_or_default();
+        let logged = self.logged.get(name).cloned().unwrap_or_default();
         let before = match change.old_row() {
             Some(_) => Before::of_tuple(source, old),
             None => logged.alive.map(|alive| Before::of_logged(source, alive.scope, &alive.value)),
@@ -282,8 +282,8 @@ impl Settler {
         }
     }
 
-    fn push(&mut self, name: RowName, entry: Entry) {
-        self.note(&name, &entry);
+    fn push(&mut self, name: &RowName, entry: Entry) {
+        self.note(name, &entry);
         self.entries.push(entry);
     }
 
