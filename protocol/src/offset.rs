@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(walking.to_string(), "k3f9_0000000000001234.0000000000005000");
         assert_eq!("k3f9_0000000000001234.0000000000005000".parse(), Ok(walking));
         assert!(offset.to_string() < walking.to_string());
-        assert!(walking.to_string() < "k3f9_0000000000001235".to_owned());
+        assert!(walking.to_string().as_str() < "k3f9_0000000000001235");
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(super) struct Table {
     /// The columns as requests are checked against them.
     pub(super) checked: Arc<TableSchema>,
     pub(super) identity: Identity,
+    /// It has columns that the database computes and this version refuses in a full replica identity.
+    pub(super) full_is_refused: bool,
 }
 
 /// One column.
@@ -76,7 +78,7 @@ pub(super) async fn table(
     let name = &entity.table;
     let found = statement(
         "SELECT c.oid::int8, c.relkind::text, n.nspname::text, c.relname::text, quote_ident(n.nspname) || '.' || quote_ident(c.relname), \
-         c.relpersistence::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1)",
+         c.relpersistence::text, current_setting('server_version_num')::int >= 180000 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1)",
     )
     .bind(configured(name))
     .fetch_optional(&mut *connection)
@@ -102,8 +104,10 @@ pub(super) async fn table(
         rows.iter().map(|row| Ok(id(row.try_get(1)?))).collect::<Result<HashSet<u32>, sqlx::Error>>()?;
     let types = forms(connection, types).await?;
     let (mut columns, mut checked) = (Vec::new(), Vec::new());
+    let mut full_is_refused = false;
     for row in &rows {
         if row.try_get(5)? {
+            full_is_refused = found.try_get(6)?;
             continue;
         }
         let (name, type_id): (String, u32) = (row.try_get(0)?, id(row.try_get(1)?));
@@ -169,6 +173,7 @@ pub(super) async fn table(
         key,
         checked,
         identity,
+        full_is_refused,
     }))
 }
 

@@ -69,6 +69,13 @@ pub(super) async fn unfit(
     if let Some(reason) = catalog::unpublished(connection, publication, table).await? {
         return Ok(Some(format!("{reason}; `bourn prepare --apply` mends it")));
     }
+    if table.full_is_refused && table.identity == Identity::Full {
+        return Ok(Some(format!(
+            "table {} has generated columns, and with its replica identity this PostgreSQL refuses to update it once it is \
+             published; ALTER TABLE {} REPLICA IDENTITY DEFAULT",
+            table.sql, table.sql
+        )));
+    }
     Ok((table.identity == Identity::Missing).then(|| {
         format!(
             "the replica identity of table {} does not have its key `{}`; ALTER TABLE {} REPLICA IDENTITY FULL",
@@ -106,14 +113,18 @@ pub(super) async fn mending(
     table: &Table,
 ) -> Result<Vec<String>, sqlx::Error> {
     let mut statements = Vec::new();
-    if table.identity != Identity::Full {
+    let (wrong, right) = match table.full_is_refused {
+        true => ("=", "DEFAULT"),
+        false => ("<>", "FULL"),
+    };
+    if (table.identity == Identity::Full) == table.full_is_refused {
         let sql = format!(
             "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM ({LEAVES}) p JOIN pg_class c ON c.oid = p.relid \
-             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relreplident <> 'f' ORDER BY 1"
+             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relreplident {wrong} 'f' ORDER BY 1"
         );
         let leaves: Vec<String> =
             scalar(AssertSqlSafe(sql)).bind(i64::from(table.id)).fetch_all(&mut *connection).await?;
-        statements.extend(leaves.iter().map(|leaf| format!("ALTER TABLE {leaf} REPLICA IDENTITY FULL;")));
+        statements.extend(leaves.iter().map(|leaf| format!("ALTER TABLE {leaf} REPLICA IDENTITY {right};")));
     }
     if catalog::unpublished(connection, publication, table).await?.is_some() {
         statements.push(format!("ALTER PUBLICATION {} ADD TABLE {};", ident(publication), table.sql));
