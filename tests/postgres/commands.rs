@@ -53,6 +53,23 @@ async fn what_a_database_lacks_is_told_printed_as_sql_and_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_with_a_generated_column_can_still_be_written_once_it_is_published() {
+    let table = "CREATE TABLE pages (id text PRIMARY KEY, name text, length int GENERATED ALWAYS AS (length(name)) STORED)";
+    let site = Site::new(table, "[[entity]]\ntype = 'page'\ntable = 'pages'\n").await.eager();
+    site.sql("INSERT INTO pages VALUES ('p1', 'x'), ('p2', 'y')");
+    let server = site.server().await;
+    site.sql("UPDATE pages SET name = 'xyz' WHERE id = 'p1'; DELETE FROM pages WHERE id = 'p2'");
+    site.captured().await;
+    let (messages, _) = server.client().read_all(PAGES_PATH, "-1").await;
+    assert_eq!(messages.last().unwrap()["headers"]["operation"], "delete");
+    assert_eq!(
+        messages[2]["value"],
+        json!({ "id": "p1", "name": "xyz" }),
+        "computed columns are not streamed"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn several_may_prepare_at_once() {
     let site = Site::bare(Cluster::shared(), PAGES, PAGE);
     tokio::join!(site.prepare(), site.prepare(), site.prepare(), site.prepare());

@@ -1,7 +1,10 @@
 //! The server that captures is killed, hangs, loses its connection, or is superseded: another goes on within five
 //! seconds, and nothing is lost or done twice.
 
+use std::sync::OnceLock;
 use std::time::Duration;
+
+use bourn_testkit::Cluster;
 
 use crate::load::{Load, on_pages};
 use crate::reader::Witnesses;
@@ -10,6 +13,14 @@ use crate::support::{Bourn, Client, eventually};
 
 const SOON: Duration = Duration::from_secs(5);
 const WRITERS: usize = 3;
+
+/// A database on a cluster that only these tests write to: whoever takes over reads the write-ahead log of all of it.
+async fn quiet_site() -> Site {
+    static QUIET: OnceLock<Cluster> = OnceLock::new();
+    let mut site = Site::on(QUIET.get_or_init(Cluster::start), PAGES, PAGE).await;
+    site.set("long_poll_timeout", "500ms");
+    site
+}
 
 async fn two_servers(site: &Site) -> ([Bourn; 2], Vec<Client>) {
     let servers = [site.server().await, site.server().await];
@@ -24,8 +35,7 @@ fn assert_soon(took: Duration, after: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_leader_is_replaced_within_five_seconds() {
-    let mut site = Site::new(PAGES, PAGE).await;
-    site.set("long_poll_timeout", "500ms");
+    let site = quiet_site().await;
     let (mut servers, clients) = two_servers(&site).await;
     let witnesses = Witnesses::start(&clients, 3);
     let load = Load::start(&site.database.url(), WRITERS, 300, &on_pages());
@@ -41,7 +51,7 @@ async fn a_killed_leader_is_replaced_within_five_seconds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_told_to_stop_hands_over_at_once() {
-    let site = Site::new(PAGES, PAGE).await;
+    let site = quiet_site().await;
     let (mut servers, _) = two_servers(&site).await;
     let leads = leader(&servers).await;
     servers[leads].terminate();
@@ -53,8 +63,7 @@ async fn a_leader_that_is_told_to_stop_hands_over_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_hangs_is_replaced_and_does_no_harm_when_it_goes_on() {
-    let mut site = Site::new(PAGES, PAGE).await;
-    site.set("long_poll_timeout", "500ms");
+    let site = quiet_site().await;
     let (servers, clients) = two_servers(&site).await;
     let witnesses = Witnesses::start(&clients, 4);
     let load = Load::start(&site.database.url(), WRITERS, 400, &on_pages());
@@ -74,8 +83,7 @@ async fn a_leader_that_hangs_is_replaced_and_does_no_harm_when_it_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_whose_connections_are_cut_is_replaced_or_comes_back() {
-    let mut site = Site::new(PAGES, PAGE).await;
-    site.set("long_poll_timeout", "500ms");
+    let site = quiet_site().await;
     let (_servers, clients) = two_servers(&site).await;
     let witnesses = Witnesses::start(&clients, 5);
     let load = Load::start(&site.database.url(), WRITERS, 500, &on_pages());
@@ -99,8 +107,7 @@ async fn a_leader_whose_connections_are_cut_is_replaced_or_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_the_fence_stops_appends_no_more_and_another_goes_on() {
     const TIMES: usize = 5;
-    let mut site = Site::new(PAGES, PAGE).await;
-    site.set("long_poll_timeout", "500ms");
+    let site = quiet_site().await;
     let (servers, clients) = two_servers(&site).await;
     let witnesses = Witnesses::start(&clients, 6);
     let load = Load::start(&site.database.url(), WRITERS, 600, &on_pages());
