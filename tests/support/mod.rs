@@ -20,7 +20,7 @@ pub use server::sqlite_url;
 pub use state::materialize;
 
 /// How long anything may take that is expected to happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs SQL in another process: the `sqlite3` command.
 pub fn sqlite3(database: &std::path::Path, sql: &str) -> String {
