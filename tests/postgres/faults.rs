@@ -31,6 +31,39 @@ async fn a_publication_that_is_dropped_and_made_again_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_out_for_a_moment_is_made_good() {
+    let site = Site::new(PAGES, PAGE).await.eager();
+    let mut server = site.server().await;
+    site.sql("INSERT INTO pages (id) VALUES ('p1'), ('p2'), ('p3')");
+    site.assert_agrees(&server, "pages").await;
+    for (i, (leave_out, put_back)) in [
+        ("ALTER PUBLICATION bourn DROP TABLE pages", "ALTER PUBLICATION bourn ADD TABLE pages"),
+        (
+            "ALTER PUBLICATION bourn SET (publish = 'insert')",
+            "ALTER PUBLICATION bourn SET (publish = 'insert, update, delete, truncate')",
+        ),
+        (
+            "ALTER PUBLICATION bourn SET TABLE pages WHERE (id = 'p1')",
+            "ALTER PUBLICATION bourn SET TABLE pages",
+        ),
+        ("ALTER TABLE pages RENAME TO papers", "ALTER TABLE papers RENAME TO pages"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let table = if leave_out.contains("papers") { "papers" } else { "pages" };
+        let meanwhile = |name: &str| format!("{leave_out}; UPDATE {table} SET name = '{name}'; {put_back}");
+        // Quicker than anybody looks, and while nobody looks.
+        site.sql(&meanwhile(&format!("at once {i}")));
+        site.assert_agrees(&server, "pages").await;
+        server.kill().await;
+        site.sql(&meanwhile(&format!("in the dark {i}")));
+        server.restart().await;
+        site.assert_agrees(&server, "pages").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_password_that_is_changed_is_told_and_works_again_once_it_is_back() {
     let cluster = Cluster::options().scram("app", "secret").start();
     let mut site = Site::on(&cluster, PAGES, PAGE).await.eager();

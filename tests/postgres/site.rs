@@ -8,7 +8,7 @@ use bourn_testkit::{Cluster, Database, Refused};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Bourn, Client, eventually, materialize};
+use crate::support::{Bourn, Client, PATIENCE, eventually, materialize, within};
 
 /// Pages, as the demo has them.
 pub const PAGES: &str = "CREATE TABLE pages (id text PRIMARY KEY, organization_id text, name text NOT NULL DEFAULT '', \
@@ -135,11 +135,9 @@ impl Site {
     /// Waits until everything that is committed now is in the log.
     pub async fn captured(&self) {
         let mark = self.sql("SELECT pg_logical_emit_message(true, 'test.mark', '')");
-        eventually("everything is captured", async || {
-            self.try_sql(&format!("SELECT position > '{mark}' FROM bourn.log"))
-                .is_ok_and(|there| there == "t")
-        })
-        .await;
+        let captured = format!("SELECT position > '{mark}' FROM bourn.log");
+        let there = async || self.try_sql(&captured).is_ok_and(|there| there == "t");
+        assert!(within(3 * PATIENCE, there).await, "it never came to pass that everything is captured");
     }
 
     /// The number of the database's process that sends the replication stream.
@@ -203,7 +201,7 @@ impl Site {
         let stream = format!("/v1/entities/{table}");
         let client = server.client();
         let (mut streamed, mut held) = (BTreeMap::new(), BTreeMap::new());
-        let agree = crate::support::within(crate::support::PATIENCE / 2, async || {
+        let agree = within(PATIENCE / 2, async || {
             streamed = without_nulls(state(&client, &stream).await);
             held = without_nulls(self.table(table, "id"));
             streamed == held
@@ -267,7 +265,7 @@ pub async fn problems(client: &Client) -> String {
 /// Waits until `/ready` says this.
 pub async fn says(client: &Client, words: &str) {
     let mut last = String::new();
-    let told = crate::support::within(crate::support::PATIENCE, async || {
+    let told = within(PATIENCE, async || {
         last = problems(client).await;
         last.contains(words)
     });
@@ -277,7 +275,7 @@ pub async fn says(client: &Client, words: &str) {
 /// Waits until the server is ready.
 pub async fn is_ready(client: &Client) {
     let mut last = String::new();
-    let ready = crate::support::within(crate::support::PATIENCE, async || {
+    let ready = within(PATIENCE, async || {
         let answer = client.get("/ready").await;
         last = answer.text().to_owned();
         answer.status == 200

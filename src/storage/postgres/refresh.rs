@@ -30,8 +30,11 @@ pub(super) async fn look(inner: &Inner, in_any_case: bool) -> Result<(), sqlx::E
     let mut tables = shared::Tables::new();
     for entity in inner.catalog.iter() {
         let found = match catalog::table(connection, entity).await? {
-            Ok(table) => match unfit(connection, entity, &inner.limits.publication, &table).await? {
-                None => Ok(table),
+            Ok(mut table) => match unfit(connection, entity, &inner.limits.publication, &table).await? {
+                None => {
+                    table.signature += &publishing(connection, &inner.limits.publication, &table).await?;
+                    Ok(table)
+                }
                 Some(reason) => Err(reason),
             },
             Err(reason) => Err(reason),
@@ -84,6 +87,25 @@ pub(super) async fn unfit(
     }))
 }
 
+/// A short text that changes whenever the publication's word on a table is changed: what was left out and put back
+/// between two looks may have changed meanwhile.
+async fn publishing(
+    connection: &mut PgConnection,
+    publication: &str,
+    table: &Table,
+) -> Result<String, sqlx::Error> {
+    scalar(
+        "SELECT concat_ws(' ', '', p.oid, p.xmin, r.oid, r.xmin, s.oid, s.xmin) FROM pg_publication p \
+         LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = $2::int8::oid \
+         LEFT JOIN pg_publication_namespace s ON s.pnpubid = p.oid AND s.pnnspid = (SELECT relnamespace FROM pg_class WHERE oid = $2::int8::oid) \
+         WHERE p.pubname = $1",
+    )
+    .bind(publication)
+    .bind(i64::from(table.id))
+    .fetch_one(connection)
+    .await
+}
+
 /// A short text that changes with whatever the catalogue says of the tables.
 async fn signature(connection: &mut PgConnection, inner: &Inner) -> Result<String, sqlx::Error> {
     let names: Vec<String> = inner.catalog.iter().map(|entity| configured(&entity.table)).collect();
@@ -95,9 +117,9 @@ async fn signature(connection: &mut PgConnection, inner: &Inner) -> Result<Strin
            UNION ALL SELECT concat_ws(' ', c.oid, c.relname, c.relnamespace, c.relkind, c.relreplident, c.relhasindex) FROM pg_class c JOIN named ON c.oid = named.oid \
            UNION ALL SELECT concat_ws(' ', p.relid::oid, c.relfilenode, c.relreplident) FROM named CROSS JOIN LATERAL pg_partition_tree(named.oid::regclass) p JOIN pg_class c ON c.oid = p.relid \
            UNION ALL SELECT concat_ws(' ', i.indexrelid, i.indisunique, i.indisvalid, i.indisreplident) FROM pg_index i JOIN named ON i.indrelid = named.oid \
-           UNION ALL SELECT concat_ws(' ', r.prrelid, r.prattrs, pg_get_expr(r.prqual, r.prrelid) IS NULL) FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $2 \
-           UNION ALL SELECT concat_ws(' ', s.pnnspid) FROM pg_publication_namespace s JOIN pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = $2 \
-           UNION ALL SELECT concat_ws(' ', p.oid, p.puballtables, p.pubviaroot) FROM pg_publication p WHERE p.pubname = $2) \
+           UNION ALL SELECT concat_ws(' ', r.prrelid, r.xmin, r.prattrs, pg_get_expr(r.prqual, r.prrelid) IS NULL) FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $2 \
+           UNION ALL SELECT concat_ws(' ', s.pnnspid, s.xmin) FROM pg_publication_namespace s JOIN pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = $2 \
+           UNION ALL SELECT concat_ws(' ', p.oid, p.xmin, p.puballtables, p.pubviaroot) FROM pg_publication p WHERE p.pubname = $2) \
          SELECT md5(coalesce(string_agg(fact, ',' ORDER BY fact), '')) FROM facts",
     )
     .bind(names)
