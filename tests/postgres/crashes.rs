@@ -1,7 +1,7 @@
 //! kill -9 of the servers and immediate stops of the database, while many write and read: every change is in the log
 //! once, in order, whole, and so is what readers get that resume.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bourn_testkit::Cluster;
 
