@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::site::{PAGES_PATH, Site};
+use crate::site::{PAGES_PATH, Site, state};
 use crate::support::Bourn;
 
 /// Text that does not compress, so that it lies outside the row.
@@ -97,5 +97,31 @@ async fn deleted_rows_are_told_in_their_scope_with_their_previous_values() {
             (&"delete".into(), &"last words".into()),
             "{identity}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_changes_while_it_is_softly_deleted_comes_back_as_it_is() {
+    for identity in IDENTITIES {
+        let (site, server) = with_identity(identity).await;
+        site.sql("ALTER TABLE pages ADD COLUMN deleted_at timestamptz");
+        site.assert_agrees(&server, "pages").await;
+        let client = server.client();
+        for change in
+            [format!("UPDATE pages SET content = {LARGE}"), "UPDATE pages SET name = 'other'".to_owned()]
+        {
+            site.sql("UPDATE pages SET deleted_at = now()");
+            site.captured().await;
+            assert!(state(&client, PAGES_PATH).await.is_empty(), "{identity}: it is gone");
+            site.sql(&change);
+            site.captured().await;
+            site.sql("UPDATE pages SET deleted_at = NULL");
+            site.assert_agrees(&server, "pages").await;
+            // And all of it at once.
+            site.sql(&format!(
+                "BEGIN; UPDATE pages SET deleted_at = now(); {change}; UPDATE pages SET deleted_at = NULL; COMMIT"
+            ));
+            site.assert_agrees(&server, "pages").await;
+        }
     }
 }

@@ -127,9 +127,12 @@ async fn read(
 async fn once(server: &Client, path: &str, offset: &mut String, seen: &mut Seen) -> bool {
     match server.try_send(Method::GET, path, &[], Bytes::new()).await {
         Ok(answer) if answer.status == 200 => {
-            seen.take(answer.messages());
+            let messages = answer.messages();
+            // At the tail there is no hurry to ask again.
+            let some = !messages.is_empty();
+            seen.take(messages);
             *offset = answer.next_offset();
-            true
+            some
         }
         // The database may be away, or nothing has come.
         Ok(answer) => {

@@ -170,9 +170,9 @@ impl Settler {
         let hidden = logged.last_value.as_ref().filter(|_| logged.alive.is_none());
         let hidden = hidden.map(|json| Before::of_logged(source, None, json));
         let before = before(change, source, &logged);
-        // What is not repeated may be known from a version that is not to be seen any more.
+        // What the log last had of a hidden row may be old: what is not repeated is not taken from there.
         let old = change.old_row().map(|tuple| Before::whole(source, tuple));
-        let filler = before.as_ref().or(old.as_ref()).or(hidden.as_ref());
+        let filler = before.as_ref().or(old.as_ref());
         let Some(after) = After::new(source, new, filler) else { return self.not_understood(source) };
         self.settle(change, name, before.as_ref(), old.as_ref().or(hidden.as_ref()), &after);
     }
