@@ -209,6 +209,7 @@ impl<'a> Leader<'a> {
         self.settler.end_part();
         let entries = self.settler.finish();
         self.appender.append_part(&mut long, &entries).await?;
+        self.note_unknown().await?;
         self.appender.commit(long, end).await?;
         self.appended();
         Ok(())
@@ -251,6 +252,7 @@ impl<'a> Leader<'a> {
             // Before the position moves past them: a crash in between says it once more.
             self.appender.confirm(&quiet).await?;
         }
+        self.note_unknown().await?;
         let before = self.appender.head;
         self.appender.append(&entries, self.told).await?;
         self.inner.shared.recent.push(activities(before, entries));
@@ -347,18 +349,28 @@ impl<'a> Leader<'a> {
         self.settler.know(known.collect());
     }
 
-    /// The log has grown, or its position moved.
-    pub(super) fn appended(&mut self) {
-        self.client.update_applied_lsn(self.appender.position);
-        self.inner.shared.advance(self.appender.head);
-        self.idle_since = Instant::now();
-        for name in std::mem::take(&mut self.settler.unknown) {
+    /// Notes for good, before the position moves past them, of which types a change could not be told.
+    async fn note_unknown(&mut self) -> Result<(), Lost> {
+        let unknown = std::mem::take(&mut self.settler.unknown);
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        self.note_to_compare(unknown.iter().map(ToString::to_string).collect()).await?;
+        for name in unknown {
             tracing::warn!(
                 entity = &*name,
                 "a change could not be told from the stream alone; the table is compared with the log"
             );
             self.reconciler.compare_again(&name);
         }
+        Ok(())
+    }
+
+    /// The log has grown, or its position moved.
+    pub(super) fn appended(&mut self) {
+        self.client.update_applied_lsn(self.appender.position);
+        self.inner.shared.advance(self.appender.head);
+        self.idle_since = Instant::now();
     }
 
     /// The database has come this far, and told nothing of it.

@@ -233,12 +233,17 @@ impl Leader<'_> {
         let tables = self.inner.shared.tables();
         let missing = self.inner.catalog.iter().filter(|entity| !tables.contains_key(&entity.name));
         let missing: Vec<String> = missing.map(|entity| entity.name.to_string()).collect();
-        if missing.is_empty() {
-            return Ok(());
+        match missing.is_empty() {
+            true => Ok(()),
+            false => self.note_to_compare(missing).await,
         }
+    }
+
+    /// Notes for good that these entity types are to be compared from their beginning.
+    pub(super) async fn note_to_compare(&mut self, names: Vec<String>) -> Result<(), Lost> {
         let mut transaction = self.inner.db.begin().await?;
         statement("UPDATE bourn.entities SET reconciled = false, signature = '' WHERE entity_type = ANY ($1) AND signature <> ''")
-            .bind(missing)
+        .bind(names)
             .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
