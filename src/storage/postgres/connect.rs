@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bourn_protocol::Epoch;
-use pgwire_replication::{ReplicationConfig, SslMode, TlsConfig};
+use pgwire_replication::{Lsn, ReplicationConfig, SslMode, TlsConfig};
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow, PgSslMode};
 use sqlx::query::{Query, QueryScalar};
 use sqlx::{
@@ -61,24 +61,24 @@ pub(super) struct Db {
 }
 
 /// A connection for single statements.
-pub(super) enum Reading {
+pub(super) enum Single {
     Plain(sqlx::pool::PoolConnection<sqlx::Postgres>),
     InTransaction(PgTransaction<'static>),
 }
 
-impl Reading {
+impl Single {
     pub(super) fn connection(&mut self) -> &mut PgConnection {
         match self {
-            Reading::Plain(connection) => connection,
-            Reading::InTransaction(transaction) => transaction,
+            Single::Plain(connection) => connection,
+            Single::InTransaction(transaction) => transaction,
         }
     }
 
     /// Ends it so that what was done on it stays.
     pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
         match self {
-            Reading::Plain(_) => Ok(()),
-            Reading::InTransaction(transaction) => transaction.commit().await,
+            Single::Plain(_) => Ok(()),
+            Single::InTransaction(transaction) => transaction.commit().await,
         }
     }
 }
@@ -124,22 +124,28 @@ impl Db {
         })
     }
 
-    /// A connection to read with; statements on it may see different snapshots.
-    pub(super) async fn reading(&self) -> Result<Reading, sqlx::Error> {
+    /// A connection for statements of which each stands for itself; they may see different snapshots.
+    pub(super) async fn single(&self) -> Result<Single, sqlx::Error> {
         Ok(match self.pooled {
-            true => Reading::InTransaction(self.begin().await?),
-            false => Reading::Plain(self.pool.acquire().await?),
+            true => Single::InTransaction(self.begin().await?),
+            false => Single::Plain(self.pool.acquire().await?),
         })
-    }
-
-    /// A connection for one statement that changes something.
-    pub(super) async fn appending(&self) -> Result<Reading, sqlx::Error> {
-        self.reading().await
     }
 
     /// A transaction.
     pub(super) async fn begin(&self) -> Result<PgTransaction<'static>, sqlx::Error> {
         self.pool.begin_with(AssertSqlSafe(self.begin.clone())).await
+    }
+
+    /// Puts a mark into the replication stream behind everything that is committed now; gives its place.
+    pub(super) async fn mark(&self) -> Result<Lsn, sqlx::Error> {
+        // A transaction of its own, so that the stream has something to tell of.
+        let mut transaction = self.begin().await?;
+        let mark: String = scalar("SELECT pg_logical_emit_message(true, 'bourn.mark', '')::text")
+            .fetch_one(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Lsn::parse(&mark).map_err(|error| sqlx::Error::Decode(error.to_string().into()))
     }
 
     /// A transaction that reads one snapshot.
@@ -174,7 +180,7 @@ impl Db {
         let user = self.direct.get_username().to_owned();
         let forms: String = FORMS.iter().map(|(name, value)| format!("-c {name}={value} ")).collect();
         let patience = limits.leader_timeout.get();
-        let host_name = self.direct.get_host().to_owned();
+        let address = host.parse::<std::net::IpAddr>().is_ok().then(|| host.clone());
         let mut config = ReplicationConfig::new(
             host,
             &user,
@@ -194,7 +200,7 @@ impl Db {
             },
             ca_pem_path: authorities,
             // An address is checked as what the certificate names, too; the client asks for it in so many words.
-            sni_hostname: Some(host_name).filter(|host| host.parse::<std::net::IpAddr>().is_ok()),
+            sni_hostname: address,
             client_cert_pem_path: certificate,
             client_key_pem_path: key,
         })

@@ -69,7 +69,7 @@ async fn listen(direct: &sqlx::PgPool) -> Result<PgListener, sqlx::Error> {
 
 /// Asks the database how far the log reaches, how far it is behind, and what is being compared.
 pub(super) async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
-    let mut reading = inner.db.reading().await?;
+    let mut reading = inner.db.single().await?;
     let connection = reading.connection();
     let row = statement(
         "SELECT head, CASE WHEN pg_is_in_recovery() THEN NULL ELSE greatest(0, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), position))::int8 END, generation \

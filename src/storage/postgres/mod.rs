@@ -153,7 +153,7 @@ impl PostgresStorage {
 impl Log for PostgresStorage {
     async fn bounds(&self) -> Result<LogBounds, StorageError> {
         let read = async {
-            let mut reading = self.db.reading().await?;
+            let mut reading = self.db.single().await?;
             let row = statement("SELECT epoch, head FROM bourn.log").fetch_one(reading.connection()).await?;
             Ok((row.try_get::<String, _>(0)?, row.try_get(1)?))
         };
@@ -163,7 +163,7 @@ impl Log for PostgresStorage {
     }
 
     async fn stream_tail(&self, stream: &Selector) -> Result<Seq, StorageError> {
-        let mut reading = self.db.reading().await.map_err(|e| error::storage(&e))?;
+        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
         log::stream_tail(reading.connection(), stream, i64::MAX).await.map_err(|e| error::storage(&e))
     }
 
@@ -173,7 +173,7 @@ impl Log for PostgresStorage {
         chunk: ChunkBuilder,
     ) -> Result<(ChunkBuilder, Kept), StorageError> {
         let read = async {
-            let mut reading = self.db.reading().await?;
+            let mut reading = self.db.single().await?;
             let chunk = log::fill(reading.connection(), stream, chunk).await?;
             // Afterwards: what has left since then is taken for having left before.
             let kept = log::kept(reading.connection(), stream).await?;
@@ -186,17 +186,17 @@ impl Log for PostgresStorage {
         if let Some(gained) = self.shared.recent.after(after, rows, bytes) {
             return Ok(gained);
         }
-        let mut reading = self.db.reading().await.map_err(|e| error::storage(&e))?;
+        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
         log::follow(reading.connection(), after, rows, bytes).await.map_err(|e| error::storage(&e))
     }
 
     async fn activities(&self, query: &ActivityQuery) -> Result<Vec<Activity>, StorageError> {
-        let mut reading = self.db.reading().await.map_err(|e| error::storage(&e))?;
+        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
         log::query(reading.connection(), query).await.map_err(|e| error::storage(&e))
     }
 
     async fn transaction(&self, id: &TransactionId) -> Result<TransactionState, StorageError> {
-        let mut reading = self.db.reading().await.map_err(|e| error::storage(&e))?;
+        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
         log::transaction(reading.connection(), id).await.map_err(|e| error::storage(&e))
     }
 }
@@ -211,7 +211,7 @@ impl Tables for PostgresStorage {
 
     async fn row(&self, entity: &Arc<EntityType>, key: &EntityKey) -> Result<Option<Bytes>, StorageError> {
         let table = self.table(entity)?;
-        let mut reading = self.db.reading().await.map_err(|e| error::storage(&e))?;
+        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
         rows::row(reading.connection(), &table, key).await.map_err(|e| error::storage(&e))
     }
 }

@@ -322,7 +322,7 @@ impl Context<'_> {
     async fn exists(&self, entity: &EntityType, key: &str) -> Result<bool, WriteError> {
         let table = self.storage.table(entity)?;
         let sql = format!("SELECT EXISTS (SELECT 1 FROM {} t WHERE {})", table.sql, by_key(&table, 1));
-        let mut reading = self.storage.db.reading().await.map_err(|e| error::write(&e))?;
+        let mut reading = self.storage.db.single().await.map_err(|e| error::write(&e))?;
         let select = scalar(AssertSqlSafe(sql)).bind(key);
         select.fetch_one(reading.connection()).await.map_err(|e| error::write(&e))
     }
@@ -404,17 +404,9 @@ pub(super) struct Patience {
 /// Waits until everything that is committed now is in the log; says whether it came to that.
 pub(super) async fn caught_up(db: &Db, patience: Patience) -> Result<bool, sqlx::Error> {
     let deadline = tokio::time::Instant::now() + patience.most;
-    let mark = {
-        // A transaction of its own, so that the replication stream has something to tell of.
-        let mut transaction = db.begin().await?;
-        let mark: String = scalar("SELECT pg_logical_emit_message(true, 'bourn.mark', '')::text")
-            .fetch_one(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
-        mark
-    };
+    let mark = db.mark().await?.to_pg_string();
     loop {
-        let mut reading = db.reading().await?;
+        let mut reading = db.single().await?;
         let there: bool = scalar("SELECT coalesce(position > $1::text::pg_lsn, false) FROM bourn.log")
             .bind(&mark)
             .fetch_one(reading.connection())

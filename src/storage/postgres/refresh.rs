@@ -20,7 +20,7 @@ const CLOSELY: Duration = Duration::from_secs(30);
 /// look different.
 pub(super) async fn look(inner: &Inner, in_any_case: bool) -> Result<(), sqlx::Error> {
     let mut looked = inner.shared.looked.lock().await;
-    let mut reading = inner.db.reading().await?;
+    let mut reading = inner.db.single().await?;
     let connection = reading.connection();
     let signature = signature(connection, inner).await?;
     let known = looked.as_ref().is_some_and(|(known, at)| *known == signature && at.elapsed() < CLOSELY);

@@ -38,7 +38,7 @@ pub(super) async fn undo(
             return Err(WriteError::Storage(StorageError::Busy));
         }
         rounds += 1;
-        let mut reading = storage.db.reading().await.map_err(|e| error::write(&e))?;
+        let mut reading = storage.db.single().await.map_err(|e| error::write(&e))?;
         let plan = plan(reading.connection(), target, cascade).await?;
         drop(reading);
         let new: Vec<_> = plan.rows().into_iter().filter(|row| !held.contains(row)).collect();

@@ -20,7 +20,7 @@ fn read(row: &PgRow) -> Result<StoredSubscription, sqlx::Error> {
 
 impl PostgresStorage {
     async fn try_secrets(&self) -> Result<Option<Secrets>, sqlx::Error> {
-        let mut reading = self.db.reading().await?;
+        let mut reading = self.db.single().await?;
         let rows = statement("SELECT name, value FROM bourn.secrets").fetch_all(reading.connection()).await?;
         let key = |wanted: &str| {
             let row = rows.iter().find(|row| row.try_get::<&str, _>(0).is_ok_and(|name| name == wanted));
@@ -31,7 +31,7 @@ impl PostgresStorage {
 
     async fn draw_secrets(&self) -> Result<(), sqlx::Error> {
         let drawn: [[u8; 32]; 2] = [rand::random(), rand::random()];
-        let mut changing = self.db.appending().await?;
+        let mut changing = self.db.single().await?;
         statement("INSERT INTO bourn.secrets VALUES ('webhook', $1), ('token', $2) ON CONFLICT DO NOTHING")
             .bind(&drawn[0][..])
             .bind(&drawn[1][..])
@@ -41,7 +41,7 @@ impl PostgresStorage {
     }
 
     async fn try_save(&self, subscription: &StoredSubscription) -> Result<bool, sqlx::Error> {
-        let mut changing = self.db.appending().await?;
+        let mut changing = self.db.single().await?;
         let sql = match subscription.version {
             0 => {
                 "INSERT INTO bourn.subscriptions (id, version, due_at, state) VALUES ($1, $2 + 1, $3, $4) \
@@ -64,7 +64,7 @@ impl PostgresStorage {
     }
 
     async fn try_delete(&self, id: &str) -> Result<bool, sqlx::Error> {
-        let mut changing = self.db.appending().await?;
+        let mut changing = self.db.single().await?;
         let removed = statement("DELETE FROM bourn.subscriptions WHERE id = $1")
             .bind(id)
             .execute(changing.connection())
@@ -79,7 +79,7 @@ impl PostgresStorage {
         bind: impl FnOnce(Query) -> Query + Send,
     ) -> Result<Vec<StoredSubscription>, StorageError> {
         let select = async {
-            let mut reading = self.db.reading().await?;
+            let mut reading = self.db.single().await?;
             let rows = bind(statement(sql)).fetch_all(reading.connection()).await?;
             rows.iter().map(read).collect::<Result<_, sqlx::Error>>()
         };
@@ -125,7 +125,7 @@ impl Subscriptions for PostgresStorage {
 
     async fn next_due_subscription(&self) -> Result<Option<i64>, StorageError> {
         let select = async {
-            let mut reading = self.db.reading().await?;
+            let mut reading = self.db.single().await?;
             scalar("SELECT min(due_at) FROM bourn.subscriptions").fetch_one(reading.connection()).await
         };
         select.await.map_err(|e| error::storage(&e))

@@ -22,11 +22,6 @@ const FEEDS_MAX: usize = 100_000;
 /// The channel by which the servers tell each other that the log has grown.
 pub(in super::super) const CHANNEL: &str = "bourn";
 
-/// Places of the write-ahead log are shown with as many digits as it takes.
-pub(super) fn lsn_text(lsn: Lsn) -> String {
-    lsn.to_pg_string()
-}
-
 /// The one appender.
 pub(super) struct Appender {
     pub(super) db: Db,
@@ -77,10 +72,10 @@ impl Appender {
         if entries.is_empty() {
             return self.move_position(position).await;
         }
-        let mut transaction = self.db.appending().await?;
+        let mut transaction = self.db.single().await?;
         self.number_feeds(transaction.connection(), entries).await?;
-        let columns = self.columns(entries);
-        let head = self.head_after(entries.len());
+        let columns = self.columns(entries, self.head);
+        let head = after(self.head, entries.len());
         let sql = format!(
             "WITH moved AS (UPDATE bourn.log SET head = $15, position = $16::text::pg_lsn WHERE fence = $17 AND head = $18 RETURNING 1), \
              appended AS ({INSERT} moved, {UNNEST}) SELECT pg_notify($19, $15::text) FROM moved"
@@ -88,7 +83,7 @@ impl Appender {
         let statement = columns
             .bind(statement(sqlx::AssertSqlSafe(sql)))
             .bind(head.as_i64())
-            .bind(lsn_text(position))
+            .bind(position.to_pg_string())
             .bind(self.fence)
             .bind(self.head.as_i64())
             .bind(CHANNEL);
@@ -104,7 +99,7 @@ impl Appender {
 
     /// Notes of mutations that nothing of them comes into the log.
     pub(super) async fn confirm(&self, transactions: &[String]) -> Result<(), Lost> {
-        let mut transaction = self.db.appending().await?;
+        let mut transaction = self.db.single().await?;
         statement(
             "UPDATE bourn.ledger SET confirmed = $1 WHERE transaction_id = ANY ($2) AND confirmed IS NULL",
         )
@@ -118,10 +113,10 @@ impl Appender {
 
     /// Moves the position past what has nothing for the log.
     pub(super) async fn move_position(&mut self, position: Lsn) -> Result<(), Lost> {
-        let mut transaction = self.db.appending().await?;
+        let mut transaction = self.db.single().await?;
         let moved =
             statement("UPDATE bourn.log SET position = $1::text::pg_lsn WHERE fence = $2 AND head = $3")
-                .bind(lsn_text(position))
+                .bind(position.to_pg_string())
                 .bind(self.fence)
                 .bind(self.head.as_i64())
                 .execute(transaction.connection())
@@ -152,11 +147,8 @@ impl Appender {
             return Ok(());
         }
         self.number_feeds(&mut long.transaction, entries).await?;
-        let before = self.head;
-        self.head = long.head;
-        let columns = self.columns(entries);
-        long.head = self.head_after(entries.len());
-        self.head = before;
+        let columns = self.columns(entries, long.head);
+        long.head = after(long.head, entries.len());
         for (i, entry) in entries.iter().enumerate() {
             long.feeds.insert(columns.feed_id[i], columns.seq[i]);
             long.types.insert(entry.entity.name.clone(), columns.seq[i]);
@@ -193,7 +185,7 @@ impl Appender {
         .await?
         .rows_affected();
         let before = long.head;
-        long.head = after(before, done);
+        long.head = after(before, usize::try_from(done).unwrap_or(usize::MAX));
         let ends =
             statement("SELECT feed_id, max(seq) FROM bourn.activities WHERE seq > $1 GROUP BY feed_id")
                 .bind(before.as_i64())
@@ -229,7 +221,7 @@ impl Appender {
              SELECT pg_notify($5, $1::text) FROM moved",
         )
         .bind(head.as_i64())
-        .bind(lsn_text(position))
+        .bind(position.to_pg_string())
         .bind(self.fence)
         .bind(self.head.as_i64())
         .bind(CHANNEL)
@@ -242,10 +234,6 @@ impl Appender {
         self.head = head;
         self.position = position;
         Ok(())
-    }
-
-    fn head_after(&self, count: usize) -> Seq {
-        after(self.head, u64::try_from(count).unwrap_or(u64::MAX))
     }
 
     /// Makes sure that every feed of these has its number.
@@ -284,9 +272,10 @@ impl Appender {
         Ok(())
     }
 
-    fn columns<'a>(&self, entries: &'a [Entry]) -> Columns<'a> {
+    /// What is appended behind a place, column by column.
+    fn columns<'a>(&self, entries: &'a [Entry], behind: Seq) -> Columns<'a> {
         let mut columns = Columns::default();
-        let mut seq = self.head.as_i64();
+        let mut seq = behind.as_i64();
         for entry in entries {
             seq += 1;
             columns.seq.push(seq);
@@ -312,8 +301,12 @@ fn feed_of(entry: &Entry) -> (Arc<str>, String) {
     (entry.entity.name.clone(), entry.scope.clone().unwrap_or_default())
 }
 
-fn after(head: Seq, count: u64) -> Seq {
-    head.get().checked_add(count).and_then(Seq::new).unwrap_or(head)
+fn after(head: Seq, count: usize) -> Seq {
+    u64::try_from(count)
+        .ok()
+        .and_then(|count| head.get().checked_add(count))
+        .and_then(Seq::new)
+        .unwrap_or(head)
 }
 
 impl<'a> Columns<'a> {

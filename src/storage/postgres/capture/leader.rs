@@ -205,10 +205,7 @@ impl<'a> Leader<'a> {
             self.items.push(Item::End(open.ids));
             return Ok(());
         };
-        self.settle_part(&mut long).await?;
-        self.settler.end_part();
-        let entries = self.settler.finish();
-        self.appender.append_part(&mut long, &entries).await?;
+        self.append_waiting(&mut long, true).await?;
         self.note_unknown().await?;
         self.appender.commit(long, end).await?;
         self.appended();
@@ -227,12 +224,7 @@ impl<'a> Leader<'a> {
         let rest = self.items.split_off(last + 1);
         let batch = std::mem::replace(&mut self.items, rest);
         self.bytes = 0;
-        let unknown = self.unknown(&batch);
-        let priors = match unknown.is_empty() {
-            true => HashMap::new(),
-            false => prior::look_up(self.inner.db.reading().await?.connection(), &unknown).await?,
-        };
-        self.know(unknown, priors);
+        self.learn(&batch, None).await?;
         // Transactions that changed nothing that the log shows.
         let mut quiet = Vec::new();
         for item in &batch {
@@ -266,13 +258,8 @@ impl<'a> Leader<'a> {
             return Ok(());
         }
         let Some(mut open) = self.open.take() else { return Ok(()) };
-        let mut long = match open.long.take() {
-            Some(long) => long,
-            None => self.appender.begin(self.inner.limits.leader_timeout.get()).await?,
-        };
-        self.settle_part(&mut long).await?;
-        let entries = self.settler.finish();
-        self.appender.append_part(&mut long, &entries).await?;
+        let mut long = self.long_of(&mut open).await?;
+        self.append_waiting(&mut long, false).await?;
         open.long = Some(long);
         self.open = Some(open);
         Ok(())
@@ -282,14 +269,8 @@ impl<'a> Leader<'a> {
     pub(super) async fn truncate(&mut self, sources: Vec<Arc<Source>>) -> Result<(), Lost> {
         self.flush().await?;
         let Some(mut open) = self.open.take().filter(|open| !open.covered) else { return Ok(()) };
-        let mut long = match open.long.take() {
-            Some(long) => long,
-            None => self.appender.begin(self.inner.limits.leader_timeout.get()).await?,
-        };
-        self.settle_part(&mut long).await?;
-        self.settler.end_part();
-        let entries = self.settler.finish();
-        self.appender.append_part(&mut long, &entries).await?;
+        let mut long = self.long_of(&mut open).await?;
+        self.append_waiting(&mut long, true).await?;
         let ids = open.ids.as_deref();
         let ids =
             (ids.and_then(|ids| ids.transaction_id.as_deref()), ids.and_then(|ids| ids.client_id.as_deref()));
@@ -303,20 +284,46 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    async fn settle_part(&mut self, long: &mut Long) -> Result<(), Lost> {
+    /// What the open transaction is appended in parts with; begun now, if this is its first part.
+    async fn long_of(&self, open: &mut Open) -> Result<Long, Lost> {
+        match open.long.take() {
+            Some(long) => Ok(long),
+            None => self.appender.begin(self.inner.limits.leader_timeout.get()).await,
+        }
+    }
+
+    /// Appends what waits as a part of the transaction that is open; with what was held back, if nothing that waits
+    /// for it can follow.
+    async fn append_waiting(&mut self, long: &mut Long, held_back_too: bool) -> Result<(), Lost> {
         let batch = std::mem::take(&mut self.items);
         self.bytes = 0;
-        let unknown = self.unknown(&batch);
-        let priors = match unknown.is_empty() {
-            true => HashMap::new(),
-            false => prior::look_up(&mut long.transaction, &unknown).await?,
-        };
-        self.know(unknown, priors);
+        self.learn(&batch, Some(long)).await?;
         for item in &batch {
             if let Item::Change(change) = item {
                 self.settler.take(change);
             }
         }
+        if held_back_too {
+            self.settler.end_part();
+        }
+        let entries = self.settler.finish();
+        self.appender.append_part(long, &entries).await
+    }
+
+    /// Asks the log for the rows of which the stream does not tell enough; within a transaction, if it has begun.
+    async fn learn(&mut self, batch: &[Item], within: Option<&mut Long>) -> Result<(), Lost> {
+        let rows = self.unknown(batch);
+        let mut priors = match within {
+            _ if rows.is_empty() => HashMap::new(),
+            Some(long) => prior::look_up(&mut long.transaction, &rows).await?,
+            None => prior::look_up(self.inner.db.single().await?.connection(), &rows).await?,
+        };
+        // What the log has nothing of is known, too.
+        let known = rows.into_iter().map(|name| {
+            let logged = priors.remove(&name).map(|Prior { logged, .. }| logged).unwrap_or_default();
+            (name, logged)
+        });
+        self.settler.know(known.collect());
         Ok(())
     }
 
@@ -337,16 +344,6 @@ impl<'a> Leader<'a> {
             }
         }
         rows.into_iter().collect()
-    }
-
-    /// Takes what the log has of these rows.
-    fn know(&mut self, rows: Vec<RowName>, mut priors: HashMap<RowName, Prior>) {
-        // What the log has nothing of is known, too.
-        let known = rows.into_iter().map(|name| {
-            let logged = priors.remove(&name).map(|Prior { logged, .. }| logged).unwrap_or_default();
-            (name, logged)
-        });
-        self.settler.know(known.collect());
     }
 
     /// Notes for good, before the position moves past them, of which types a change could not be told.
@@ -409,7 +406,7 @@ impl<'a> Leader<'a> {
             self.tell_tables_again().await?;
         }
         self.queue_reconciles().await?;
-        super::super::ledger::expire(self.inner.db.reading().await?.connection()).await?;
+        super::super::ledger::expire(self.inner.db.single().await?.connection()).await?;
         Ok(())
     }
 

@@ -80,6 +80,17 @@ impl Reconciler {
         Reconciler { since, foreign_until, ..Reconciler::default() }
     }
 
+    /// What is being compared, and what is to be.
+    fn works(&self) -> impl Iterator<Item = &Work> {
+        self.waiting.iter().chain(self.current.as_ref().map(|current| &current.work))
+    }
+
+    /// Stops reading the table that is being compared.
+    fn let_go(&mut self) {
+        self.current = None;
+        self.step = None;
+    }
+
     /// A row of a table that is being compared may go.
     pub(super) fn goes(&mut self, change: &Change) {
         for key in change.goes() {
@@ -97,8 +108,8 @@ impl Reconciler {
     }
 
     fn compare_all_again(&mut self) {
-        let works = self.waiting.iter().chain(self.current.as_ref().map(|current| &current.work));
-        self.again.extend(works.map(|work| work.entity.name.clone()));
+        let names: Vec<_> = self.works().map(|work| work.entity.name.clone()).collect();
+        self.again.extend(names);
     }
 
     /// Whether a row that a snapshot has is known to have gone after it.
@@ -109,10 +120,7 @@ impl Reconciler {
 
     /// Whether the table of this entity type is being compared, or is to be.
     pub(super) fn compares(&self, name: &str) -> bool {
-        let this = |work: &Work| &*work.entity.name == name;
-        self.waiting.iter().any(this)
-            || self.current.as_ref().is_some_and(|current| this(&current.work))
-            || self.again.contains(name)
+        self.works().any(|work| &*work.entity.name == name) || self.again.contains(name)
     }
 
     /// The table must be compared from the beginning, as soon as that can be.
@@ -149,8 +157,8 @@ impl Reconciler {
     }
 
     fn progress(&self) -> BTreeMap<String, u64> {
-        let works = self.waiting.iter().chain(self.current.as_ref().map(|current| &current.work));
-        let mut progress: BTreeMap<String, u64> = works
+        let mut progress: BTreeMap<String, u64> = self
+            .works()
             .map(|work| (work.entity.name.to_string(), u64::try_from(work.compared).unwrap_or_default()))
             .collect();
         for name in &self.again {
@@ -166,7 +174,7 @@ impl Leader<'_> {
         self.note_unavailable().await?;
         let again = std::mem::take(&mut self.reconciler.again);
         let tables = self.inner.shared.tables();
-        let mut reading = self.inner.db.reading().await?;
+        let mut reading = self.inner.db.single().await?;
         let rows = statement(
             "SELECT entity_type, signature, reconciled, wait_for, from_empty, after_key, after_seq, compared FROM bourn.entities",
         )
@@ -212,16 +220,14 @@ impl Leader<'_> {
             // Where it was under way, it begins anew.
             self.reconciler.waiting.retain(|waiting| waiting.entity.name != *name);
             if self.reconciler.current.as_ref().is_some_and(|current| current.work.entity.name == *name) {
-                self.reconciler.current = None;
-                self.reconciler.step = None;
+                self.reconciler.let_go();
             }
             self.reconciler.waiting.push_back(work);
         }
         let served = |work: &Work| tables.contains_key(&work.entity.name);
         self.reconciler.waiting.retain(served);
         if self.reconciler.current.as_ref().is_some_and(|current| !served(&current.work)) {
-            self.reconciler.current = None;
-            self.reconciler.step = None;
+            self.reconciler.let_go();
         }
         self.begin_next();
         self.inner.shared.reconciling(self.reconciler.progress());
@@ -389,7 +395,7 @@ async fn read_steps(inner: Inner, work: Work, steps: mpsc::Sender<Result<Step, s
 /// publication named it is not in the replication stream, and must be in the snapshot.
 async fn wait_for(inner: &Inner, transaction: i64) -> Result<(), sqlx::Error> {
     loop {
-        let mut reading = inner.db.reading().await?;
+        let mut reading = inner.db.single().await?;
         let ended: bool = scalar("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::int8 >= $1")
             .bind(transaction)
             .fetch_one(reading.connection())

@@ -110,12 +110,7 @@ pub(super) async fn step(
         Place::Done => (0, Place::Done),
     };
     transaction.commit().await?;
-    let mut marking = db.begin().await?;
-    let mark: String = scalar("SELECT pg_logical_emit_message(true, 'bourn.mark', '')::text")
-        .fetch_one(&mut *marking)
-        .await?;
-    marking.commit().await?;
-    let mark = Lsn::parse(&mark).map_err(|error| sqlx::Error::Decode(error.to_string().into()))?;
+    let mark = db.mark().await?;
     Ok(Step { snapshot, mark, rows, missing, looked_at, next })
 }
 

@@ -71,7 +71,7 @@ impl Leader<'_> {
         let missing: HashSet<u32> = relation.columns.iter().map(|column| column.type_id).collect();
         let missing: HashSet<u32> = missing.into_iter().filter(|id| !self.forms.contains_key(id)).collect();
         if !missing.is_empty() {
-            let mut reading = self.inner.db.reading().await?;
+            let mut reading = self.inner.db.single().await?;
             self.forms.extend(catalog::type_forms(reading.connection(), missing).await?);
         }
         let columns = relation.columns.iter().map(|column| {

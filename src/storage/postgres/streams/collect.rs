@@ -156,7 +156,7 @@ pub(super) async fn run(mut worker: Worker, stop: CancellationToken) {
 /// Removes some of it; says whether there may be more.
 async fn step(worker: &mut Worker) -> Result<bool, sqlx::Error> {
     let db = worker.inner.db.clone();
-    let mut reading = db.reading().await?;
+    let mut reading = db.single().await?;
     let wanted: bool = scalar(
         "SELECT EXISTS (SELECT 1 FROM bourn.streams WHERE deadline <= $1) \
          OR EXISTS (SELECT 1 FROM bourn.streams WHERE state = 2) \

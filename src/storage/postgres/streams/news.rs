@@ -241,7 +241,7 @@ impl Stored {
     /// Looks how many commits the other servers have made. Those that were there at the last look already should have been
     /// told of by now; without a connection that hears, all should have been.
     pub(in super::super) async fn look(&self, db: &Db, hears: bool) -> Result<(), sqlx::Error> {
-        let mut reading = db.reading().await?;
+        let mut reading = db.single().await?;
         let rows =
             statement("SELECT id, commits FROM bourn.stream_writers").fetch_all(reading.connection()).await?;
         drop(reading);
@@ -304,7 +304,7 @@ impl Stored {
         if owed.is_empty() {
             return Ok(());
         }
-        let mut telling = db.appending().await?;
+        let mut telling = db.single().await?;
         statement("SELECT pg_notify($1, text) FROM unnest($2::text[]) text")
             .bind(CHANNEL)
             .bind(owed.write(self.server))
