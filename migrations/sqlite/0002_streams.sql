@@ -36,13 +36,25 @@ CREATE INDEX bourn_streams_dead     ON bourn_streams (id)        WHERE state = 2
 INSERT INTO sqlite_sequence (name, seq) VALUES ('bourn_streams', abs(random() % 4000000000000000));
 
 -- What was appended, one row an append, as the bytes that go out; messages of one JSON append are joined by commas.
+-- What would not fit into a page of this table is elsewhere: a search here would read all of what it passes.
 CREATE TABLE bourn_stream_data (
   stream_id INTEGER NOT NULL,
   start     INTEGER NOT NULL,
   messages  INTEGER NOT NULL,
-  data      BLOB    NOT NULL,
-  PRIMARY KEY (stream_id, start)
+  bytes     INTEGER NOT NULL,
+  data      BLOB,
+  large     INTEGER,
+  PRIMARY KEY (stream_id, start),
+  CHECK ((data IS NULL) <> (large IS NULL))
 ) WITHOUT ROWID;
+CREATE TABLE bourn_stream_large (
+  id   INTEGER PRIMARY KEY,
+  data BLOB NOT NULL
+);
+CREATE TRIGGER bourn_stream_large_goes AFTER DELETE ON bourn_stream_data WHEN old.large IS NOT NULL
+BEGIN
+  DELETE FROM bourn_stream_large WHERE id = old.large;
+END;
 
 CREATE TABLE bourn_stream_producers (
   stream_id   INTEGER NOT NULL,

@@ -26,6 +26,8 @@ pub fn entities(tables: &[&str]) -> String {
 pub trait Backend: Sized {
     /// A value of `transactions` that holds no ids.
     const NO_IDS: &str;
+    /// The tables of its own that deleted streams leave empty.
+    const STREAM_TABLES: &[&str];
     /// SQL after which what happens to `pages` is not captured, until the storage is opened again.
     fn blindfold(&self) -> String;
     /// A row that is not made where its key is taken.

@@ -67,6 +67,7 @@ impl Postgres {
 
 impl Backend for Postgres {
     const NO_IDS: &str = "[17]";
+    const STREAM_TABLES: &[&str] = &["bourn_stream_data", "bourn_streams"];
 
     fn blindfold(&self) -> String {
         format!("SELECT pg_drop_replication_slot('{}');", self.config.limits.slot)

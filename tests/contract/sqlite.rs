@@ -55,6 +55,7 @@ impl Sqlite {
 
 impl Backend for Sqlite {
     const NO_IDS: &str = "this is no JSON";
+    const STREAM_TABLES: &[&str] = &["bourn_stream_data", "bourn_stream_large", "bourn_streams"];
 
     fn blindfold(&self) -> String {
         let drop =

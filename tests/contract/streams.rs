@@ -107,6 +107,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (0..6_u8).prop_map(Step::Create),
         8 => (0..6_u8, "[a-z]{1,40}").prop_map(|(to, data)| Step::Append(to, data)),
+        // Some that do not fit into a page of a database.
+        1 => (0..6_u8, "[a-z]{10,40}").prop_map(|(to, data)| Step::Append(to, data.repeat(200))),
         5 => (0..6_u8, 0..6_u8, any::<prop::sample::Index>(), 0..4_u8)
             .prop_map(|(from, to, at, sub)| Step::Fork { from, to, at, sub }),
         4 => (0..6_u8).prop_map(Step::Delete),
@@ -336,13 +338,17 @@ pub async fn what_deleted_streams_leave_behind_is_removed<B: Backend>() {
     create(&backend, "s", Lifetime::Endless).await;
     let appends = (0..3_000).map(|_| append(&backend, "s", "data", None));
     assert!(join_all(appends).await.into_iter().all(|appended| appended.is_ok()));
+    let large = "large".repeat(2_000);
+    let appends = (0..20).map(|_| append(&backend, "s", &large, None));
+    assert!(join_all(appends).await.into_iter().all(|appended| appended.is_ok()));
     fork(&backend, "s", "f", None, 0).await.unwrap();
     backend.storage().delete_stream(&path("s")).await.unwrap();
     let fork = backend.storage().find_stream(&path("f")).await.unwrap();
-    assert_eq!(read(&backend, &fork, Seq::ZERO).await.len(), 12_000, "the fork needs it still");
+    assert_eq!(read(&backend, &fork, Seq::ZERO).await.len(), 212_000, "the fork needs it still");
     backend.storage().delete_stream(&path("f")).await.unwrap();
-    backend.eventually_empty("bourn_stream_data").await;
-    backend.eventually_empty("bourn_streams").await;
+    for table in B::STREAM_TABLES {
+        backend.eventually_empty(table).await;
+    }
 }
 
 pub async fn a_subscription_is_changed_only_as_it_was_read<B: Backend>() {

@@ -3,6 +3,7 @@
 //! ends between two appends; of the ends in the window's second half it takes the one that crosses the roundest number of
 //! bytes.
 
+use super::Payload;
 use super::content::Form;
 use crate::chunk::Feed;
 use crate::limits::CHUNK_APPENDS_MAX;
@@ -53,27 +54,73 @@ impl StoredChunkBuilder {
         self.marks.last().map_or(self.start, |mark| mark.position)
     }
 
-    /// Makes room for what is left of the stream up to `tail`, as far as the chunk can hold it.
-    pub fn reserve(&mut self, tail: Seq) {
-        let left = usize::try_from(tail.get().saturating_sub(self.position().get())).unwrap_or(usize::MAX);
-        // The append that is one too many is not taken, so the limit is enough; brackets and commas come on top.
-        self.body.reserve(left.min(self.bytes) + 64);
-    }
-
     /// Takes the next append, which ends at `position`.
     pub fn push(&mut self, data: &[u8], messages: usize, position: Seq) -> Feed {
-        let full = self.marks.len() >= CHUNK_APPENDS_MAX || self.body.len() + data.len() > self.bytes;
+        let feed = self.plan(data.len(), messages, position);
+        if feed == Feed::More {
+            self.write(data);
+        }
+        feed
+    }
+
+    /// Takes appends that follow each other, as many as it can hold.
+    pub fn take_all(&mut self, appends: &[Payload]) {
+        for Payload { data, messages } in appends {
+            let after =
+                u64::try_from(data.len()).ok().and_then(|length| self.position().get().checked_add(length));
+            let Some(after) = after.and_then(Seq::new) else { return };
+            if self.push(data, *messages, after) == Feed::Done {
+                return;
+            }
+        }
+    }
+
+    /// Takes the length of the next append, which ends at `position`. Where the chunk ends can thus be known before
+    /// anything is read; its bytes are then to be written, up to that end.
+    pub fn plan(&mut self, length: usize, messages: usize, position: Seq) -> Feed {
+        let (end, before) = self.marks.last().map_or((self.length(), 0), |mark| (mark.end, mark.messages));
+        let full = self.marks.len() >= CHUNK_APPENDS_MAX || end + length > self.bytes;
         if full && !self.marks.is_empty() {
             self.cut = Some(self.best_cut());
             return Feed::Done;
         }
-        if self.json && !self.marks.is_empty() {
+        let comma = usize::from(self.json && !self.marks.is_empty());
+        self.marks.push(Mark { position, end: end + comma + length, messages: before + messages });
+        Feed::More
+    }
+
+    /// Where it is cut is known.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.cut.is_some()
+    }
+
+    /// Where the chunk ends, as far as is known.
+    #[must_use]
+    pub fn end(&self) -> Seq {
+        self.last().map_or(self.start, |mark| mark.position)
+    }
+
+    /// Makes room for the bytes of what was planned.
+    pub fn reserve(&mut self) {
+        let length = self.length() + usize::from(self.json);
+        self.body.reserve(length.saturating_sub(self.body.len()));
+    }
+
+    fn last(&self) -> Option<&Mark> {
+        self.cut.unwrap_or(self.marks.len()).checked_sub(1).and_then(|last| self.marks.get(last))
+    }
+
+    fn length(&self) -> usize {
+        self.last().map_or(usize::from(self.json), |mark| mark.end)
+    }
+
+    /// Writes the bytes of the next append that was planned.
+    pub fn write(&mut self, data: &[u8]) {
+        if self.json && self.body.len() > 1 {
             self.body.push(b',');
         }
         self.body.extend_from_slice(data);
-        let messages = self.marks.last().map_or(0, |mark| mark.messages) + messages;
-        self.marks.push(Mark { position, end: self.body.len(), messages });
-        Feed::More
     }
 
     fn best_cut(&self) -> usize {
@@ -89,13 +136,12 @@ impl StoredChunkBuilder {
     #[must_use]
     pub fn finish(mut self) -> StoredChunk {
         let sealed = self.cut.is_some();
-        self.marks.truncate(self.cut.unwrap_or(self.marks.len()));
-        self.body.truncate(self.marks.last().map_or(usize::from(self.json), |mark| mark.end));
+        self.body.truncate(self.length());
         if self.json {
             self.body.push(b']');
         }
-        let messages = self.marks.last().map_or(0, |mark| mark.messages);
-        StoredChunk { messages, next: self.position(), sealed, body: self.body }
+        let messages = self.last().map_or(0, |mark| mark.messages);
+        StoredChunk { messages, next: self.end(), sealed, body: self.body }
     }
 }
 
@@ -132,6 +178,28 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn planned_by_lengths_a_chunk_is_the_same(sizes in prop::collection::vec(1_usize..40, 0..40), json in any::<bool>()) {
+            let form = if json { Form::Json } else { Form::Text };
+            let mut builder = StoredChunkBuilder::new(form, Seq::ZERO, 100);
+            let (mut end, mut ends) = (0, Vec::new());
+            for &size in &sizes {
+                end += size;
+                ends.push(Seq::new(u64::try_from(end).unwrap()).unwrap());
+            }
+            for (&size, &end) in sizes.iter().zip(&ends) {
+                if builder.plan(size, 1, end) == Feed::Done {
+                    break;
+                }
+            }
+            builder.reserve();
+            let planned = builder.end();
+            for (&size, _) in sizes.iter().zip(&ends).filter(|(_, end)| **end <= planned) {
+                builder.write(&vec![b'7'; size]);
+            }
+            prop_assert_eq!(builder.finish(), chunk(&sizes, 0, form));
+        }
+
         #[test]
         fn sealed_chunks_are_final_and_tile_the_stream(sizes in prop::collection::vec(1_usize..40, 1..80), extra in 0_usize..40) {
             let longer: Vec<usize> = sizes.iter().copied().chain(std::iter::repeat_n(5, extra)).collect();

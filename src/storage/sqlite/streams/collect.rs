@@ -11,6 +11,8 @@ use super::writer::{Outcome, StreamWriter};
 const EXPIRED_AT_ONCE: i64 = 100;
 /// Appends that are removed in one step.
 const ROWS_AT_ONCE: i64 = 1_000;
+/// Their bytes; of one append it may be more.
+const BYTES_AT_ONCE: i64 = 8 << 20;
 
 /// Removes a stream that is there; gives false if it is kept for its forks.
 pub(super) fn remove(
@@ -78,9 +80,10 @@ pub(super) fn step(
     let removed = transaction
         .prepare_cached(
             "DELETE FROM bourn_stream_data WHERE stream_id = ?1 AND start IN \
-             (SELECT start FROM bourn_stream_data WHERE stream_id = ?1 ORDER BY start LIMIT ?2)",
+             (SELECT start FROM bourn_stream_data WHERE stream_id = ?1 AND \
+             start < ?3 + (SELECT min(start) FROM bourn_stream_data WHERE stream_id = ?1) ORDER BY start LIMIT ?2)",
         )?
-        .execute([dead, ROWS_AT_ONCE])?;
+        .execute([dead, ROWS_AT_ONCE, BYTES_AT_ONCE])?;
     if removed == 0 {
         transaction
             .prepare_cached("DELETE FROM bourn_stream_producers WHERE stream_id = ?1")?

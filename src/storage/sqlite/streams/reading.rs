@@ -115,7 +115,8 @@ pub(super) fn has_forks(connection: &Connection, id: u64) -> rusqlite::Result<bo
     connection.prepare_cached(sql)?.exists([id.cast_signed()])
 }
 
-/// Gives the chunk what follows its position; says whether the stream is closed.
+/// Gives the chunk what follows its position; says whether the stream is closed. Where the chunk ends is found by the
+/// lengths alone, which are at hand without the bytes; then it reads no more than it needs.
 pub(super) fn fill(
     connection: &Connection,
     id: u64,
@@ -128,36 +129,50 @@ pub(super) fn fill(
         .query_row([id.cast_signed()], |row| Ok((seq(row, 0)?, row.get(1)?)))
         .optional()?;
     let Some((tail, closed)) = now else { return Ok(Err(FillError::Missing)) };
-    chunk.reserve(tail);
-    for segment in lineage {
-        if segment.to <= chunk.position() {
-            continue;
-        }
-        let end = segment.to.min(tail);
-        let sql = "SELECT start, messages, data FROM bourn_stream_data \
+    let start = chunk.position();
+    for part in parts(lineage, start, tail) {
+        let sql = "SELECT start, messages, bytes FROM bourn_stream_data \
                    WHERE stream_id = ?1 AND start >= ?2 AND start < ?3 ORDER BY start";
         let mut statement = connection.prepare_cached(sql)?;
-        let mut rows = statement.query(params![
-            segment.stream.cast_signed(),
-            chunk.position().as_i64(),
-            end.as_i64()
-        ])?;
+        let mut rows = statement.query(part)?;
         while let Some(row) = rows.next()? {
             if seq(row, 0)? != chunk.position() {
                 return Ok(Err(FillError::Misplaced));
             }
-            let data = row.get_ref(2)?.as_blob()?;
-            let messages = usize::try_from(number(row, 1)?).map_err(|_| broken(1))?;
-            let after = after(chunk.position(), data.len()).ok_or_else(|| broken(2))?;
-            if chunk.push(data, messages, after) == Feed::Done {
-                return Ok(Ok((chunk, closed)));
+            let count = |i| usize::try_from(number(row, i)?).map_err(|_| broken(i));
+            let (messages, length) = (count(1)?, count(2)?);
+            let after = after(chunk.position(), length).ok_or_else(|| broken(2))?;
+            if chunk.plan(length, messages, after) == Feed::Done {
+                break;
             }
         }
+        if chunk.is_cut() {
+            break;
+        }
     }
-    if chunk.position() < tail {
+    if !chunk.is_cut() && chunk.position() < tail {
         return Ok(Err(FillError::Misplaced));
     }
+    chunk.reserve();
+    for part in parts(lineage, start, chunk.end()) {
+        let sql = "SELECT coalesce(d.data, l.data) \
+                   FROM bourn_stream_data d LEFT JOIN bourn_stream_large l ON l.id = d.large \
+                   WHERE d.stream_id = ?1 AND d.start >= ?2 AND d.start < ?3 ORDER BY d.start";
+        let mut statement = connection.prepare_cached(sql)?;
+        let mut rows = statement.query(part)?;
+        while let Some(row) = rows.next()? {
+            chunk.write(row.get_ref(0)?.as_blob()?);
+        }
+    }
     Ok(Ok((chunk, closed)))
+}
+
+/// The appends between two places: whose they are, and where they begin.
+fn parts(lineage: &[Segment], start: Seq, end: Seq) -> impl Iterator<Item = [i64; 3]> {
+    let owned = lineage.iter().filter(move |segment| start < segment.to && segment.from < end);
+    owned.map(move |segment| {
+        [segment.stream.cast_signed(), segment.from.max(start).as_i64(), segment.to.min(end).as_i64()]
+    })
 }
 
 /// The append that begins at a place.
@@ -171,7 +186,11 @@ pub(super) fn append_at(
         return Ok(None);
     };
     connection
-        .prepare_cached("SELECT messages, data FROM bourn_stream_data WHERE stream_id = ?1 AND start = ?2")?
+        .prepare_cached(
+            "SELECT d.messages, coalesce(d.data, l.data) \
+             FROM bourn_stream_data d LEFT JOIN bourn_stream_large l ON l.id = d.large \
+             WHERE d.stream_id = ?1 AND d.start = ?2",
+        )?
         .query_row(params![segment.stream.cast_signed(), position.as_i64()], |row| {
             let messages = usize::try_from(number(row, 0)?).map_err(|_| broken(0))?;
             Ok(Payload { data: Bytes::from(row.get::<_, Vec<u8>>(1)?), messages })

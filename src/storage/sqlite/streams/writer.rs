@@ -23,6 +23,9 @@ use crate::storage::streams::{
 
 /// Most streams that the writer keeps in mind.
 const MOST_HEADS: usize = 10_000;
+/// Most bytes of an append that its row holds itself. With the row's other columns they must fit into a page, of whose 4 KiB
+/// SQLite gives a row of such a table a quarter.
+const IN_PLACE_BYTES: usize = 900;
 
 /// Streams as the writer knows them, and what it may let them become.
 pub(in super::super) struct StreamWriter {
@@ -308,10 +311,24 @@ pub(super) fn insert(
     messages: usize,
     data: &[u8],
 ) -> rusqlite::Result<()> {
+    let large = match data.len() > IN_PLACE_BYTES {
+        true => Some(
+            connection.prepare_cached("INSERT INTO bourn_stream_large (data) VALUES (?1)")?.insert([data])?,
+        ),
+        false => None,
+    };
+    let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     connection
         .prepare_cached(
-            "INSERT INTO bourn_stream_data (stream_id, start, messages, data) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT INTO bourn_stream_data (stream_id, start, messages, bytes, data, large) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?
-        .execute(params![stream.cast_signed(), start, i64::try_from(messages).unwrap_or(i64::MAX), data])
+        .execute(params![
+            stream.cast_signed(),
+            start,
+            number(messages),
+            number(data.len()),
+            large.is_none().then_some(data),
+            large
+        ])
         .map(|_| ())
 }
