@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use bourn_protocol::stored::Payload;
 use bourn_protocol::stored::chunk::StoredChunkBuilder;
 use bourn_protocol::{ContentType, ReadFrom, Seq, StreamOffset, StreamPath};
 use tokio::sync::watch;
@@ -70,9 +71,10 @@ impl StoredSession {
         &self.stream.content_type
     }
 
-    /// How far the stream reaches and whether it is closed, as it is known here.
-    async fn mark(&mut self) -> Result<(Seq, bool), ReadError> {
-        let Some(bell) = &mut self.bell else { return Ok((self.stream.tail, self.stream.closed)) };
+    /// How far the stream reaches and whether it is closed, as it is known here; and what the bell says, if it says as
+    /// much.
+    async fn mark(&mut self) -> Result<(Seq, bool, Option<Mark>), ReadError> {
+        let Some(bell) = &mut self.bell else { return Ok((self.stream.tail, self.stream.closed, None)) };
         let mark = bell.borrow_and_update().clone();
         if mark.gone {
             return Err(ReadError::Find(FindError::Missing));
@@ -85,39 +87,20 @@ impl StoredSession {
             }
             self.stream = found;
         }
-        Ok((self.stream.tail.max(mark.tail), self.stream.closed || mark.closed))
+        let (tail, closed) = (self.stream.tail.max(mark.tail), self.stream.closed || mark.closed);
+        Ok((tail, closed, Some(mark).filter(|mark| mark.tail == tail)))
     }
 
     pub(super) async fn read(&mut self) -> Result<Batch, ReadError> {
-        let known = self.mark().await?;
-        if self.bell.is_some() && self.position.position >= known.0 {
-            return Ok(Batch::Nothing { closed: known.1 });
+        let (tail, known_closed, mark) = self.mark().await?;
+        if self.bell.is_some() && self.position.position >= tail {
+            return Ok(Batch::Nothing { closed: known_closed });
         }
         let (stream, reader, start) = (&self.stream, &self.reader, self.position.position);
-        let key = Key { stream: StreamKey::Stored(stream.id), start, head: None };
-        let load = async {
-            let builder = StoredChunkBuilder::new(stream.content_type.form(), start, reader.limits.bytes);
-            let (builder, closed) = reader.storage.fill_stream(stream, builder).await?;
-            let chunk = builder.finish();
-            let closed = closed && !chunk.sealed;
-            let (first, next) = (stream.offset(start), stream.offset(chunk.next));
-            let state = if chunk.sealed { "s" } else { "t" };
-            let end = if closed { ":c" } else { "" };
-            Ok::<_, FillError>(CachedChunk {
-                kept: Kept::default(),
-                body: chunk.body.into(),
-                messages: chunk.messages,
-                start,
-                next: chunk.next,
-                offset: next.into(),
-                sealed: chunk.sealed,
-                closed,
-                etag: format!("\"{}:{first}:{next}:{state}{end}\"", stream.id),
-                frame: OnceLock::new(),
-            })
-        };
+        let fresh = mark.as_ref().and_then(|mark| mark.since(start));
+        let load = load(reader, stream, start, fresh.map(|fresh| (fresh, known_closed)));
         // Boxed: an event stream is in memory for a minute and reads seldom.
-        let chunk = Box::pin(reader.chunks.get(key, known, load)).await?;
+        let chunk = Box::pin(reader.chunks.get(key(stream, start), (tail, known_closed), load)).await?;
         self.position = self.stream.offset(chunk.next);
         Ok(Batch::Chunk(chunk))
     }
@@ -131,4 +114,43 @@ impl StoredSession {
             std::future::pending::<()>().await;
         }
     }
+}
+
+fn key(stream: &StreamInfo, start: Seq) -> Key {
+    Key { stream: StreamKey::Stored(stream.id), start, head: None }
+}
+
+/// Reads the chunk that begins at a place: from the appends that are at hand, which reach the tail, together with whether the
+/// stream is closed there; else from the database.
+async fn load(
+    reader: &Reader,
+    stream: &StreamInfo,
+    start: Seq,
+    fresh: Option<(&[Payload], bool)>,
+) -> Result<CachedChunk, FillError> {
+    let mut builder = StoredChunkBuilder::new(stream.content_type.form(), start, reader.limits.bytes);
+    let (builder, closed) = match fresh {
+        Some((fresh, closed)) => {
+            builder.take_all(fresh);
+            (builder, closed)
+        }
+        None => reader.storage.fill_stream(stream, builder).await?,
+    };
+    let chunk = builder.finish();
+    let closed = closed && !chunk.sealed;
+    let (first, next) = (stream.offset(start), stream.offset(chunk.next));
+    let state = if chunk.sealed { "s" } else { "t" };
+    let end = if closed { ":c" } else { "" };
+    Ok(CachedChunk {
+        kept: Kept::default(),
+        body: chunk.body.into(),
+        messages: chunk.messages,
+        start,
+        next: chunk.next,
+        offset: next.into(),
+        sealed: chunk.sealed,
+        closed,
+        etag: format!("\"{}:{first}:{next}:{state}{end}\"", stream.id),
+        frame: OnceLock::new(),
+    })
 }

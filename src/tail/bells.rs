@@ -1,10 +1,13 @@
 //! Bells for stored streams: one for each stream that somebody follows, which says how far it has come. What the
-//! storage tells after its commits is passed on to whom it concerns; what it cannot tell makes everybody look.
+//! storage tells after its commits is passed on to whom it concerns, with what was appended where that is little; what it
+//! cannot tell makes everybody look.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bourn_protocol::Seq;
+use bourn_protocol::stored::Payload;
+use bytes::BytesMut;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +27,28 @@ pub struct Mark {
     pub gone: bool,
     /// How often another server may have written: whoever has not looked since, looks.
     pub doubts: u64,
+    /// The last appends, up to the tail.
+    pub fresh: Arc<[Payload]>,
+}
+
+impl Mark {
+    /// What was appended from a place up to the tail, if it is at hand.
+    #[must_use]
+    pub fn since(&self, position: Seq) -> Option<&[Payload]> {
+        let bytes: usize = self.fresh.iter().map(|payload| payload.data.len()).sum();
+        let begins = self.tail.get().checked_sub(u64::try_from(bytes).ok()?)?;
+        (bytes > 0 && begins == position.get()).then_some(&self.fresh)
+    }
+}
+
+/// The same in memory of its own: what arrived may be a part of something much larger.
+fn compact(fresh: &[Payload]) -> Arc<[Payload]> {
+    let mut bytes = BytesMut::with_capacity(fresh.iter().map(|payload| payload.data.len()).sum());
+    let copies = fresh.iter().map(|payload| {
+        bytes.extend_from_slice(&payload.data);
+        Payload { data: bytes.split().freeze(), messages: payload.messages }
+    });
+    copies.collect()
 }
 
 /// The bells of the streams that are followed.
@@ -63,9 +88,9 @@ impl Bells {
         if registry.bells.len() >= registry.prune_at {
             registry.prune();
         }
-        let hang =
-            || watch::Sender::new(Mark { tail: stream.tail, closed: stream.closed, gone: false, doubts: 0 });
-        registry.bells.entry(stream.id).or_insert_with(hang).subscribe()
+        let (tail, closed) = (stream.tail, stream.closed);
+        let mark = || Mark { tail, closed, gone: false, doubts: 0, fresh: Arc::default() };
+        registry.bells.entry(stream.id).or_insert_with(|| watch::Sender::new(mark())).subscribe()
     }
 
     /// Passes on what happens until it is told to stop. `changes` was subscribed to before anybody could follow.
@@ -87,10 +112,13 @@ impl Bells {
         let registry = self.lock();
         for change in changes {
             match change {
-                StreamChange::Moved { id, tail, closed, .. } => {
+                StreamChange::Moved { id, tail, closed, fresh, .. } => {
                     let Some(bell) = registry.bells.get(id) else { continue };
                     bell.send_modify(|mark| {
-                        mark.tail = mark.tail.max(*tail);
+                        if *tail >= mark.tail {
+                            mark.tail = *tail;
+                            mark.fresh = compact(fresh);
+                        }
                         mark.closed |= closed;
                     });
                 }
@@ -105,5 +133,26 @@ impl Bells {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload(text: &str) -> Payload {
+        Payload { data: text.to_owned().into(), messages: 1 }
+    }
+
+    #[test]
+    fn a_bell_has_what_was_appended_for_whoever_waits_where_it_begins() {
+        let at = |place| Seq::new(place).unwrap();
+        let fresh = compact(&[payload("one"), payload("three")]);
+        let mark = Mark { tail: at(20), closed: false, gone: false, doubts: 0, fresh };
+        assert_eq!(mark.since(at(12)).unwrap(), [payload("one"), payload("three")]);
+        assert_eq!(mark.since(at(15)), None, "there, a part of it is known already");
+        assert_eq!(mark.since(at(11)), None, "there, something is missing");
+        let nothing = Mark { fresh: Arc::default(), ..mark };
+        assert_eq!(nothing.since(at(20)), None);
     }
 }

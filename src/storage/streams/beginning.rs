@@ -171,6 +171,7 @@ impl Unborn {
             fork_sub: create.fork.as_ref().map_or(0, |fork| fork.sub),
             producers: HashMap::new(),
             dirty: true,
+            fresh: Vec::new(),
         };
         entry.move_tail(self.tail);
         entry

@@ -5,11 +5,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
-use bourn_protocol::stored::Lifetime;
+use bourn_protocol::stored::{Lifetime, Payload};
 use bourn_protocol::{Seq, StreamOffset, StreamPath};
 
 use super::rules::{Configuration, Head, ProducerState, Verdict, after, judge, offset};
 use super::{AppendError, AppendStream, Appended, Segment, StreamChange, StreamInfo};
+
+/// Most bytes that are told with the news of a stream.
+const FRESH_MOST_BYTES: usize = 16 << 10;
 
 /// A stream as a writer knows it.
 #[derive(Debug, Clone)]
@@ -38,6 +41,8 @@ pub struct Entry {
     pub producers: HashMap<String, Option<ProducerState>>,
     /// It has changed since it was saved.
     pub dirty: bool,
+    /// What was appended since it was last told of, unless it was much.
+    pub fresh: Vec<Payload>,
 }
 
 /// What a taken append asks of the database.
@@ -93,6 +98,7 @@ impl Entry {
         if start.is_some() {
             let end = after(begin, append.payload.data.len()).ok_or(AppendError::TooLarge(most_bytes))?;
             self.move_tail(end);
+            self.note(&append.payload);
         }
         if let Some(producer) = &append.producer {
             let state = ProducerState { epoch: producer.epoch, seq: producer.seq };
@@ -151,11 +157,21 @@ impl Entry {
         })
     }
 
+    fn note(&mut self, payload: &Payload) {
+        let bytes: usize = self.fresh.iter().map(|payload| payload.data.len()).sum();
+        if bytes + payload.data.len() > FRESH_MOST_BYTES {
+            self.fresh.clear();
+        } else {
+            self.fresh.push(payload.clone());
+        }
+    }
+
     /// What is told of it after a commit.
     #[must_use]
-    pub fn moved(&self) -> StreamChange {
+    pub fn moved(&mut self) -> StreamChange {
         let (tail, closed) = (self.head.tail.position, self.head.closed);
-        StreamChange::Moved { id: self.id, path: self.path.clone(), tail, closed }
+        let fresh = std::mem::take(&mut self.fresh);
+        StreamChange::Moved { id: self.id, path: self.path.clone(), tail, closed, fresh }
     }
 
     /// What it was created as.

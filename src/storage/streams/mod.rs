@@ -189,6 +189,9 @@ pub enum StreamChange {
         tail: Seq,
         /// It is closed.
         closed: bool,
+        /// The last appends, up to the tail; as far as they are at hand and small. Whoever waits where they begin need
+        /// not ask the database.
+        fresh: Vec<Payload>,
     },
     /// It was deleted, or has expired.
     Deleted {

@@ -192,8 +192,8 @@ impl Lane {
             let unsure = error.as_database_error().is_none();
             Failed { error, unsure }
         })?;
-        let moved = dirty.iter().filter(|entry| batch.moved.contains(&entry.id));
-        let changes: Vec<StreamChange> = moved.map(|entry| entry.moved()).collect();
+        let moved = entries.values_mut().filter(|entry| batch.moved.contains(&entry.id));
+        let changes: Vec<StreamChange> = moved.map(Entry::moved).collect();
         self.inner.stored.committed(&mut self.counter, changes);
         Ok(answers)
     }

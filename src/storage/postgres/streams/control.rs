@@ -151,7 +151,7 @@ impl Worker {
                 false => Attempt::Again,
             });
         };
-        let entry = unborn.born(create, id.cast_unsigned(), now);
+        let mut entry = unborn.born(create, id.cast_unsigned(), now);
         let parts = || unborn.parts.iter().filter(|(_, part)| part.messages > 0);
         statement(
             "WITH data AS (\

@@ -88,15 +88,19 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Owed {
     fn add(&mut self, change: &StreamChange) {
-        if let StreamChange::Moved { id, .. } = change {
+        let mut change = change.clone();
+        if let StreamChange::Moved { id, fresh, .. } = &mut change {
+            // The others read for themselves.
+            fresh.clear();
             if let Some(&at) = self.moves.get(id) {
-                self.changes[at] = change.clone();
+                self.changes[at] = change;
                 return;
             }
             self.moves.insert(*id, self.changes.len());
         }
-        self.changes.push(change.clone());
-        if self.changes.len() > TOLD_MOST || *change == StreamChange::Unknown {
+        self.unknown |= change == StreamChange::Unknown;
+        self.changes.push(change);
+        if self.changes.len() > TOLD_MOST {
             self.unknown = true;
         }
         if self.unknown {
@@ -129,7 +133,7 @@ impl Owed {
 
 fn write(change: &StreamChange) -> String {
     match change {
-        StreamChange::Moved { id, path, tail, closed } => {
+        StreamChange::Moved { id, path, tail, closed, .. } => {
             format!("m {id} {tail} {} {path}", u8::from(*closed))
         }
         StreamChange::Deleted { id, path } => format!("d {id} {path}"),
@@ -146,7 +150,8 @@ fn read(line: &str) -> Option<StreamChange> {
             let id = parts.next()?.parse().ok()?;
             let tail = Seq::new(parts.next()?.parse().ok()?)?;
             let closed = parts.next()? == "1";
-            Some(StreamChange::Moved { id, path: StreamPath::new(parts.next()?).ok()?, tail, closed })
+            let path = StreamPath::new(parts.next()?).ok()?;
+            Some(StreamChange::Moved { id, path, tail, closed, fresh: Vec::new() })
         }
         "d" => {
             let (id, path) = rest.split_once(' ')?;
@@ -338,7 +343,7 @@ mod tests {
 
     fn moved(id: u64, tail: u64, path: &str) -> StreamChange {
         let (path, tail) = (StreamPath::new(path).unwrap(), Seq::new(tail).unwrap());
-        StreamChange::Moved { id, path, tail, closed: false }
+        StreamChange::Moved { id, path, tail, closed: false, fresh: Vec::new() }
     }
 
     /// Everything a server has heard.

@@ -78,6 +78,7 @@ pub(super) async fn entry(
         fork_sub: number(row, "fork_sub")?,
         producers: HashMap::new(),
         dirty: false,
+        fresh: Vec::new(),
     };
     entry.move_tail(seq(row, "tail")?);
     Ok(entry)

@@ -48,6 +48,7 @@ pub(super) fn load(connection: &Connection, path: &StreamPath) -> rusqlite::Resu
                 fork_sub: number(row, 18)?,
                 producers: HashMap::new(),
                 dirty: false,
+                fresh: Vec::new(),
             };
             Ok((base, entry))
         })
