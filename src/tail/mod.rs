@@ -26,6 +26,9 @@ pub use channel::{Channel, LiveBatch, Place};
 const FOLLOW_ROWS: usize = 4_096;
 /// Channels that are kept without looking whether anybody follows them.
 const PRUNE_LEAST: usize = 64;
+/// How many deliveries may leave at once, each a sweep's time ahead, before the sweep holds them back: changes that come at a
+/// pace just below it wait for nothing.
+const BURST: u32 = 16;
 /// How long to wait before the log is tried again after it failed.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -101,12 +104,10 @@ impl Tail {
     /// Follows the log until it is told to stop.
     pub async fn run(&self, stop: CancellationToken) {
         let mut log = self.storage.head();
-        // When the last delivery began. Two may follow each other at once if none was just before them: changes that
-        // come at a steady pace wait for nothing.
-        let mut before = None;
+        // When the deliveries so far would all have left, had each waited for a sweep.
+        let mut spent = Instant::now();
         loop {
             let target = *log.borrow_and_update();
-            let swept_at = Instant::now();
             let wait_for_more = async {
                 // The sender lives as long as the storage, which this holds.
                 let _ = log.changed().await;
@@ -114,10 +115,11 @@ impl Tail {
             match self.advance(target).await {
                 Ok(true) => {
                     // More changes may be waiting already: they leave together after the sweep.
-                    let due =
-                        before.replace(swept_at).map_or(swept_at, |before: Instant| before + 2 * self.sweep);
+                    let now = Instant::now();
+                    spent = spent.max(now) + self.sweep;
+                    let ahead = spent - now;
                     tokio::select! {
-                        () = tokio::time::sleep_until(due) => {}
+                        () = tokio::time::sleep(ahead.saturating_sub(BURST * self.sweep)) => {}
                         () = stop.cancelled() => return,
                     }
                 }
