@@ -149,6 +149,8 @@ settings! {
     database_connections("BOURN_DATABASE_CONNECTIONS"): usize = "16";
     /// How often PostgreSQL is asked how far the log reaches, should a notification have been lost.
     follow_interval("BOURN_FOLLOW_INTERVAL"): Span = "1s";
+    /// How long changes captured from PostgreSQL may wait for one another while many come.
+    capture_gather("BOURN_CAPTURE_GATHER"): Span = "10ms";
     /// How long the server that captures from PostgreSQL may be silent before another takes over.
     leader_timeout("BOURN_LEADER_TIMEOUT"): Span = "3s";
     /// How long superseded versions and deletions stay in the streams; `0s` keeps all of them.

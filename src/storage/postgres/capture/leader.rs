@@ -1,5 +1,6 @@
 //! The leader: takes the slot, follows the stream, and has what it tells appended, batch by batch. A batch leaves
-//! when it is full or when nothing more is waiting, so a single change leaves at once and a flood in large pieces.
+//! when it is full or when nothing more is waiting, so a single change leaves at once and a flood in large pieces; while
+//! many transactions come, batches gather for a moment.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -19,6 +20,7 @@ use super::super::{Inner, refresh};
 use super::append::{Appender, Long};
 use super::change::{Change, Ids, Source};
 use super::entry::{CommitMark, activities};
+use super::pace::Pace;
 use super::prior::{self, Prior};
 use super::reconcile::Reconciler;
 use super::settle::{RowName, Settler};
@@ -74,6 +76,9 @@ pub(super) struct Leader<'a> {
     /// What is known of the tables is as old as this.
     generation: u64,
     idle_since: Instant,
+    pace: Pace,
+    /// No batch leaves before, unless it is full.
+    gathers_until: Instant,
     ticked: Instant,
 }
 
@@ -113,6 +118,8 @@ impl<'a> Leader<'a> {
             reconciler: Reconciler::new(near, standing.foreign_until),
             generation: 0,
             idle_since: Instant::now(),
+            pace: Pace::new(),
+            gathers_until: Instant::now(),
             ticked: Instant::now(),
         };
         leader.look_around().await?;
@@ -145,7 +152,15 @@ impl<'a> Leader<'a> {
         if self.stop.is_cancelled() {
             return Err(Lost::Stopped);
         }
-        let event = match ready_now(self.client.recv()).await {
+        let mut event = ready_now(self.client.recv()).await;
+        if event.is_none() && !self.items.is_empty() && Instant::now() < self.gathers_until {
+            event = tokio::select! {
+                event = self.client.recv() => Some(event),
+                () = tokio::time::sleep_until(self.gathers_until) => None,
+                () = self.stop.cancelled() => return Err(Lost::Stopped),
+            };
+        }
+        let event = match event {
             Some(event) => event?,
             None => {
                 self.flush().await?;
@@ -224,6 +239,10 @@ impl<'a> Leader<'a> {
         let rest = self.items.split_off(last + 1);
         let batch = std::mem::replace(&mut self.items, rest);
         self.bytes = 0;
+        let ended = batch.iter().filter(|item| matches!(item, Item::End(_))).count();
+        if self.pace.ended(ended) {
+            self.gathers_until = Instant::now() + self.inner.limits.capture_gather.get();
+        }
         self.learn(&batch, None).await?;
         // Transactions that changed nothing that the log shows.
         let mut quiet = Vec::new();

@@ -9,6 +9,7 @@ mod append;
 mod change;
 mod entry;
 mod leader;
+mod pace;
 mod prior;
 mod reconcile;
 mod retention;
