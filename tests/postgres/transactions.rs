@@ -3,6 +3,8 @@
 
 use serde_json::{Value, json};
 
+use bourn_testkit::Cluster;
+
 use crate::site::{PAGE, PAGES, PAGES_PATH, Site, is_ready};
 use crate::support::Bourn;
 
@@ -65,6 +67,31 @@ async fn what_is_rolled_back_never_was() {
     site.sql("BEGIN; SAVEPOINT a; TRUNCATE notes; ROLLBACK TO a; UPDATE notes SET body = 'stays still' WHERE id = 4; COMMIT");
     agrees(&site, &server).await;
     assert_eq!(read(&server, NOTES_PATH, "-1").await.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_in_two_phases_is_told_whole_when_it_is_committed() {
+    let cluster = Cluster::options().setting("max_prepared_transactions", "4").start();
+    let site = Site::on(&cluster, &[PAGES, NOTES].concat(), &[PAGE, NOTE].concat()).await.eager();
+    let mut server = site.server().await;
+    for (i, name) in ["kept", "lost"].iter().enumerate() {
+        site.sql(&format!(
+            "BEGIN; INSERT INTO notes VALUES ({i}, '{name}'); INSERT INTO pages (id, organization_id) VALUES ('{name}', 'o'); \
+             PREPARE TRANSACTION '{name}'"
+        ));
+    }
+    site.sql("INSERT INTO notes VALUES (7, 'meanwhile')");
+    site.captured().await;
+    assert_eq!(read(&server, NOTES_PATH, "-1").await.len(), 1, "what is only prepared is not told");
+    server.kill().await;
+    cluster.restart();
+    server.restart().await;
+    site.sql("COMMIT PREPARED 'kept'");
+    site.sql("ROLLBACK PREPARED 'lost'");
+    agrees(&site, &server).await;
+    let (pages, notes) = (read(&server, PAGES_PATH, "-1").await, read(&server, NOTES_PATH, "-1").await);
+    assert_eq!((pages.len(), notes.len()), (1, 2));
+    assert_eq!(pages[0]["headers"]["txid"], notes[1]["headers"]["txid"], "one transaction");
 }
 
 #[tokio::test(flavor = "multi_thread")]
