@@ -91,6 +91,8 @@ pub(crate) async fn run(bench: &Bench, options: &Options) -> Result<()> {
             "long-poll p99",
             "catch-up MB/s",
             "CPU ms per 100 MB",
+            "a quarter of it, read again: MB/s",
+            "CPU ms per 100 MB",
         ],
     );
     for (name, command) in &subjects {
@@ -100,15 +102,21 @@ pub(crate) async fn run(bench: &Bench, options: &Options) -> Result<()> {
         create(address, 1).await?;
         let events = events(address, options).await?;
         let polls = polls(address, options).await?;
-        let (rate, cpu) = catch_up(&subject.server, options).await?;
+        let whole = make_history(&subject.server, "whole", options.history).await?;
+        let first = catch_up(&subject.server, &whole, 1).await?;
+        let part = make_history(&subject.server, "part", options.history / 4).await?;
+        catch_up(&subject.server, &part, 1).await?;
+        let again = catch_up(&subject.server, &part, 8).await?;
         table.row([
             (*name).to_owned(),
             time(events.p50()),
             time(events.p99()),
             time(polls.p50()),
             time(polls.p99()),
-            number(rate),
-            number(cpu),
+            number(first.0),
+            number(first.1),
+            number(again.0),
+            number(again.1),
         ]);
         subject.server.end().await?;
     }
@@ -198,24 +206,30 @@ async fn polls(address: SocketAddr, options: &Options) -> Result<Latencies> {
     Ok(latencies)
 }
 
-/// Reads a long history to its end; gives megabytes a second and CPU milliseconds for a hundred of them.
-async fn catch_up(server: &Server, options: &Options) -> Result<(f64, f64)> {
-    let address = server.address;
+/// Makes a stream of so many megabytes; gives where it is.
+async fn make_history(server: &Server, name: &str, megabytes: usize) -> Result<String> {
+    let (address, path) = (server.address, format!("/v1/stream/{name}"));
     let mut connection = Connection::open(address, LARGE).await?;
-    connection.expect(&put(address, "/v1/stream/history")).await?;
-    for _ in 0..options.history * 1_000_000 / PIECE {
-        let append =
-            wire::post(address, "/v1/stream/history", "Content-Type: text/plain\r\n", &stamped(PIECE));
+    connection.expect(&put(address, &path)).await?;
+    for _ in 0..megabytes * 1_000_000 / PIECE {
+        let append = wire::post(address, &path, "Content-Type: text/plain\r\n", &stamped(PIECE));
         connection.expect(&append).await?;
     }
+    Ok(path)
+}
+
+/// Reads a stream to its end, so many times; gives megabytes a second and CPU milliseconds for a hundred of them.
+async fn catch_up(server: &Server, path: &str, times: usize) -> Result<(f64, f64)> {
+    let address = server.address;
+    let mut connection = Connection::open(address, LARGE).await?;
     let (begun, cpu) = (Instant::now(), server.cpu_seconds()?);
-    let (mut bytes, mut offset) = (0, "-1".to_owned());
-    loop {
-        let request = wire::get(address, &format!("/v1/stream/history?offset={offset}"), None);
-        bytes += connection.expect(&request).await?.body_bytes;
-        offset = connection.header("stream-next-offset").context("no offset")?.to_owned();
-        if connection.header("stream-up-to-date").is_some() {
-            break;
+    let mut bytes = 0;
+    for _ in 0..times {
+        let mut offset = "-1".to_owned();
+        while connection.header("stream-up-to-date").is_none() || offset == "-1" {
+            let request = wire::get(address, &format!("{path}?offset={offset}"), None);
+            bytes += connection.expect(&request).await?.body_bytes;
+            offset = connection.header("stream-next-offset").context("no offset")?.to_owned();
         }
     }
     let megabytes = bytes as f64 / 1e6;
