@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bourn_protocol::Seq;
 use bourn_protocol::stored::Payload;
-use bytes::BytesMut;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -39,16 +38,6 @@ impl Mark {
         let begins = self.tail.get().checked_sub(u64::try_from(bytes).ok()?)?;
         (bytes > 0 && begins == position.get()).then_some(&self.fresh)
     }
-}
-
-/// The same in memory of its own: what arrived may be a part of something much larger.
-fn compact(fresh: &[Payload]) -> Arc<[Payload]> {
-    let mut bytes = BytesMut::with_capacity(fresh.iter().map(|payload| payload.data.len()).sum());
-    let copies = fresh.iter().map(|payload| {
-        bytes.extend_from_slice(&payload.data);
-        Payload { data: bytes.split().freeze(), messages: payload.messages }
-    });
-    copies.collect()
 }
 
 /// The bells of the streams that are followed.
@@ -117,7 +106,7 @@ impl Bells {
                     bell.send_modify(|mark| {
                         if *tail >= mark.tail {
                             mark.tail = *tail;
-                            mark.fresh = compact(fresh);
+                            mark.fresh = fresh.clone();
                         }
                         mark.closed |= closed;
                     });
@@ -147,7 +136,7 @@ mod tests {
     #[test]
     fn a_bell_has_what_was_appended_for_whoever_waits_where_it_begins() {
         let at = |place| Seq::new(place).unwrap();
-        let fresh = compact(&[payload("one"), payload("three")]);
+        let fresh = [payload("one"), payload("three")].into();
         let mark = Mark { tail: at(20), closed: false, gone: false, doubts: 0, fresh };
         assert_eq!(mark.since(at(12)).unwrap(), [payload("one"), payload("three")]);
         assert_eq!(mark.since(at(15)), None, "there, a part of it is known already");

@@ -7,12 +7,15 @@ use std::sync::atomic::AtomicI64;
 
 use bourn_protocol::stored::{Lifetime, Payload};
 use bourn_protocol::{Seq, StreamOffset, StreamPath};
+use bytes::BytesMut;
 
 use super::rules::{Configuration, Head, ProducerState, Verdict, after, judge, offset};
 use super::{AppendError, AppendStream, Appended, Segment, StreamChange, StreamInfo};
 
 /// Most bytes that are told with the news of a stream.
 const FRESH_MOST_BYTES: usize = 16 << 10;
+/// Most bytes that are told with the news of a commit, which wait for the slowest listener.
+pub const FRESH_ROOM_BYTES: usize = 64 << 10;
 
 /// A stream as a writer knows it.
 #[derive(Debug, Clone)]
@@ -166,11 +169,19 @@ impl Entry {
         }
     }
 
-    /// What is told of it after a commit.
+    /// What is told of it after a commit; what was appended is told as long as there is room.
     #[must_use]
-    pub fn moved(&mut self) -> StreamChange {
+    pub fn moved(&mut self, room: &mut usize) -> StreamChange {
         let (tail, closed) = (self.head.tail.position, self.head.closed);
         let fresh = std::mem::take(&mut self.fresh);
+        let bytes = fresh.iter().map(|payload| payload.data.len()).sum();
+        let fresh = match room.checked_sub(bytes) {
+            Some(left) => {
+                *room = left;
+                compact(&fresh)
+            }
+            None => Arc::default(),
+        };
         StreamChange::Moved { id: self.id, path: self.path.clone(), tail, closed, fresh }
     }
 
@@ -186,4 +197,14 @@ impl Entry {
             fork_sub: self.fork_sub,
         }
     }
+}
+
+/// The same in memory of its own: what arrived may be a part of something much larger.
+fn compact(fresh: &[Payload]) -> Arc<[Payload]> {
+    let mut bytes = BytesMut::with_capacity(fresh.iter().map(|payload| payload.data.len()).sum());
+    let copies = fresh.iter().map(|payload| {
+        bytes.extend_from_slice(&payload.data);
+        Payload { data: bytes.split().freeze(), messages: payload.messages }
+    });
+    copies.collect()
 }

@@ -191,7 +191,7 @@ pub enum StreamChange {
         closed: bool,
         /// The last appends, up to the tail; as far as they are at hand and small. Whoever waits where they begin need
         /// not ask the database.
-        fresh: Vec<Payload>,
+        fresh: Arc<[Payload]>,
     },
     /// It was deleted, or has expired.
     Deleted {

@@ -16,7 +16,7 @@ use super::news::Counter;
 use super::rows::{columns, entry, forked_from, number};
 use crate::storage::StorageError;
 use crate::storage::postgres::connect::statement;
-use crate::storage::streams::entry::Entry;
+use crate::storage::streams::entry::{Entry, FRESH_ROOM_BYTES};
 use crate::storage::streams::rules::ProducerState;
 use crate::storage::streams::{AppendError, AppendStream, Appended, StreamChange, unix_millis};
 
@@ -193,7 +193,8 @@ impl Lane {
             Failed { error, unsure }
         })?;
         let moved = entries.values_mut().filter(|entry| batch.moved.contains(&entry.id));
-        let changes: Vec<StreamChange> = moved.map(Entry::moved).collect();
+        let mut room = FRESH_ROOM_BYTES;
+        let changes: Vec<StreamChange> = moved.map(|entry| entry.moved(&mut room)).collect();
         self.inner.stored.committed(&mut self.counter, changes);
         Ok(answers)
     }

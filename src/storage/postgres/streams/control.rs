@@ -168,7 +168,7 @@ impl Worker {
         .bind(self.counter.next())
         .execute(&mut *transaction)
         .await?;
-        self.commit(transaction, vec![entry.moved()]).await?;
+        self.commit(transaction, vec![entry.moved(&mut 0)]).await?;
         Ok(Attempt::Done(Ok(Created { stream: entry.info(now), new: true })))
     }
 

@@ -91,7 +91,7 @@ impl Owed {
         let mut change = change.clone();
         if let StreamChange::Moved { id, fresh, .. } = &mut change {
             // The others read for themselves.
-            fresh.clear();
+            *fresh = Arc::default();
             if let Some(&at) = self.moves.get(id) {
                 self.changes[at] = change;
                 return;
@@ -151,7 +151,7 @@ fn read(line: &str) -> Option<StreamChange> {
             let tail = Seq::new(parts.next()?.parse().ok()?)?;
             let closed = parts.next()? == "1";
             let path = StreamPath::new(parts.next()?).ok()?;
-            Some(StreamChange::Moved { id, path, tail, closed, fresh: Vec::new() })
+            Some(StreamChange::Moved { id, path, tail, closed, fresh: Arc::default() })
         }
         "d" => {
             let (id, path) = rest.split_once(' ')?;
@@ -343,7 +343,7 @@ mod tests {
 
     fn moved(id: u64, tail: u64, path: &str) -> StreamChange {
         let (path, tail) = (StreamPath::new(path).unwrap(), Seq::new(tail).unwrap());
-        StreamChange::Moved { id, path, tail, closed: false, fresh: Vec::new() }
+        StreamChange::Moved { id, path, tail, closed: false, fresh: Arc::default() }
     }
 
     /// Everything a server has heard.

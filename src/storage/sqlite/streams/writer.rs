@@ -16,7 +16,7 @@ use super::{Shared, StreamJob, collect, heads};
 use crate::config::Limits;
 use crate::storage::StorageError;
 use crate::storage::sqlite::error;
-use crate::storage::streams::entry::Entry;
+use crate::storage::streams::entry::{Entry, FRESH_ROOM_BYTES};
 use crate::storage::streams::{
     AppendError, AppendStream, Appended, CreateError, Created, FindError, StreamChange, unix_millis,
 };
@@ -152,11 +152,11 @@ impl StreamWriter {
         for job in jobs {
             self.apply(&transaction, job, now, answers, &mut outcome)?;
         }
-        let (mut moved, mut changes) = (Vec::new(), Vec::new());
+        let (mut moved, mut changes, mut room) = (Vec::new(), Vec::new(), FRESH_ROOM_BYTES);
         for path in &outcome.used {
             let Some(entry) = self.heads.get_mut(path).filter(|entry| entry.dirty) else { continue };
             heads::save(&transaction, entry)?;
-            changes.push(entry.moved());
+            changes.push(entry.moved(&mut room));
             moved.push(entry.info(now));
         }
         let deleted: Vec<StreamPath> = outcome.deleted.iter().map(|(_, path)| path.clone()).collect();
