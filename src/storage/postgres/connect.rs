@@ -134,7 +134,7 @@ impl Db {
 
     /// A transaction.
     pub(super) async fn begin(&self) -> Result<PgTransaction<'static>, sqlx::Error> {
-        self.pool.begin_with(AssertSqlSafe(self.begin.clone())).await
+        self.begin_with(&self.begin).await
     }
 
     /// Puts a mark into the replication stream behind everything that is committed now; gives its place.
@@ -150,7 +150,15 @@ impl Db {
 
     /// A transaction that reads one snapshot.
     pub(super) async fn snapshot(&self) -> Result<PgTransaction<'static>, sqlx::Error> {
-        self.pool.begin_with(AssertSqlSafe(self.begin_snapshot.clone())).await
+        self.begin_with(&self.begin_snapshot).await
+    }
+
+    /// Begins a transaction in a task of its own. Whoever waits for it may be dropped; the library would then give the
+    /// connection back with the transaction begun and nobody to end it, and what is said on it next would be lost.
+    async fn begin_with(&self, sql: &str) -> Result<PgTransaction<'static>, sqlx::Error> {
+        let (pool, sql) = (self.pool.clone(), sql.to_owned());
+        let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(sql)).await });
+        begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
     }
 
     /// A connection past any pooler, outside the pool.
