@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use bourn_protocol::chunk::Feed;
 use bourn_protocol::stored::Payload;
 use bourn_protocol::stored::chunk::StoredChunkBuilder;
 use bourn_protocol::{ContentType, ReadFrom, Seq, StreamOffset, StreamPath};
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 use super::chunks::{CachedChunk, Key, StreamKey};
 use super::{Batch, Gone, ReadError, Reader};
 use crate::storage::Kept;
+use crate::storage::streams::rules::after;
 use crate::storage::streams::{FillError, FindError, StreamInfo};
 use crate::tail::Mark;
 
@@ -131,7 +133,12 @@ async fn load(
     let mut builder = StoredChunkBuilder::new(stream.content_type.form(), start, reader.limits.bytes);
     let (builder, closed) = match fresh {
         Some((fresh, closed)) => {
-            builder.take_all(fresh);
+            for Payload { data, messages } in fresh {
+                let Some(end) = after(builder.position(), data.len()) else { break };
+                if builder.push(data, *messages, end) == Feed::Done {
+                    break;
+                }
+            }
             (builder, closed)
         }
         None => reader.storage.fill_stream(stream, builder).await?,

@@ -34,7 +34,7 @@ impl Mark {
     /// What was appended from a place up to the tail, if it is at hand.
     #[must_use]
     pub fn since(&self, position: Seq) -> Option<&[Payload]> {
-        let bytes: usize = self.fresh.iter().map(|payload| payload.data.len()).sum();
+        let bytes = Payload::bytes_of(&self.fresh);
         let begins = self.tail.get().checked_sub(u64::try_from(bytes).ok()?)?;
         (bytes > 0 && begins == position.get()).then_some(&self.fresh)
     }

@@ -3,7 +3,6 @@
 //! ends between two appends; of the ends in the window's second half it takes the one that crosses the roundest number of
 //! bytes.
 
-use super::Payload;
 use super::content::Form;
 use crate::chunk::Feed;
 use crate::limits::CHUNK_APPENDS_MAX;
@@ -61,18 +60,6 @@ impl StoredChunkBuilder {
             self.write(data);
         }
         feed
-    }
-
-    /// Takes appends that follow each other, as many as it can hold.
-    pub fn take_all(&mut self, appends: &[Payload]) {
-        for Payload { data, messages } in appends {
-            let after =
-                u64::try_from(data.len()).ok().and_then(|length| self.position().get().checked_add(length));
-            let Some(after) = after.and_then(Seq::new) else { return };
-            if self.push(data, *messages, after) == Feed::Done {
-                return;
-            }
-        }
     }
 
     /// Takes the length of the next append, which ends at `position`. Where the chunk ends can thus be known before

@@ -21,6 +21,12 @@ pub struct Payload {
 pub struct NotJson(pub String);
 
 impl Payload {
+    /// How many bytes these have together.
+    #[must_use]
+    pub fn bytes_of(payloads: &[Payload]) -> usize {
+        payloads.iter().map(|payload| payload.data.len()).sum()
+    }
+
     /// Takes a body in. Nothing to append gives no messages.
     ///
     /// # Errors

@@ -161,8 +161,7 @@ impl Entry {
     }
 
     fn note(&mut self, payload: &Payload) {
-        let bytes: usize = self.fresh.iter().map(|payload| payload.data.len()).sum();
-        if bytes + payload.data.len() > FRESH_MOST_BYTES {
+        if Payload::bytes_of(&self.fresh) + payload.data.len() > FRESH_MOST_BYTES {
             self.fresh.clear();
         } else {
             self.fresh.push(payload.clone());
@@ -174,8 +173,7 @@ impl Entry {
     pub fn moved(&mut self, room: &mut usize) -> StreamChange {
         let (tail, closed) = (self.head.tail.position, self.head.closed);
         let fresh = std::mem::take(&mut self.fresh);
-        let bytes = fresh.iter().map(|payload| payload.data.len()).sum();
-        let fresh = match room.checked_sub(bytes) {
+        let fresh = match room.checked_sub(Payload::bytes_of(&fresh)) {
             Some(left) => {
                 *room = left;
                 compact(&fresh)
@@ -201,7 +199,7 @@ impl Entry {
 
 /// The same in memory of its own: what arrived may be a part of something much larger.
 fn compact(fresh: &[Payload]) -> Arc<[Payload]> {
-    let mut bytes = BytesMut::with_capacity(fresh.iter().map(|payload| payload.data.len()).sum());
+    let mut bytes = BytesMut::with_capacity(Payload::bytes_of(fresh));
     let copies = fresh.iter().map(|payload| {
         bytes.extend_from_slice(&payload.data);
         Payload { data: bytes.split().freeze(), messages: payload.messages }
