@@ -312,3 +312,33 @@ pub(super) async fn is_new(connection: &mut PgConnection) -> Result<bool, sqlx::
     .fetch_one(connection)
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bourn_testkit::Cluster;
+
+    use super::*;
+    use crate::config::{Config, SettingsLayer};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whoever_gives_up_while_a_transaction_begins_leaves_none_behind() {
+        let database = Cluster::shared().database();
+        let mut limits = Config::load(SettingsLayer::default(), None).unwrap().limits;
+        limits.database_connections = 1;
+        let db = Db::new(&database.url(), &limits).unwrap();
+        for micros in (0..400).map(|i| i * 2) {
+            let begun = tokio::time::timeout(Duration::from_micros(micros), db.snapshot()).await;
+            drop(begun);
+            // Within one transaction the time stands still.
+            let mut single = db.single().await.unwrap();
+            let mut times = Vec::new();
+            for _ in 0..2 {
+                let time: String = scalar("SELECT now()::text").fetch_one(single.connection()).await.unwrap();
+                times.push(time);
+            }
+            assert_ne!(times[0], times[1], "a transaction is open, given up after {micros} us");
+        }
+    }
+}
