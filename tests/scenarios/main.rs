@@ -27,9 +27,11 @@ mod ground;
 mod live;
 mod nginx;
 mod operations;
+mod other_writers;
 mod retention;
 mod stored_streams;
 mod subscriptions;
+mod time_travel;
 #[cfg(feature = "failpoints")]
 mod supervision;
 mod transactions;
