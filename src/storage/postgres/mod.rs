@@ -13,12 +13,14 @@ mod follow;
 mod layout;
 mod ledger;
 mod log;
+mod migrate;
 mod mutate;
 mod pgoutput;
 mod recent;
 mod refresh;
 mod rollback;
 mod rows;
+mod session;
 mod shared;
 mod sql;
 mod streams;
@@ -97,15 +99,15 @@ impl PostgresStorage {
         let failed = |e: sqlx::Error| OpenError::new(&shown, &admin::advice(&e));
         let db = Db::new(url, limits).map_err(failed)?;
         let mut connection = db.connect_directly().await.map_err(failed)?;
-        if let Some(reason) = connect::unfit(&mut connection).await.map_err(failed)? {
+        if let Some(reason) = migrate::unfit(&mut connection).await.map_err(failed)? {
             return Err(OpenError::new(&shown, &reason));
         }
-        match connect::migrate(&db, demo).await {
+        match migrate::migrate(&db, demo).await {
             Ok(()) => {}
             // What there is can be read all the same.
             Err(e)
                 if error::storage(&e) == StorageError::ReadOnly
-                    && connect::migrated(&mut connection).await.map_err(failed)? > 0 => {}
+                    && migrate::migrated(&mut connection).await.map_err(failed)? > 0 => {}
             Err(e) => return Err(failed(e)),
         }
         if demo {
@@ -130,9 +132,11 @@ impl PostgresStorage {
         refresh::look(&inner, true).await.map_err(failed)?;
         follow::look(&inner).await.map_err(failed)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let (following, follows) = (inner.clone(), stop.clone());
+        let following = Inner { db: db.watching(), ..inner.clone() };
+        let follows = stop.clone();
         tasks.spawn(async move { follow::run(&following, &follows).await });
-        let (capturing, captures) = (inner.clone(), stop.clone());
+        let capturing = Inner { db: db.capturing(), ..inner.clone() };
+        let captures = stop.clone();
         tasks.spawn(async move { capture::run(&capturing, &captures).await });
         let queues = Queues::start(&inner, &stop, &tasks);
         tasks.close();
@@ -227,7 +231,7 @@ impl Writer for PostgresStorage {
         if tokio::time::timeout(END_TIMEOUT, self.tasks.wait()).await.is_err() {
             tracing::warn!("capture does not end in time");
         }
-        self.db.close().await;
+        self.db.close();
     }
 }
 

@@ -5,7 +5,7 @@ use bourn_protocol::{ClientId, EntityKey, TransactionId};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgConnection, PgTransaction, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::catalog::Table;
 use super::connect::Db;
@@ -13,6 +13,7 @@ use super::layout::Stamps;
 use super::ledger::{self, Entry};
 use super::rollback;
 use super::rows::{self, names_nothing};
+use super::session::Session;
 use super::sql::{by_key, ident, texts, visible};
 use super::{PostgresStorage, error};
 use crate::entity::{ConflictPolicy, EntityType, managed};
@@ -329,11 +330,7 @@ impl Context<'_> {
 
     /// The answer to a mutation that was done before: the row as it is, or, where it is gone, as the mutation
     /// left it.
-    async fn repeated(
-        &self,
-        transaction: &mut PgTransaction<'static>,
-        found: ledger::Found,
-    ) -> Result<Written, WriteError> {
+    async fn repeated(&self, transaction: &mut Session, found: ledger::Found) -> Result<Written, WriteError> {
         let mut row = None;
         if let Some(table) =
             self.storage.catalog.by_name(&found.entity_type).and_then(|e| self.storage.table(e).ok())
