@@ -139,7 +139,7 @@ async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Find
     }
     for entity in Catalog::new(&config.entities).iter() {
         let name = &entity.name;
-        let table = match catalog::table(connection, entity).await? {
+        let table = match catalog::table(connection, entity, publication).await? {
             Err(reason) => {
                 add(false, format!("{name}: {reason}"));
                 continue;
@@ -147,7 +147,7 @@ async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Find
             Ok(table) => table,
         };
         add(true, format!("{name}: table {} with {} columns", table.sql, table.columns.len()));
-        if let Some(reason) = refresh::unfit(connection, entity, publication, &table).await? {
+        for reason in refresh::unfit(connection, entity, publication, &table).await? {
             add(false, format!("{name}: {reason}"));
         }
         if table.identity == Identity::Key {
@@ -172,20 +172,6 @@ async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Find
         ];
         for (column, consequence) in lacks.into_iter().filter(|(column, _)| table.column(column).is_none()) {
             add(true, format!("{name}: no column `{column}`: {consequence}"));
-        }
-        let readable: bool = scalar("SELECT has_table_privilege(to_regclass($1), 'SELECT')")
-            .bind(&table.sql)
-            .fetch_one(&mut *connection)
-            .await?;
-        if !readable {
-            add(
-                false,
-                format!(
-                    "{name}: role `{role}` may not read it: GRANT SELECT ON {} TO {}",
-                    table.sql,
-                    ident(&role)
-                ),
-            );
         }
     }
     Ok(findings)
@@ -242,7 +228,7 @@ async fn publishing(
         Some(true) => {}
     }
     for entity in catalog.iter() {
-        match catalog::table(connection, entity).await? {
+        match catalog::table(connection, entity, publication).await? {
             Err(reason) => sql.push_str(&format!("-- {}: {reason}\n", entity.name)),
             Ok(table) => {
                 for statement in refresh::mending(connection, publication, &table).await? {

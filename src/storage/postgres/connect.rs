@@ -212,8 +212,13 @@ impl Db {
         &self,
         work: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, sqlx::Error> {
+        self.in_time(work).await?
+    }
+
+    /// The same, for work whose failures have another type.
+    pub(super) async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, sqlx::Error> {
         let done = tokio::time::timeout(self.lane.work_timeout, work).await;
-        done.unwrap_or_else(|_| Err(timed_out("the database does not answer in time")))
+        done.map_err(|_| timed_out("the database does not answer in time"))
     }
 
     /// Puts a mark into the replication stream behind everything that is committed now; gives its place.
