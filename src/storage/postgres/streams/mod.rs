@@ -119,8 +119,8 @@ impl Streams for PostgresStorage {
     async fn find_stream(&self, path: &StreamPath) -> Result<Arc<StreamInfo>, FindError> {
         let now = unix_millis();
         let find = async {
-            let mut reading = self.db.single().await?;
-            let found = reading::find(reading.connection(), &self.stored, path).await?;
+            let mut reading = self.inner.db.single().await?;
+            let found = reading::find(reading.connection(), &self.inner.stored, path).await?;
             let forked = match &found {
                 Some(entry) if !entry.deleted && entry.expired(now) => {
                     Some(rows::has_forks(reading.connection(), entry.id).await?)
@@ -149,7 +149,7 @@ impl Streams for PostgresStorage {
         stream: &StreamInfo,
         chunk: StoredChunkBuilder,
     ) -> Result<(StoredChunkBuilder, bool), FillError> {
-        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
+        let mut reading = self.inner.db.single().await.map_err(|e| error::storage(&e))?;
         reading::fill(reading.connection(), stream, chunk).await.map_err(|e| error::storage(&e))?
     }
 
@@ -158,12 +158,12 @@ impl Streams for PostgresStorage {
         after: Option<&StreamPath>,
         limit: usize,
     ) -> Result<Vec<StreamPath>, StorageError> {
-        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
+        let mut reading = self.inner.db.single().await.map_err(|e| error::storage(&e))?;
         let listed = reading::list(reading.connection(), after, limit, unix_millis()).await;
         listed.map_err(|e| error::storage(&e))
     }
 
     fn stream_changes(&self) -> broadcast::Receiver<Arc<[StreamChange]>> {
-        self.stored.subscribe()
+        self.inner.stored.subscribe()
     }
 }
