@@ -58,7 +58,7 @@ pub(super) async fn list<B>(
         limit: query.number("limit", limits::LIST_DEFAULT, 1, limits::LIST_MAX)?,
     };
     let page = app.storage.list(entity, &wanted).await?;
-    let mut build = Build::new(StatusCode::OK).no_store().next_offset(app.reader.offset(page.tail));
+    let mut build = Build::new(StatusCode::OK).no_store().next_offset(page.tail.offset());
     if let Some(after) = page.next_after {
         let escaped = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
         let scope = wanted

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::respond::CORP;
 use super::{Reply, ReplyBody};
 use crate::read::CachedChunk;
+use crate::storage::Version;
 use crate::telemetry::ModeFigures;
 
 /// What an entry costs beside its body.
@@ -24,8 +25,8 @@ struct FinalAnswer {
     /// Those that go with 304.
     unmodified: HeaderMap,
     tag: HeaderValue,
-    /// The log's generation that it is of.
-    generation: u64,
+    /// The content of the log that it was read from.
+    version: Version,
     body: Bytes,
     messages: usize,
 }
@@ -33,15 +34,15 @@ struct FinalAnswer {
 /// A bounded cache of final answers.
 pub struct HotAnswers {
     answers: Cache<String, Arc<FinalAnswer>, foldhash::fast::RandomState>,
-    /// The log's generation now: what has left the log is in no answer of this one.
-    generation: watch::Receiver<u64>,
+    /// The content of the log now: an answer of another one may hold what has left the log.
+    version: watch::Receiver<Version>,
     hits: Counter,
 }
 
 impl HotAnswers {
-    /// A cache of so many bytes, for a log of which this is the generation.
+    /// A cache of so many bytes, for a log of this version.
     #[must_use]
-    pub fn new(bytes: u64, generation: watch::Receiver<u64>) -> HotAnswers {
+    pub fn new(bytes: u64, version: watch::Receiver<Version>) -> HotAnswers {
         let weigher = |url: &String, answer: &Arc<FinalAnswer>| {
             u32::try_from(url.len() + answer.body.len() + OVERHEAD).unwrap_or(u32::MAX)
         };
@@ -51,7 +52,7 @@ impl HotAnswers {
             .build_with_hasher(foldhash::fast::RandomState::default());
         HotAnswers {
             answers,
-            generation,
+            version,
             hits: metrics::counter!("bourn_chunk_cache_total", "outcome" => "answer"),
         }
     }
@@ -62,7 +63,7 @@ impl HotAnswers {
             return None;
         }
         let answer = self.answers.get(request.uri().path_and_query()?.as_str())?;
-        if answer.generation != *self.generation.borrow() {
+        if answer.version != *self.version.borrow() {
             return None;
         }
         self.hits.increment(1);
@@ -84,15 +85,17 @@ impl HotAnswers {
 
     /// Keeps a final answer: all its headers, as they were sent.
     pub(super) fn put<B>(&self, request: &Request<B>, headers: HeaderMap, chunk: &CachedChunk) {
-        let (Some(url), Some(tag)) = (request.uri().path_and_query(), headers.get(ETAG).cloned()) else {
+        let (Some(url), Some(tag), Some(version)) =
+            (request.uri().path_and_query(), headers.get(ETAG).cloned(), chunk.version)
+        else {
             return;
         };
         // What describes the body goes with the body.
         let of_body = [CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS, CORP];
         let kept = headers.iter().filter(|(name, _)| !of_body.contains(name));
         let unmodified = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
-        let (body, messages, generation) = (chunk.body.clone(), chunk.messages, chunk.kept.generation);
-        let answer = FinalAnswer { headers, unmodified, tag, generation, body, messages };
+        let (body, messages) = (chunk.body.clone(), chunk.messages);
+        let answer = FinalAnswer { headers, unmodified, tag, version, body, messages };
         self.answers.insert(url.as_str().to_owned(), Arc::new(answer));
     }
 }

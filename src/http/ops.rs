@@ -42,7 +42,7 @@ pub(super) async fn ready(app: &Arc<App>) -> Reply {
         .collect();
     let comparing = !capture.reconciling.is_empty();
     let ready = problems.is_empty() && !comparing;
-    let head = bounds.as_ref().map(|bounds| app.reader.offset(bounds.head).to_string()).ok();
+    let head = bounds.as_ref().map(|head| head.offset().to_string()).ok();
     let body = json!({
         "status": if ready { "ready" } else { "not_ready" },
         "problems": problems,
@@ -57,7 +57,12 @@ pub(super) async fn ready(app: &Arc<App>) -> Reply {
 pub(super) fn metrics(app: &Arc<App>) -> Reply {
     let capture = app.storage.status();
     let head = *app.storage.head().borrow();
-    app.metrics.gauges(head.get(), app.tail.head().get(), capture.lag, app.tail.memory_used());
+    app.metrics.gauges(
+        head.seq.get(),
+        app.tail.head().get(),
+        capture.lag.unwrap_or_default(),
+        app.tail.memory_used(),
+    );
     Build::new(StatusCode::OK)
         .no_store()
         .header(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"))

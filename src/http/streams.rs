@@ -40,7 +40,7 @@ pub(super) async fn entity_head<B>(
 /// A stream's metadata (section 5.5).
 pub(super) async fn metadata(app: &Arc<App>, stream: &Selector) -> Result<Reply, ApiError> {
     let tail = app.reader.stream_tail(stream).await?;
-    let build = Build::new(StatusCode::OK).no_store().next_offset(app.reader.offset(tail));
+    let build = Build::new(StatusCode::OK).no_store().next_offset(tail.offset());
     Ok(build.header(CONTENT_TYPE, JSON).body(ReplyBody::empty()))
 }
 
@@ -62,6 +62,6 @@ pub(super) async fn serve<B>(
 /// `offset=now` without following: nothing, and where the tail is.
 async fn tail_only(app: &Arc<App>, stream: &Selector) -> Result<Reply, ApiError> {
     let tail = app.reader.stream_tail(stream).await?;
-    let build = Build::new(StatusCode::OK).no_store().next_offset(app.reader.offset(tail)).up_to_date();
+    let build = Build::new(StatusCode::OK).no_store().next_offset(tail.offset()).up_to_date();
     Ok(build.json(&b"[]"[..]))
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use metrics::Counter;
 use moka::future::Cache;
 
-use crate::storage::Kept;
+use crate::storage::Version;
 
 /// A chunk as the renderers need it.
 #[derive(Debug)]
@@ -28,8 +28,10 @@ pub struct CachedChunk {
     pub closed: bool,
     /// Its entity tag.
     pub etag: String,
-    /// What the stream did not keep when the chunk was read.
-    pub kept: Kept,
+    /// The content of the log that it was read from; none where it is of a stored stream.
+    pub version: Option<Version>,
+    /// What the stream did not keep when it was read: deletions up to here.
+    pub horizon: Seq,
     /// The chunk as an event, made by the first reader at the tail that needs it.
     pub(super) frame: OnceLock<Bytes>,
 }
@@ -44,8 +46,8 @@ impl CachedChunk {
 /// The streams that chunks are of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum StreamKey {
-    /// As it was in this generation of the log.
-    Derived(Selector, u64),
+    /// As it was in this version of the log.
+    Derived(Selector, Version),
     /// By its number, which is never another's.
     Stored(u64),
 }

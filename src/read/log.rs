@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use bourn_protocol::chunk::ChunkBuilder;
-use bourn_protocol::{Offset, Selector, Seq};
+use bourn_protocol::{Epoch, Offset, Selector, Seq};
 use tokio::sync::watch;
 
 use super::chunks::{CachedChunk, Key, StreamKey};
 use super::{Batch, Gone, ReadError, Reader};
-use crate::storage::StorageError;
+use crate::storage::Kept;
 use crate::tail::{Channel, Place};
 
 pub(super) struct Follower {
@@ -20,6 +20,8 @@ pub(super) struct Follower {
 pub struct LogSession {
     pub(super) reader: Arc<Reader>,
     pub(super) stream: Selector,
+    /// The log that the place is in.
+    pub(super) epoch: Epoch,
     pub(super) position: Seq,
     /// Nothing of the stream lies between the position and here: a quiet stream's reader stands far behind the
     /// log's head, and still lacks nothing.
@@ -37,14 +39,14 @@ impl LogSession {
             Batch::Chunk(chunk) => chunk.start,
             Batch::Nothing { .. } => Seq::ZERO,
         };
-        let (epoch, stream) = (self.reader.epoch(), self.stream.fingerprint());
-        bourn_protocol::cache::entity_tag(epoch, &stream, start, self.position, !batch.up_to_date())
+        let stream = self.stream.fingerprint();
+        bourn_protocol::cache::entity_tag(self.epoch, &stream, start, self.position, !batch.up_to_date())
     }
 
     /// The token of the place where the session stands.
     #[must_use]
     pub fn offset(&self) -> Offset {
-        Offset { since: self.since, ..self.reader.offset(self.position) }
+        Offset { since: self.since, ..Offset::new(self.epoch, self.position) }
     }
 
     /// Takes what follows, at once; it is empty at the tail.
@@ -63,16 +65,17 @@ impl LogSession {
                     return Ok(Batch::Live(batch));
                 }
                 Place::CaughtUp => return Ok(Batch::Nothing { closed: false }),
+                Place::Gone => return Err(ReadError::Gone(Gone::OtherLog)),
                 Place::Behind => {}
             }
         }
         // The tail may have come further than this server knew when it looked at the log's head.
         let rung = self.follower.as_ref().map_or(Seq::ZERO, |follower| *follower.bell.borrow());
-        let known = (*self.reader.head.borrow()).max(rung);
+        let known = self.reader.head.borrow().seq.max(rung);
         // Boxed: an event stream is in memory for a minute and reads the log once or twice.
         let chunk = Box::pin(self.chunk(known)).await?;
         // Deletions that followed this place are not kept any more; unless nothing before them is missing either.
-        let (start, horizon) = (self.position, chunk.kept.horizon);
+        let (start, horizon) = (self.position, chunk.horizon);
         if start != Seq::ZERO && start < horizon && self.since != Some(horizon) {
             return Err(ReadError::Gone(Gone::BehindHorizon));
         }
@@ -84,35 +87,44 @@ impl LogSession {
     }
 
     async fn chunk(&self, known: Seq) -> Result<Arc<CachedChunk>, ReadError> {
-        let (stream, start, reader) = (&self.stream, self.position, &self.reader);
-        let generation = *reader.generation.borrow();
-        let key = Key { stream: StreamKey::Derived(stream.clone(), generation), start, head: None };
+        let (stream, start, reader, epoch) = (&self.stream, self.position, &self.reader, self.epoch);
+        let version = *reader.version.borrow();
+        if version.epoch != epoch && version.epoch == reader.epoch() {
+            return Err(ReadError::Gone(Gone::OtherLog));
+        }
+        let key = Key { stream: StreamKey::Derived(stream.clone(), version), start, head: None };
         let load = async {
-            let epoch = reader.epoch();
             let builder = ChunkBuilder::new(stream.wording(), epoch, start, reader.limits);
-            let (filled, kept) = reader.storage.fill(stream, builder).await?;
+            let (filled, Kept { version, horizon, lost }) = reader.storage.fill(stream, builder).await?;
+            if version.epoch != epoch {
+                return Err(ReadError::Gone(Gone::OtherLog));
+            }
+            if lost {
+                return Err(ReadError::Gone(Gone::Lost));
+            }
             let chunk = filled.finish();
             // At the tail nothing is missing, so the place may be told as one past the horizon.
-            let next = if chunk.sealed { chunk.next } else { chunk.next.max(kept.horizon) };
-            let since = Some(kept.horizon).filter(|horizon| next < *horizon);
+            let next = if chunk.sealed { chunk.next } else { chunk.next.max(horizon) };
+            let since = Some(horizon).filter(|horizon| next < *horizon);
             let mut fingerprint = stream.fingerprint();
-            if kept.generation > 0 {
-                fingerprint += &format!(".{}", kept.generation);
+            if version.generation > 0 {
+                fingerprint += &format!(".{}", version.generation);
             }
-            Ok::<_, StorageError>(CachedChunk {
+            Ok::<_, ReadError>(CachedChunk {
                 body: chunk.body.into(),
                 messages: chunk.messages,
                 start,
                 next,
-                offset: Offset { since, ..reader.offset(next) }.into(),
+                offset: Offset { since, ..Offset::new(epoch, next) }.into(),
                 sealed: chunk.sealed,
                 closed: false,
                 etag: bourn_protocol::cache::entity_tag(epoch, &fingerprint, start, next, chunk.sealed),
-                kept,
+                version: Some(version),
+                horizon,
                 frame: std::sync::OnceLock::new(),
             })
         };
-        Ok(reader.chunks.get(key, (known, false), load).await?)
+        reader.chunks.get(key, (known, false), load).await
     }
 
     /// Waits until the stream may have gained something since the last [`LogSession::read`]. Never ends for a

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::config::Limits;
 use crate::storage::streams::{FillError, FindError};
-use crate::storage::{LogBounds, Storage, StorageError};
+use crate::storage::{Head, Storage, StorageError, Version};
 use crate::tail::{Bells, LiveBatch, Tail};
 pub use chunks::CachedChunk;
 use chunks::ChunkCache;
@@ -67,6 +67,8 @@ pub enum Gone {
     OtherLog,
     /// It lies past the end of the log.
     PastTail,
+    /// It lies in a part of the log that the database has lost.
+    Lost,
     /// What followed it is not kept any more.
     BehindHorizon,
     /// It belongs to a stream that was at this path before.
@@ -77,7 +79,10 @@ impl Gone {
     const fn explain(self) -> &'static str {
         match self {
             Gone::OtherLog => {
-                "the offset belongs to another log: the database was made anew; start again from -1 or from the list"
+                "the offset belongs to another log: the database was replaced or restored; start again from -1 or from the list"
+            }
+            Gone::Lost => {
+                "the offset lies in a part of the log that the database has lost; start again from -1 or from the list"
             }
             Gone::PastTail => {
                 "the offset lies past the end of the log: the database has lost changes; start again from -1 or from the list"
@@ -99,43 +104,36 @@ pub struct Reader {
     limits: ChunkLimits,
     tail: Arc<Tail>,
     bells: Arc<Bells>,
-    identity: LogBounds,
-    head: watch::Receiver<Seq>,
-    generation: watch::Receiver<u64>,
+    head: watch::Receiver<Head>,
+    version: watch::Receiver<Version>,
 }
 
 impl Reader {
     /// A reader of the storage's log and of its stored streams.
     #[must_use]
-    pub fn new(
-        storage: Arc<dyn Storage>,
-        tail: Arc<Tail>,
-        bells: Arc<Bells>,
-        identity: LogBounds,
-        limits: &Limits,
-    ) -> Reader {
-        let (head, generation) = (storage.head(), storage.generation());
+    pub fn new(storage: Arc<dyn Storage>, tail: Arc<Tail>, bells: Arc<Bells>, limits: &Limits) -> Reader {
+        let (head, version) = (storage.head(), storage.version());
         let chunks = ChunkCache::new(limits.chunk_cache.get() / 2);
-        Reader { storage, chunks, limits: chunk_limits(limits), tail, bells, identity, head, generation }
+        Reader { storage, chunks, limits: chunk_limits(limits), tail, bells, head, version }
     }
 
-    /// The log's own mark.
+    /// The mark of the log as it is now.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        self.identity.epoch
+        self.head.borrow().epoch
     }
 
-    /// The token of a place.
+    /// The token of a place in the log as it is now.
     #[must_use]
     pub fn offset(&self, seq: Seq) -> Offset {
-        Offset::new(self.identity.epoch, seq)
+        Offset::new(self.epoch(), seq)
     }
 
     /// The tail of a stream, as the database has it.
     ///
     /// # Errors
     /// When the database cannot say.
-    pub async fn stream_tail(&self, stream: &Selector) -> Result<Seq, StorageError> {
+    pub async fn stream_tail(&self, stream: &Selector) -> Result<Head, StorageError> {
         self.storage.stream_tail(stream).await
     }
 
@@ -152,19 +150,24 @@ impl Reader {
         // The channel first: what is committed from here on is in the log when it is read, or in the channel.
         let channel = live.then(|| self.tail.channel(&stream));
         let mut since = None;
-        let position = match from {
-            ReadFrom::Start => Seq::ZERO,
+        let Head { epoch, seq: position } = match from {
+            ReadFrom::Start => Head { epoch: self.epoch(), seq: Seq::ZERO },
             ReadFrom::Now => self.storage.stream_tail(&stream).await?,
             ReadFrom::At(offset) => {
                 self.check(offset).await?;
                 since = offset.since;
-                offset.seq
+                Head { epoch: offset.epoch, seq: offset.seq }
             }
         };
+        if channel.as_ref().is_some_and(|channel| channel.epoch() != epoch) {
+            // The log was replaced a moment ago.
+            return Err(ReadError::Gone(Gone::OtherLog));
+        }
         let follower = channel.map(|channel| Follower { bell: channel.bell(), channel });
         Ok(Session::Log(LogSession {
             reader: self.clone(),
             stream,
+            epoch,
             position,
             covered: position,
             since,
@@ -186,14 +189,17 @@ impl Reader {
     }
 
     async fn check(&self, offset: Offset) -> Result<(), ReadError> {
-        if offset.epoch != self.identity.epoch {
-            return Err(ReadError::Gone(Gone::OtherLog));
+        let known = *self.head.borrow();
+        if offset.epoch == known.epoch && offset.seq <= known.seq {
+            return Ok(());
         }
         // This server may be a moment behind another one: the database decides.
-        if offset.seq > *self.head.borrow() && offset.seq > self.storage.bounds().await?.head {
-            return Err(ReadError::Gone(Gone::PastTail));
+        let head = self.storage.bounds().await?;
+        match offset {
+            offset if offset.epoch != head.epoch => Err(ReadError::Gone(Gone::OtherLog)),
+            offset if offset.seq > head.seq => Err(ReadError::Gone(Gone::PastTail)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

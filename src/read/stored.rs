@@ -11,7 +11,6 @@ use tokio::sync::watch;
 
 use super::chunks::{CachedChunk, Key, StreamKey};
 use super::{Batch, Gone, ReadError, Reader};
-use crate::storage::Kept;
 use crate::storage::streams::rules::after;
 use crate::storage::streams::{FillError, FindError, StreamInfo};
 use crate::tail::Mark;
@@ -149,7 +148,8 @@ async fn load(
     let state = if chunk.sealed { "s" } else { "t" };
     let end = if closed { ":c" } else { "" };
     Ok(CachedChunk {
-        kept: Kept::default(),
+        version: None,
+        horizon: Seq::ZERO,
         body: chunk.body.into(),
         messages: chunk.messages,
         start,

@@ -69,14 +69,13 @@ impl Server {
         let limits = Arc::new(config.limits);
         let catalog = Arc::new(Catalog::new(&config.entities));
         let storage = storage::open(&limits, catalog.clone(), config.demo).await?;
-        let identity = storage.bounds().await?;
         let metrics = Metrics::install().map_err(StartError::Metrics)?;
         let (memory, sweep) = (limits.tail_memory.bytes(), limits.tail_sweep.get());
-        let tail = Arc::new(Tail::new(storage.clone(), identity.epoch, chunk_limits(&limits), memory, sweep));
+        let tail = Arc::new(Tail::new(storage.clone(), chunk_limits(&limits), memory, sweep));
         let bells = Arc::new(Bells::default());
         // Listened to before anybody can be let in.
         let changes = [storage.stream_changes(), storage.stream_changes()];
-        let reader = Arc::new(Reader::new(storage.clone(), tail.clone(), bells.clone(), identity, &limits));
+        let reader = Arc::new(Reader::new(storage.clone(), tail.clone(), bells.clone(), &limits));
         let address = limits.listen;
         let listener =
             TcpListener::bind(address).await.map_err(|error| StartError::Bind { address, error })?;
@@ -87,7 +86,7 @@ impl Server {
         };
         let subscriptions = Subscriptions::open(storage.clone(), &public_url, &limits).await?;
         let uploads = Arc::new(Semaphore::new(limits.append_memory.bytes() >> 10));
-        let hot = HotAnswers::new(limits.chunk_cache.get() / 2, storage.generation());
+        let hot = HotAnswers::new(limits.chunk_cache.get() / 2, storage.version());
         let app = App {
             storage: storage.clone(),
             reader,

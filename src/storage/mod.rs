@@ -18,7 +18,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bourn_protocol::chunk::ChunkBuilder;
 use bourn_protocol::{
-    Action, ActivityRef, ClientId, EntityKey, Epoch, Last, Scope, Selector, Seq, TransactionId,
+    Action, ActivityRef, ClientId, EntityKey, Epoch, Last, Offset, Scope, Selector, Seq, TransactionId,
 };
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -28,22 +28,51 @@ pub use error::{OpenError, StorageError};
 pub use mutation::{Dependent, Fingerprint, Mutation, Operation, Undone, WriteError, Written};
 pub use open::{Finding, check, open, prepare, prepare_sql};
 
-/// How far the log reaches.
+/// A place in a log, with the log that it is a place of. As the head it is the last activity; its seq is zero where
+/// there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogBounds {
-    /// The log's own mark.
+pub struct Head {
+    /// The log's own mark. A log whose database went back in time gets another one.
     pub epoch: Epoch,
-    /// The last activity; zero when there is none.
-    pub head: Seq,
+    /// The place.
+    pub seq: Seq,
 }
 
-/// What a stream does not keep, as of one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Kept {
-    /// Offsets below this one are gone: a deletion that followed them is not kept any more. The start is not.
-    pub horizon: Seq,
+impl Head {
+    /// The token of this place, as clients keep it.
+    #[must_use]
+    pub fn offset(self) -> Offset {
+        Offset::new(self.epoch, self.seq)
+    }
+
+    /// Takes a newer head: one of another log, or a later one of the same. Says whether it was newer.
+    pub fn advance(&mut self, to: Head) -> bool {
+        let newer = to.epoch != self.epoch || to.seq > self.seq;
+        if newer {
+            *self = to;
+        }
+        newer
+    }
+}
+
+/// Which content of the log something was read from: it changes whenever something leaves the log, and with the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Version {
+    /// The log's own mark.
+    pub epoch: Epoch,
     /// Grows whenever something leaves the log.
     pub generation: u64,
+}
+
+/// What a stream did not keep when it was read, as of the read's own snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// The content of the log that was read.
+    pub version: Version,
+    /// Offsets below this one are gone: a deletion that followed them is not kept any more. The start is not.
+    pub horizon: Seq,
+    /// The place where the read began lies in a part of the log that the database has lost.
+    pub lost: bool,
 }
 
 /// One activity, owned.
@@ -127,6 +156,10 @@ pub struct Gained {
     pub activities: Vec<Activity>,
     /// A limit was reached: there may be more, and the last transaction may go on.
     pub cut: bool,
+    /// The log that was read.
+    pub epoch: Epoch,
+    /// The place lies in a part of the log that the database has lost, or past its head: nothing follows it.
+    pub lost: bool,
 }
 
 /// A question to the history: every given field must match.
@@ -167,7 +200,7 @@ pub struct ListPage {
     /// The key of the last row, when there may be more rows.
     pub next_after: Option<String>,
     /// The tail of the list's stream, seen no later than the rows.
-    pub tail: Seq,
+    pub tail: Head,
 }
 
 /// What the server knows of a transaction id.
@@ -185,10 +218,10 @@ pub enum TransactionState {
 #[async_trait]
 pub trait Log: Send + Sync {
     /// How far the log reaches, as the database has it now.
-    async fn bounds(&self) -> Result<LogBounds, StorageError>;
+    async fn bounds(&self) -> Result<Head, StorageError>;
 
     /// The place of the last activity in a stream, or its horizon where that is further; zero when it has neither.
-    async fn stream_tail(&self, stream: &Selector) -> Result<Seq, StorageError>;
+    async fn stream_tail(&self, stream: &Selector) -> Result<Head, StorageError>;
 
     /// Gives the chunk what follows its position, until it is done or the log ends; and says what the stream did not
     /// keep then, or a moment later.
@@ -230,25 +263,60 @@ pub trait Writer: Send + Sync {
 }
 
 /// How capture is doing.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct CaptureStatus {
-    /// Why capture stands still, if it does; in words of our own.
+    /// Why capture has stopped, if it has; in words of our own.
     pub stalled: Option<String>,
-    /// Committed changes that are not in the log yet, as far as is known.
-    pub lag: u64,
-    /// Bytes of the source's own log that are not in ours yet; where changes cannot be counted.
+    /// Committed changes that are not in the log yet, where they can be counted.
+    pub lag: Option<u64>,
+    /// Bytes of the source's own log that are not in ours yet, where there is such a log.
     pub lag_bytes: Option<u64>,
+    /// How old the oldest change is that is not in the log yet, where that is known; zero when there is none.
+    pub lag_seconds: Option<f64>,
     /// Keys compared so far, by the entity type whose table is being compared with the log.
     pub reconciling: BTreeMap<String, u64>,
+    /// What an operator should know of single entity types.
+    pub conditions: Vec<Condition>,
+    /// The replication slot, where capture has one.
+    pub slot: Option<SlotStatus>,
+}
+
+/// Something about one entity type that an operator should know, and may have to fix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condition {
+    /// The entity type's name.
+    pub entity_type: String,
+    /// Its streams are not complete for as long as this stands; they are not served.
+    pub stopped: bool,
+    /// The row that it is about, if it is about one.
+    pub key: Option<String>,
+    /// What is wrong.
+    pub reason: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// The replication slot by which a server captures.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SlotStatus {
+    /// This server holds it: it captures.
+    pub leader: bool,
+    /// Bytes of write-ahead log that the database keeps for it.
+    pub retained_bytes: Option<u64>,
+    /// The database's own word for how safe that log is: `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// How often this server has connected to the replication stream.
+    pub connects: u64,
 }
 
 /// What fills the log. It runs by itself once the storage is open; this is what others may see of it.
 pub trait Capture: Send + Sync {
-    /// The head of the log as this process knows it; changes with every commit that reaches the log.
-    fn head(&self) -> watch::Receiver<Seq>;
+    /// The head of the log as this process knows it; changes with every commit that reaches the log. Within one epoch
+    /// it never goes back.
+    fn head(&self) -> watch::Receiver<Head>;
 
-    /// The log's generation as this process knows it: it changes when something has left the log.
-    fn generation(&self) -> watch::Receiver<u64>;
+    /// The version of the log as this process knows it: it changes when something has left the log.
+    fn version(&self) -> watch::Receiver<Version>;
 
     /// How capture is doing.
     fn status(&self) -> CaptureStatus;

@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use bourn_protocol::Seq;
+use bourn_protocol::{Epoch, Seq};
 use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::Memory;
+use crate::storage::Head;
 
 /// What one stream gained at once: whole transactions, encoded once for every reader.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ pub enum Place {
     Next(Arc<LiveBatch>),
     /// Nothing: the reader has it all.
     CaughtUp,
+    /// Nothing ever: the log was replaced by another one.
+    Gone,
     /// The reader's place is not in memory: it must read the log.
     Behind,
 }
@@ -55,6 +58,7 @@ pub enum Place {
 /// The newest batches of one stream.
 #[derive(Debug)]
 pub struct Channel {
+    epoch: Epoch,
     ring: Mutex<Ring>,
     bell: watch::Sender<Seq>,
     memory: Arc<Memory>,
@@ -62,6 +66,8 @@ pub struct Channel {
 
 #[derive(Debug)]
 struct Ring {
+    /// The log was replaced by another one.
+    gone: bool,
     /// The ring holds all that the stream gained after this place.
     base: Seq,
     batches: VecDeque<Arc<LiveBatch>>,
@@ -69,15 +75,25 @@ struct Ring {
 }
 
 impl Channel {
-    pub(super) fn new(base: Seq, memory: Arc<Memory>) -> Channel {
-        let ring = Mutex::new(Ring { base, batches: VecDeque::new(), bytes: 0 });
-        Channel { ring, bell: watch::Sender::new(base), memory }
+    pub(super) fn new(base: Head, memory: Arc<Memory>) -> Channel {
+        let Head { epoch, seq: base } = base;
+        let ring = Mutex::new(Ring { gone: false, base, batches: VecDeque::new(), bytes: 0 });
+        Channel { epoch, ring, bell: watch::Sender::new(base), memory }
+    }
+
+    /// The log that the stream is a part of.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// What follows a place.
     #[must_use]
     pub fn after(&self, place: Seq) -> Place {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        if ring.gone {
+            return Place::Gone;
+        }
         if place < ring.base {
             return Place::Behind;
         }
@@ -117,12 +133,21 @@ impl Channel {
 
     /// Gives up what is held: readers find what lies before `place` in the log.
     pub(super) fn skip_to(&self, place: Seq) {
+        self.clear(place, false);
+    }
+
+    /// Ends it: the log was replaced by another one.
+    pub(super) fn end(&self) {
+        self.clear(Seq::ZERO, true);
+    }
+
+    fn clear(&self, base: Seq, gone: bool) {
         {
             let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
             self.memory.used.fetch_sub(ring.bytes, Ordering::Relaxed);
-            *ring = Ring { base: place, batches: VecDeque::new(), bytes: 0 };
+            *ring = Ring { gone, base, batches: VecDeque::new(), bytes: 0 };
         }
-        self.bell.send_replace(place);
+        self.bell.send_replace(base);
     }
 }
 
@@ -144,13 +169,15 @@ mod tests {
     }
 
     fn channel(most: usize) -> Channel {
-        Channel::new(Seq::new(10).unwrap(), Arc::new(Memory { used: AtomicUsize::new(0), most }))
+        let base = Head { epoch: Epoch::draw(), seq: Seq::new(10).unwrap() };
+        Channel::new(base, Arc::new(Memory { used: AtomicUsize::new(0), most }))
     }
 
     fn found(channel: &Channel, place: u64) -> String {
         match channel.after(Seq::new(place).unwrap()) {
             Place::Next(batch) => batch.next.to_string(),
             Place::CaughtUp => "caught up".into(),
+            Place::Gone => "gone".into(),
             Place::Behind => "behind".into(),
         }
     }
@@ -166,6 +193,15 @@ mod tests {
         assert_eq!(found(&channel, 14), "15");
         assert_eq!(found(&channel, 15), "caught up");
         assert_eq!(found(&channel, 13), "behind", "half a batch is read from the log");
+    }
+
+    #[test]
+    fn a_channel_of_a_replaced_log_gives_nothing_more() {
+        let channel = channel(1 << 20);
+        channel.publish(&[batch(11, 12)]);
+        channel.end();
+        assert_eq!(found(&channel, 10), "gone");
+        assert_eq!(channel.memory.used.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bourn_protocol::chunk::ChunkLimits;
-use bourn_protocol::{Epoch, Selector, Seq};
+use bourn_protocol::{Selector, Seq};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::storage::{Gained, Storage, StorageError};
+use crate::storage::{Gained, Head, Storage, StorageError};
 pub use bells::{Bells, Mark};
 pub use channel::{Channel, LiveBatch, Place};
 
@@ -35,7 +35,6 @@ const RETRY: Duration = Duration::from_millis(250);
 /// The live tail of one log.
 pub struct Tail {
     storage: Arc<dyn Storage>,
-    epoch: Epoch,
     chunk: ChunkLimits,
     sweep: Duration,
     memory: Arc<Memory>,
@@ -49,10 +48,9 @@ struct Memory {
     most: usize,
 }
 
-#[derive(Default)]
 struct Registry {
     /// Every channel has what its stream gained up to here.
-    head: Seq,
+    head: Head,
     channels: HashMap<Selector, Weak<Channel>>,
     /// How many channels there may be before those that nobody follows are looked for.
     prune_at: usize,
@@ -61,17 +59,11 @@ struct Registry {
 impl Tail {
     /// A tail that begins at the log's head as the storage knows it now.
     #[must_use]
-    pub fn new(
-        storage: Arc<dyn Storage>,
-        epoch: Epoch,
-        chunk: ChunkLimits,
-        memory: usize,
-        sweep: Duration,
-    ) -> Tail {
+    pub fn new(storage: Arc<dyn Storage>, chunk: ChunkLimits, memory: usize, sweep: Duration) -> Tail {
         let head = *storage.head().borrow();
         let registry = Mutex::new(Registry { head, channels: HashMap::new(), prune_at: PRUNE_LEAST });
         let memory = Arc::new(Memory { used: AtomicUsize::new(0), most: memory });
-        Tail { storage, epoch, chunk, sweep, memory, registry }
+        Tail { storage, chunk, sweep, memory, registry }
     }
 
     /// The channel of a stream, made if nobody follows the stream yet.
@@ -92,7 +84,7 @@ impl Tail {
     /// How far the tail has come.
     #[must_use]
     pub fn head(&self) -> Seq {
-        self.lock().head
+        self.lock().head.seq
     }
 
     /// Bytes that the tail holds.
@@ -139,10 +131,14 @@ impl Tail {
     }
 
     /// Takes what the log has gained, up to `target` or a little further; says whether there was anything.
-    async fn advance(&self, target: Seq) -> Result<bool, StorageError> {
+    async fn advance(&self, target: Head) -> Result<bool, StorageError> {
         let (head, followed) = {
             let mut registry = self.lock();
-            if registry.head >= target {
+            if registry.head.epoch != target.epoch {
+                registry.begin_anew(target);
+                return Ok(false);
+            }
+            if registry.head.seq >= target.seq {
                 return Ok(false);
             }
             registry.prune();
@@ -153,29 +149,34 @@ impl Tail {
             }
             (registry.head, registry.channels.keys().cloned().collect::<HashSet<_>>())
         };
-        let Gained { mut activities, cut } =
-            self.storage.follow(head, FOLLOW_ROWS, self.chunk.transaction_bytes).await?;
+        let Gained { mut activities, cut, epoch, lost } =
+            self.storage.follow(head.seq, FOLLOW_ROWS, self.chunk.transaction_bytes).await?;
+        if epoch != head.epoch {
+            // The storage publishes the new log's head in a moment.
+            return Err(StorageError::Unavailable);
+        }
         if cut {
             // The last transaction may go on: it is left for the next round.
             let unfinished = activities.last().map(|activity| activity.commit_id);
             let whole = activities.iter().rposition(|activity| Some(activity.commit_id) != unfinished);
             activities.truncate(whole.map_or(0, |last| last + 1));
         }
-        // One transaction that is more than the tail takes at once: everybody reads it from the log.
-        let too_much = activities.is_empty();
-        let end = activities.last().map_or(target, |activity| activity.seq);
-        let batches = batches::of_streams(&activities, &followed, self.epoch, self.chunk);
+        // Readers go to the log for a transaction that is more than the tail takes at once; and where the database has
+        // lost a part of the log, which only the log itself can tell them.
+        let skips = activities.is_empty() || lost;
+        let end = activities.last().filter(|_| !lost).map_or(target.seq, |activity| activity.seq);
+        let batches = batches::of_streams(&activities, &followed, epoch, self.chunk);
         let mut registry = self.lock();
         for (stream, channel) in &registry.channels {
             let Some(channel) = channel.upgrade() else { continue };
             // A channel that was made meanwhile has no share of what was read before it was known.
-            if too_much || !followed.contains(stream) {
+            if skips || !followed.contains(stream) {
                 channel.skip_to(end);
             } else if let Some(batches) = batches.get(stream) {
                 channel.publish(batches);
             }
         }
-        registry.head = end;
+        registry.head.seq = end;
         Ok(true)
     }
 
@@ -185,6 +186,16 @@ impl Tail {
 }
 
 impl Registry {
+    /// The log was replaced by another one: readers of the old one end.
+    fn begin_anew(&mut self, head: Head) {
+        for channel in
+            std::mem::take(&mut self.channels).into_values().filter_map(|channel| channel.upgrade())
+        {
+            channel.end();
+        }
+        self.head = head;
+    }
+
     /// Forgets the channels that nobody follows any more.
     fn prune(&mut self) {
         self.channels.retain(|_, channel| channel.strong_count() > 0);

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::capture::CHANNEL;
-use super::{Inner, error, refresh, streams};
+use super::{Inner, error, log, refresh, streams};
 use crate::storage::postgres::connect::statement;
 
 /// Follows until the server stops.
@@ -72,7 +72,7 @@ pub(super) async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
     let mut reading = inner.db.single().await?;
     let connection = reading.connection();
     let row = statement(
-        "SELECT head, CASE WHEN pg_is_in_recovery() THEN NULL ELSE greatest(0, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), position))::int8 END, generation \
+        "SELECT head, CASE WHEN pg_is_in_recovery() THEN NULL ELSE greatest(0, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), position))::int8 END, generation, epoch \
          FROM bourn.log",
     )
     .fetch_one(&mut *connection)
@@ -81,7 +81,7 @@ pub(super) async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
         inner.shared.advance(head);
     }
     inner.shared.lag(row.try_get::<Option<i64>, _>(1)?.and_then(|bytes| u64::try_from(bytes).ok()));
-    inner.shared.set_generation_of_log(u64::try_from(row.try_get::<i64, _>(2)?).unwrap_or_default());
+    inner.shared.set_version_of_log(log::version_of(row.try_get(3)?, row.try_get(2)?)?);
     let rows = statement("SELECT entity_type, reconciled, compared FROM bourn.entities")
         .fetch_all(connection)
         .await?;

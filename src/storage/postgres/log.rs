@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
 use tokio_stream::StreamExt as _;
 
 use crate::storage::postgres::connect::{scalar, statement};
-use crate::storage::{Activity, ActivityQuery, Gained, Kept, TransactionState};
+use crate::storage::{Activity, ActivityQuery, Head, Kept, TransactionState, Version};
 
 /// The columns of an activity, in the order [`with_ref`] takes them.
 pub(super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
@@ -96,18 +96,28 @@ pub(super) async fn stream_tail(
 pub(super) async fn kept(connection: &mut PgConnection, stream: &Selector) -> Result<Kept, sqlx::Error> {
     let row = statement(
         "SELECT CASE WHEN $1::text IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE scope = $1 AND ($2::text IS NULL OR entity_type = $2)) \
-         WHEN $2 IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE entity_type = $2) ELSE horizon END, generation FROM bourn.log",
+         WHEN $2 IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE entity_type = $2) ELSE horizon END, generation, epoch FROM bourn.log",
     )
     .bind(stream.scope.as_ref().map(bourn_protocol::Scope::as_str))
     .bind(stream.entity_type.as_deref())
     .fetch_one(connection)
     .await?;
     let horizon: Option<i64> = row.try_get(0)?;
-    let generation: i64 = row.try_get(1)?;
-    Ok(Kept {
-        horizon: horizon.and_then(Seq::from_i64).unwrap_or_default(),
-        generation: u64::try_from(generation).unwrap_or_default(),
-    })
+    let version = version_of(row.try_get(2)?, row.try_get(1)?)?;
+    Ok(Kept { version, horizon: horizon.and_then(Seq::from_i64).unwrap_or_default(), lost: false })
+}
+
+/// The version of the log, from its columns.
+pub(super) fn version_of(epoch: &str, generation: i64) -> Result<Version, sqlx::Error> {
+    let epoch = epoch.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+    Ok(Version { epoch, generation: u64::try_from(generation).unwrap_or_default() })
+}
+
+/// How far the log reaches.
+pub(super) async fn head(connection: &mut PgConnection) -> Result<Head, sqlx::Error> {
+    let row = statement("SELECT epoch, head FROM bourn.log").fetch_one(connection).await?;
+    let epoch = version_of(row.try_get(0)?, 0)?.epoch;
+    Ok(Head { epoch, seq: Seq::from_i64(row.try_get(1)?).unwrap_or_default() })
 }
 
 /// Gives the chunk what follows its position, until it is done or the stream ends.
@@ -162,13 +172,13 @@ async fn push_all(
     Ok((count, false))
 }
 
-/// The activities after a place, in order, within limits.
+/// The activities after a place, in order, within limits; and whether a limit was reached.
 pub(super) async fn follow(
     connection: &mut PgConnection,
     after: Seq,
     most_rows: usize,
     most_bytes: usize,
-) -> Result<Gained, sqlx::Error> {
+) -> Result<(Vec<Activity>, bool), sqlx::Error> {
     let sql = format!("SELECT {COLUMNS} FROM bourn.activities WHERE seq > $1 ORDER BY seq LIMIT $2");
     let mut rows = statement(AssertSqlSafe(sql))
         .bind(after.as_i64())
@@ -180,10 +190,10 @@ pub(super) async fn follow(
         bytes += activity.row_bytes();
         activities.push(activity);
         if activities.len() >= most_rows || bytes >= most_bytes {
-            return Ok(Gained { activities, cut: true });
+            return Ok((activities, true));
         }
     }
-    Ok(Gained { activities, cut: false })
+    Ok((activities, false))
 }
 
 /// The activities that match, newest first.

@@ -32,21 +32,19 @@ use async_trait::async_trait;
 use bourn_protocol::chunk::ChunkBuilder;
 use bourn_protocol::{EntityKey, Selector, Seq, TransactionId};
 use bytes::Bytes;
-use sqlx::Row;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Activity, ActivityQuery, Capture, CaptureStatus, Gained, Kept, ListPage, ListQuery, Log, LogBounds,
-    Mutation, OpenError, StorageError, Tables, TransactionState, WriteError, Writer, Written,
+    Activity, ActivityQuery, Capture, CaptureStatus, Gained, Head, Kept, ListPage, ListQuery, Log, Mutation,
+    OpenError, StorageError, Tables, TransactionState, Version, WriteError, Writer, Written,
 };
 use crate::config::{DatabaseUrl, Limits};
 use crate::entity::{Catalog, EntityType};
 pub use admin::{check, prepare, prepare_sql};
 use catalog::Table;
 use connect::Db;
-use connect::{scalar, statement};
 use shared::Shared;
 use streams::{Queues, Stored};
 
@@ -111,13 +109,15 @@ impl PostgresStorage {
         if demo {
             admin::prepare_demo(&mut connection, limits, &catalog).await.map_err(failed)?;
         }
-        let head: Option<i64> =
-            scalar("SELECT head FROM bourn.log").fetch_optional(&mut connection).await.map_err(failed)?;
-        let Some(head) = head.and_then(Seq::from_i64) else {
-            return Err(OpenError::new(
-                &shown,
-                &"the log's own row is missing; restore the schema `bourn` or drop it",
-            ));
+        let head = match log::head(&mut connection).await {
+            Ok(head) => head,
+            Err(sqlx::Error::RowNotFound) => {
+                return Err(OpenError::new(
+                    &shown,
+                    &"the log's own row is missing; restore the schema `bourn` or drop it",
+                ));
+            }
+            Err(e) => return Err(failed(e)),
         };
         let inner = Inner {
             db: db.clone(),
@@ -151,20 +151,18 @@ impl PostgresStorage {
 
 #[async_trait]
 impl Log for PostgresStorage {
-    async fn bounds(&self) -> Result<LogBounds, StorageError> {
-        let read = async {
-            let mut reading = self.db.single().await?;
-            let row = statement("SELECT epoch, head FROM bourn.log").fetch_one(reading.connection()).await?;
-            Ok((row.try_get::<String, _>(0)?, row.try_get(1)?))
-        };
-        let (epoch, head) = read.await.map_err(|e| error::storage(&e))?;
-        let epoch = epoch.parse().map_err(|_| StorageError::Unavailable)?;
-        Ok(LogBounds { epoch, head: Seq::from_i64(head).unwrap_or_default() })
+    async fn bounds(&self) -> Result<Head, StorageError> {
+        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
+        log::head(reading.connection()).await.map_err(|e| error::storage(&e))
     }
 
-    async fn stream_tail(&self, stream: &Selector) -> Result<Seq, StorageError> {
-        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
-        log::stream_tail(reading.connection(), stream, i64::MAX).await.map_err(|e| error::storage(&e))
+    async fn stream_tail(&self, stream: &Selector) -> Result<Head, StorageError> {
+        let read = async {
+            let mut reading = self.db.single().await?;
+            let seq = log::stream_tail(reading.connection(), stream, i64::MAX).await?;
+            Ok(Head { epoch: log::head(reading.connection()).await?.epoch, seq })
+        };
+        read.await.map_err(|e| error::storage(&e))
     }
 
     async fn fill(
@@ -183,11 +181,17 @@ impl Log for PostgresStorage {
     }
 
     async fn follow(&self, after: Seq, rows: usize, bytes: usize) -> Result<Gained, StorageError> {
-        if let Some(gained) = self.shared.recent.after(after, rows, bytes) {
-            return Ok(gained);
+        if let Some((activities, cut)) = self.shared.recent.after(after, rows, bytes) {
+            let epoch = self.shared.head().borrow().epoch;
+            return Ok(Gained { activities, cut, epoch, lost: false });
         }
-        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
-        log::follow(reading.connection(), after, rows, bytes).await.map_err(|e| error::storage(&e))
+        let read = async {
+            let mut reading = self.db.single().await?;
+            let (activities, cut) = log::follow(reading.connection(), after, rows, bytes).await?;
+            let epoch = log::head(reading.connection()).await?.epoch;
+            Ok(Gained { activities, cut, epoch, lost: false })
+        };
+        read.await.map_err(|e| error::storage(&e))
     }
 
     async fn activities(&self, query: &ActivityQuery) -> Result<Vec<Activity>, StorageError> {
@@ -232,12 +236,12 @@ impl Writer for PostgresStorage {
 }
 
 impl Capture for PostgresStorage {
-    fn head(&self) -> watch::Receiver<Seq> {
+    fn head(&self) -> watch::Receiver<Head> {
         self.shared.head()
     }
 
-    fn generation(&self) -> watch::Receiver<u64> {
-        self.shared.generation_of_log()
+    fn version(&self) -> watch::Receiver<Version> {
+        self.shared.version_of_log()
     }
 
     fn status(&self) -> CaptureStatus {

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bourn_protocol::Seq;
 
-use crate::storage::{Activity, Gained};
+use crate::storage::Activity;
 
 /// Most activities that are kept.
 const ROWS_MAX: usize = 4_096;
@@ -45,8 +45,13 @@ impl Recent {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Ring::default();
     }
 
-    /// What follows a place, within limits; nothing if it is not all here.
-    pub(super) fn after(&self, place: Seq, most_rows: usize, most_bytes: usize) -> Option<Gained> {
+    /// What follows a place, within limits, and whether a limit was reached; nothing if it is not all here.
+    pub(super) fn after(
+        &self,
+        place: Seq,
+        most_rows: usize,
+        most_bytes: usize,
+    ) -> Option<(Vec<Activity>, bool)> {
         let ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let first = ring.activities.front()?.seq;
         let skipped = usize::try_from((place.get() + 1).checked_sub(first.get())?).ok()?;
@@ -55,11 +60,11 @@ impl Recent {
             bytes += activity.row_bytes();
             activities.push(activity.clone());
             if activities.len() >= most_rows || bytes >= most_bytes {
-                return Some(Gained { activities, cut: true });
+                return Some((activities, true));
             }
         }
         // At its end the database may know more: another server may append.
-        (!activities.is_empty()).then_some(Gained { activities, cut: false })
+        (!activities.is_empty()).then_some((activities, false))
     }
 }
 
@@ -87,8 +92,8 @@ mod tests {
     }
 
     fn after(recent: &Recent, place: u64) -> Option<Vec<u64>> {
-        let gained = recent.after(Seq::new(place).unwrap(), 100, 1 << 20)?;
-        Some(gained.activities.iter().map(|activity| activity.seq.get()).collect())
+        let (activities, _) = recent.after(Seq::new(place).unwrap(), 100, 1 << 20)?;
+        Some(activities.iter().map(|activity| activity.seq.get()).collect())
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::sql::{by_key, field, text_of, texts, typed, visible};
 use super::{error, log};
 use crate::entity::EntityType;
 use crate::storage::postgres::connect::{scalar, statement};
-use crate::storage::{ListPage, ListQuery};
+use crate::storage::{Head, ListPage, ListQuery};
 
 /// How far behind the log's head a change may lie that the tables do not show yet: the log is told of a commit
 /// before other readers are.
@@ -39,6 +39,7 @@ pub(super) async fn list(
     .await?;
     let before = unseen.map_or(i64::MAX, |seq| seq);
     let tail = log::stream_tail(snapshot, &entity.stream(query.scope.clone()), before).await?;
+    let epoch = log::head(snapshot).await?.epoch;
     let mut conditions = vec![visible(table)];
     let mut values = Vec::new();
     if let (Some(scope), Some(column)) = (&query.scope, table.layout.scope) {
@@ -88,7 +89,7 @@ pub(super) async fn list(
     Ok(ListPage {
         rows: Bytes::from(body),
         next_after: last,
-        tail: tail.min(unseen.map_or(tail, just_before)),
+        tail: Head { epoch, seq: tail.min(unseen.map_or(tail, just_before)) },
     })
 }
 

@@ -12,15 +12,15 @@ use tokio::time::Instant;
 
 use super::catalog::Table;
 use super::recent::Recent;
-use crate::storage::CaptureStatus;
+use crate::storage::{CaptureStatus, Head, Version};
 
 /// The tables that can be served, by the names of their entity types.
 pub(super) type Tables = HashMap<Arc<str>, Arc<Table>>;
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    head: watch::Sender<Seq>,
-    log_generation: watch::Sender<u64>,
+    head: watch::Sender<Head>,
+    log_version: watch::Sender<Version>,
     status: Mutex<Status>,
     tables: ArcSwap<Tables>,
     /// What this server has appended to the log of late.
@@ -42,10 +42,10 @@ struct Status {
 }
 
 impl Shared {
-    pub(super) fn new(head: Seq) -> Shared {
+    pub(super) fn new(head: Head) -> Shared {
         Shared {
             head: watch::Sender::new(head),
-            log_generation: watch::Sender::new(0),
+            log_version: watch::Sender::new(Version { epoch: head.epoch, generation: 0 }),
             status: Mutex::new(Status { capture: Some("it has not begun yet".into()), ..Status::default() }),
             tables: ArcSwap::default(),
             recent: Recent::default(),
@@ -58,26 +58,22 @@ impl Shared {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Tells whoever follows the log that it reaches this far; it never goes back.
+    /// Publishes that the log reaches this far; within an epoch it never goes back.
     pub(super) fn advance(&self, to: Seq) {
-        self.head.send_if_modified(|known| {
-            let newer = to > *known;
-            *known = to.max(*known);
-            newer
-        });
+        self.head.send_if_modified(|known| known.advance(Head { seq: to, ..*known }));
     }
 
-    pub(super) fn head(&self) -> watch::Receiver<Seq> {
+    pub(super) fn head(&self) -> watch::Receiver<Head> {
         self.head.subscribe()
     }
 
-    pub(super) fn generation_of_log(&self) -> watch::Receiver<u64> {
-        self.log_generation.subscribe()
+    pub(super) fn version_of_log(&self) -> watch::Receiver<Version> {
+        self.log_version.subscribe()
     }
 
     /// Something may have left the log since.
-    pub(super) fn set_generation_of_log(&self, generation: u64) {
-        self.log_generation.send_if_modified(|known| std::mem::replace(known, generation) != generation);
+    pub(super) fn set_version_of_log(&self, version: Version) {
+        self.log_version.send_if_modified(|known| std::mem::replace(known, version) != version);
     }
 
     pub(super) fn capture_stands(&self, reason: Option<String>) {
@@ -114,9 +110,9 @@ impl Shared {
     pub(super) fn status(&self) -> CaptureStatus {
         self.with(|status| CaptureStatus {
             stalled: status.database.clone().or_else(|| status.capture.clone()),
-            lag: 0,
             lag_bytes: status.lag_bytes,
             reconciling: status.reconciling.clone(),
+            ..CaptureStatus::default()
         })
     }
 

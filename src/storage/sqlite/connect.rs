@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bourn_protocol::Epoch;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::storage::OpenError;
 
@@ -121,9 +121,4 @@ pub(super) fn make_demo(connection: &mut Connection) -> rusqlite::Result<()> {
 /// A number that changes with the database's schema.
 pub(super) fn schema_version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.prepare_cached("PRAGMA schema_version")?.query_row([], |row| row.get(0))
-}
-
-/// The log's mark.
-pub(super) fn epoch(connection: &Connection) -> rusqlite::Result<Option<String>> {
-    connection.query_row("SELECT epoch FROM bourn_log", [], |row| row.get(0)).optional()
 }

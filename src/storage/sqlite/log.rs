@@ -10,7 +10,7 @@ use rusqlite::{Connection, Row, Rows, ToSql};
 
 use super::sql::literal;
 use super::{ledger, sequencer};
-use crate::storage::{Activity, ActivityQuery, Gained, Kept, TransactionState};
+use crate::storage::{Activity, ActivityQuery, Gained, Head, Kept, TransactionState, Version};
 
 /// The columns of an activity, in the order [`read_activity`] and [`with_ref`] take them.
 pub(super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
@@ -107,14 +107,23 @@ pub(super) fn kept(connection: &Connection, stream: &Selector) -> rusqlite::Resu
         }
     };
     let horizon = horizon.and_then(Seq::from_i64).unwrap_or_default();
-    Ok(Kept { horizon, generation: generation(connection)? })
+    Ok(Kept { version: version(connection)?, horizon, lost: false })
 }
 
-/// How often something has left the log.
-pub(super) fn generation(connection: &Connection) -> rusqlite::Result<u64> {
-    let generation: i64 =
-        connection.prepare_cached("SELECT generation FROM bourn_log")?.query_row([], |row| row.get(0))?;
-    Ok(u64::try_from(generation).unwrap_or_default())
+/// Which log this is, and how often something has left it.
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<Version> {
+    connection.prepare_cached("SELECT epoch, generation FROM bourn_log")?.query_row([], |row| {
+        let (epoch, generation): (String, i64) = (row.get(0)?, row.get(1)?);
+        let epoch = epoch
+            .parse()
+            .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))?;
+        Ok(Version { epoch, generation: u64::try_from(generation).unwrap_or_default() })
+    })
+}
+
+/// How far the log reaches, for readers.
+pub(super) fn head(connection: &Connection) -> rusqlite::Result<Head> {
+    Ok(Head { epoch: version(connection)?.epoch, seq: sequencer::sealed_head(connection)? })
 }
 
 /// Gives the chunk what follows its position, until it is done or the stream ends.
@@ -188,13 +197,15 @@ fn fill_merged(
     push_all(statement.query(rusqlite::params_from_iter(values))?, chunk)
 }
 
-/// The activities after a place, in order, within limits.
+/// The activities after a place, in order, within limits. Inside the caller's transaction, so that they and the epoch
+/// belong together.
 pub(super) fn follow(
     connection: &Connection,
     after: Seq,
     most_rows: usize,
     most_bytes: usize,
 ) -> rusqlite::Result<Gained> {
+    let epoch = version(connection)?.epoch;
     let sql =
         format!("SELECT {COLUMNS} FROM activities WHERE seq > ?1 AND commit_id IS NOT NULL ORDER BY seq");
     let mut statement = connection.prepare_cached(&sql)?;
@@ -205,10 +216,10 @@ pub(super) fn follow(
         bytes += activity.row_bytes();
         activities.push(activity);
         if activities.len() >= most_rows || bytes >= most_bytes {
-            return Ok(Gained { activities, cut: true });
+            return Ok(Gained { activities, cut: true, epoch, lost: false });
         }
     }
-    Ok(Gained { activities, cut: false })
+    Ok(Gained { activities, cut: false, epoch, lost: false })
 }
 
 /// The activities that match, newest first.

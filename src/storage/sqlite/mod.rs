@@ -36,8 +36,8 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Activity, ActivityQuery, Capture, CaptureStatus, Gained, Kept, ListPage, ListQuery, Log, LogBounds,
-    Mutation, OpenError, StorageError, Tables, TransactionState, WriteError, Writer, Written,
+    Activity, ActivityQuery, Capture, CaptureStatus, Gained, Head, Kept, ListPage, ListQuery, Log, Mutation,
+    OpenError, StorageError, Tables, TransactionState, Version, WriteError, Writer, Written,
 };
 use crate::config::Limits;
 use crate::entity::{Catalog, EntityType, TableSchema};
@@ -100,8 +100,8 @@ impl Shared {
 pub struct SqliteStorage {
     pool: ReadPool,
     jobs: mpsc::Sender<Job>,
-    head: tokio::sync::watch::Receiver<Seq>,
-    generation: tokio::sync::watch::Receiver<u64>,
+    head: tokio::sync::watch::Receiver<Head>,
+    version: tokio::sync::watch::Receiver<Version>,
     shared: Arc<Shared>,
     streams: Arc<streams::Shared>,
     /// Dropped with the storage, which ends the watcher.
@@ -128,9 +128,9 @@ impl SqliteStorage {
         }
         connect::migrate(&mut connection).map_err(failed)?;
         // What was committed while no server ran is in the log before anybody reads it.
-        let (head, _) = tokio::sync::watch::channel(sequencer::seal_now(&connection).map_err(failed)?);
-        let known = log::generation(&connection).map_err(failed)?;
-        let (generation, _) = tokio::sync::watch::channel(known);
+        sequencer::seal_now(&connection).map_err(failed)?;
+        let (head, _) = tokio::sync::watch::channel(log::head(&connection).map_err(failed)?);
+        let (version, _) = tokio::sync::watch::channel(log::version(&connection).map_err(failed)?);
         let (jobs, queue) = mpsc::channel(limits.write_queue);
         let shared = Arc::new(Shared::default());
         let stored = Arc::new(streams::Shared::new());
@@ -140,7 +140,7 @@ impl SqliteStorage {
             connection: connect::reader(path, busy).map_err(failed)?,
             jobs: jobs.clone(),
             head: head.clone(),
-            generation: generation.clone(),
+            version: version.clone(),
             shared: shared.clone(),
             streams: stored.clone(),
             stream_version: stream_version.clone(),
@@ -170,7 +170,7 @@ impl SqliteStorage {
             pool,
             jobs,
             head: head.subscribe(),
-            generation: generation.subscribe(),
+            version: version.subscribe(),
             shared,
             streams: stored,
             _watcher: watcher,
@@ -182,13 +182,9 @@ impl SqliteStorage {
     }
 }
 
-/// Tells whoever follows the log that it reaches this far; it never goes back.
-fn advance(head: &tokio::sync::watch::Sender<Seq>, to: Seq) {
-    head.send_if_modified(|known| {
-        let newer = to > *known;
-        *known = to.max(*known);
-        newer
-    });
+/// Publishes that the log reaches this far; within an epoch it never goes back.
+fn advance(head: &tokio::sync::watch::Sender<Head>, to: Seq) {
+    head.send_if_modified(|known| known.advance(Head { seq: to, ..*known }));
 }
 
 fn spawn(name: &str, path: &Path, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
@@ -198,20 +194,20 @@ fn spawn(name: &str, path: &Path, run: impl FnOnce() + Send + 'static) -> Result
 
 #[async_trait]
 impl Log for SqliteStorage {
-    async fn bounds(&self) -> Result<LogBounds, StorageError> {
+    async fn bounds(&self) -> Result<Head, StorageError> {
         let read = self.pool.read(|connection| {
-            let head = sequencer::sealed_head(connection)?;
-            Ok(connect::epoch(connection)?.map(|epoch| (epoch, head)))
+            let snapshot = connection.transaction()?;
+            log::head(&snapshot)
         });
-        let (epoch, head) = read.await?.ok_or(StorageError::Unavailable)?;
-        Ok(LogBounds { epoch: epoch.parse().map_err(|_| StorageError::Unavailable)?, head })
+        read.await
     }
 
-    async fn stream_tail(&self, stream: &Selector) -> Result<Seq, StorageError> {
+    async fn stream_tail(&self, stream: &Selector) -> Result<Head, StorageError> {
         let stream = stream.clone();
         let read = self.pool.read(move |connection| {
             let snapshot = connection.transaction()?;
-            log::stream_tail(&snapshot, &stream)
+            let seq = log::stream_tail(&snapshot, &stream)?;
+            Ok(Head { epoch: log::version(&snapshot)?.epoch, seq })
         });
         read.await
     }
@@ -231,7 +227,11 @@ impl Log for SqliteStorage {
     }
 
     async fn follow(&self, after: Seq, rows: usize, bytes: usize) -> Result<Gained, StorageError> {
-        self.pool.read(move |connection| log::follow(connection, after, rows, bytes)).await
+        let read = self.pool.read(move |connection| {
+            let snapshot = connection.transaction()?;
+            log::follow(&snapshot, after, rows, bytes)
+        });
+        read.await
     }
 
     async fn activities(&self, query: &ActivityQuery) -> Result<Vec<Activity>, StorageError> {
@@ -278,20 +278,20 @@ impl Writer for SqliteStorage {
 }
 
 impl Capture for SqliteStorage {
-    fn head(&self) -> tokio::sync::watch::Receiver<Seq> {
+    fn head(&self) -> tokio::sync::watch::Receiver<Head> {
         self.head.clone()
     }
 
-    fn generation(&self) -> tokio::sync::watch::Receiver<u64> {
-        self.generation.clone()
+    fn version(&self) -> tokio::sync::watch::Receiver<Version> {
+        self.version.clone()
     }
 
     fn status(&self) -> CaptureStatus {
         self.shared.with(|status| CaptureStatus {
             stalled: status.writer.clone().or_else(|| status.watcher.clone()),
-            lag: status.lag,
-            lag_bytes: None,
+            lag: Some(status.lag),
             reconciling: status.reconciling.clone(),
+            ..CaptureStatus::default()
         })
     }
 }

@@ -9,7 +9,7 @@ use super::log;
 use super::mutate::by_key;
 use super::sql::{field, ident, key_text, row_json, scope_text, visible};
 use crate::entity::{EntityType, TableSchema};
-use crate::storage::{ListPage, ListQuery};
+use crate::storage::{Head, ListPage, ListQuery};
 
 /// A page of living rows, by key, and the tail of their stream in the same snapshot.
 pub(super) fn list(
@@ -19,7 +19,8 @@ pub(super) fn list(
     query: &ListQuery,
 ) -> rusqlite::Result<ListPage> {
     let snapshot = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
-    let tail = log::stream_tail(&snapshot, &entity.stream(query.scope.clone()))?;
+    let seq = log::stream_tail(&snapshot, &entity.stream(query.scope.clone()))?;
+    let tail = Head { epoch: log::version(&snapshot)?.epoch, seq };
     let mut conditions = vec![visible(entity, schema, "t")];
     let mut values = Vec::new();
     if let (Some(scope), Some(column)) = (&query.scope, &entity.scope) {

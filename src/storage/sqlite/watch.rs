@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, watch};
 
-use bourn_protocol::Seq;
-
 use super::writer::Job;
 use super::{Shared, advance, connect, error, log, sequencer, streams};
 use crate::storage::streams::unix_millis;
+use crate::storage::{Head, Version};
 
 /// How often it is looked whether stored streams have expired.
 const COLLECT_EVERY: Duration = Duration::from_millis(500);
@@ -21,8 +20,8 @@ const COLLECT_EVERY: Duration = Duration::from_millis(500);
 pub(super) struct Watcher {
     pub(super) connection: Connection,
     pub(super) jobs: mpsc::Sender<Job>,
-    pub(super) head: watch::Sender<Seq>,
-    pub(super) generation: watch::Sender<u64>,
+    pub(super) head: watch::Sender<Head>,
+    pub(super) version: watch::Sender<Version>,
     pub(super) shared: Arc<Shared>,
     pub(super) streams: Arc<streams::Shared>,
     /// The last commit that is known to have touched streams.
@@ -96,8 +95,8 @@ impl Watcher {
             self.shared.refresh_owed.store(false, Ordering::Relaxed);
             self.schema_version = schema;
         }
-        let generation = log::generation(&self.connection)?;
-        self.generation.send_if_modified(|known| std::mem::replace(known, generation) != generation);
+        let version = log::version(&self.connection)?;
+        self.version.send_if_modified(|known| std::mem::replace(known, version) != version);
         let lag = sequencer::unsealed(&self.connection)?;
         self.shared.lag(lag);
         if lag > 0 {

@@ -17,7 +17,7 @@ use super::subscriptions::SubscriptionJob;
 use super::{Shared, advance, error, introspect, mutate, retention, sequencer, triggers};
 use crate::entity::{Catalog, TableState};
 use crate::storage::retention::Retention;
-use crate::storage::{Mutation, StorageError, WriteError, Written};
+use crate::storage::{Head, Mutation, StorageError, WriteError, Written};
 
 /// How long sealing and reconciling wait for another process that holds the database. Both are tried again, and
 /// mutations must not wait behind them.
@@ -60,7 +60,7 @@ pub(super) struct WriterThread {
     pub(super) catalog: Arc<Catalog>,
     pub(super) jobs: mpsc::Receiver<Job>,
     pub(super) shared: Arc<Shared>,
-    pub(super) head: watch::Sender<Seq>,
+    pub(super) head: watch::Sender<Head>,
     /// Most mutations of one commit.
     pub(super) batch: usize,
     pub(super) ledger_retention: Duration,
