@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
 
 use super::{Client, PATIENCE};
 
@@ -23,6 +23,8 @@ pub struct Bourn {
     log_from: usize,
     /// The variable that makes the server fail at some place.
     failpoints: Option<(&'static str, String)>,
+    /// The log goes to a reader of the test's own, and not into a file.
+    log_is_piped: bool,
 }
 
 /// The URL of a SQLite file.
@@ -63,6 +65,16 @@ impl Bourn {
         bourn
     }
 
+    /// Starts a server whose log lines the test reads.
+    pub async fn start_with_piped_log(database: &str, settings: &[(&str, &str)]) -> (Bourn, ChildStderr) {
+        let mut bourn = Self::new(tempfile::tempdir().unwrap(), database.to_owned(), settings);
+        bourn.log_is_piped = true;
+        bourn.listen().await;
+        let lines = bourn.child.as_mut().and_then(|child| child.stderr.take()).unwrap();
+        bourn.ready().await;
+        (bourn, lines)
+    }
+
     /// Starts a server that is to fail: `failpoints` are places and actions, as `tail=panic`.
     pub async fn start_failing(database: &str, settings: &[(&str, &str)], failpoints: &str) -> Bourn {
         let mut bourn = Self::new(tempfile::tempdir().unwrap(), database.to_owned(), settings);
@@ -89,6 +101,7 @@ impl Bourn {
             settings: settings.collect(),
             log_from: 0,
             failpoints: None,
+            log_is_piped: false,
         }
     }
 
@@ -112,7 +125,8 @@ impl Bourn {
         command.arg("--database").arg(&self.database);
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         command.envs(self.failpoints.clone());
-        command.stdout(Stdio::piped()).stderr(log_file(self.directory.path()));
+        let log = if self.log_is_piped { Stdio::piped() } else { log_file(self.directory.path()) };
+        command.stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let first = tokio::time::timeout(PATIENCE, lines.next_line())
