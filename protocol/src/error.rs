@@ -154,6 +154,10 @@ codes! {
     Internal = "INTERNAL", 500;
     /// Another process holds the database; a retry may help.
     DatabaseBusy = "DATABASE_BUSY", 503;
+    /// Another session of the database holds a lock on the row or the table.
+    DatabaseLocked = "DATABASE_LOCKED", 503;
+    /// The database did not answer in time; a write may have been done, and a retry with the same transaction id says.
+    DatabaseTimeout = "DATABASE_TIMEOUT", 503;
     /// The database's disk is full; nothing was written.
     DatabaseFull = "DATABASE_FULL", 503;
     /// The database can be read but not written.

@@ -158,6 +158,18 @@ settings! {
     poll_interval("BOURN_POLL_INTERVAL"): Span = "5ms";
     /// Connections to PostgreSQL for reads and writes.
     database_connections("BOURN_DATABASE_CONNECTIONS"): usize = "16";
+    /// How long a request waits for one of these connections.
+    acquire_timeout("BOURN_ACQUIRE_TIMEOUT"): Span = "5s";
+    /// How long opening a connection to PostgreSQL may take.
+    connect_timeout("BOURN_CONNECT_TIMEOUT"): Span = "3s";
+    /// How long one statement of a request may take in PostgreSQL.
+    statement_timeout("BOURN_STATEMENT_TIMEOUT"): Span = "10s";
+    /// How long a request waits for a lock that another session of PostgreSQL holds on a row or a table.
+    lock_timeout("BOURN_LOCK_TIMEOUT"): Span = "2s";
+    /// How long one statement of capturing, comparing and retention may take in PostgreSQL, its locks included.
+    capture_timeout("BOURN_CAPTURE_TIMEOUT"): Span = "10m";
+    /// How long a start waits for PostgreSQL to accept connections.
+    startup_timeout("BOURN_STARTUP_TIMEOUT"): Span = "30s";
     /// How often PostgreSQL is asked how far the log reaches, should a notification have been lost.
     follow_interval("BOURN_FOLLOW_INTERVAL"): Span = "1s";
     /// How long changes captured from PostgreSQL may wait for one another while many come.
@@ -209,6 +221,17 @@ impl Limits {
         }
         if self.poll_interval.get().is_zero() || self.follow_interval.get().is_zero() {
             return invalid("`poll_interval` and `follow_interval` must be above zero".into());
+        }
+        let timeouts = [
+            ("acquire_timeout", self.acquire_timeout),
+            ("connect_timeout", self.connect_timeout),
+            ("statement_timeout", self.statement_timeout),
+            ("lock_timeout", self.lock_timeout),
+            ("capture_timeout", self.capture_timeout),
+        ];
+        let too_short = |timeout: &(&str, Span)| timeout.1.get() < Duration::from_millis(1);
+        if let Some((name, _)) = timeouts.into_iter().find(too_short) {
+            return invalid(format!("`{name}` must be at least 1ms"));
         }
         if self.retention_interval.get().is_zero() {
             return invalid("`retention_interval` must be above zero".into());

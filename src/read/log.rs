@@ -29,6 +29,8 @@ pub struct LogSession {
     /// The session has read all that is kept from the start, when deletions up to here were not any more.
     pub(super) since: Option<Seq>,
     pub(super) follower: Option<Follower>,
+    /// Something was read.
+    pub(super) begun: bool,
 }
 
 impl LogSession {
@@ -66,6 +68,11 @@ impl LogSession {
                     self.since = None;
                     return Ok(Batch::Live { batch, last });
                 }
+                // The tail may not have come as far as the log when the session begins: it has no part of that yet.
+                Place::CaughtUp { .. }
+                    if !std::mem::replace(&mut self.begun, true)
+                        && self.covered < self.reader.head.borrow().seq
+                        && self.reader.tail.head() < self.reader.head.borrow().seq => {}
                 Place::CaughtUp { more } => return Ok(Batch::Nothing { closed: false, more }),
                 Place::Gone => return Err(ReadError::Gone(Gone::OtherLog)),
                 Place::Behind => {}

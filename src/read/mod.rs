@@ -172,6 +172,7 @@ impl Reader {
             covered: position,
             since,
             follower,
+            begun: false,
         }))
     }
 

@@ -30,6 +30,8 @@ mod operations;
 mod retention;
 mod stored_streams;
 mod subscriptions;
+#[cfg(feature = "failpoints")]
+mod supervision;
 mod transactions;
 mod two_servers;
 mod writes;

@@ -4,7 +4,8 @@ use bourn_protocol::Epoch;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::catalog::{self, Identity};
-use super::connect::{self, Db};
+use super::connect::Db;
+use super::migrate;
 use super::sql::ident;
 use super::{error, refresh};
 use crate::config::{Config, DatabaseUrl, Limits};
@@ -36,7 +37,7 @@ async fn connect(url: &str, limits: &Limits) -> Result<(PgConnection, String), O
     let failed = |e: sqlx::Error| OpenError::new(&shown, &advice(&e));
     let db = Db::new(url, limits).map_err(failed)?;
     let mut connection = db.connect_directly().await.map_err(failed)?;
-    match connect::unfit(&mut connection).await.map_err(failed)? {
+    match migrate::unfit(&mut connection).await.map_err(failed)? {
         Some(reason) => Err(OpenError::new(&shown, &reason)),
         None => Ok((connection, shown)),
     }
@@ -108,7 +109,7 @@ async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Find
     if keep == "-1" {
         add(true, "max_slot_wal_keep_size is not set: while no server captures, the database keeps its write-ahead log without end".into());
     }
-    match connect::migrated(connection).await? {
+    match migrate::migrated(connection).await? {
         0 if row.try_get(9)? => add(
             true,
             "the log's tables are missing; `bourn serve` or `bourn prepare --apply` will make them".into(),
@@ -138,7 +139,7 @@ async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Find
     }
     for entity in Catalog::new(&config.entities).iter() {
         let name = &entity.name;
-        let table = match catalog::table(connection, entity).await? {
+        let table = match catalog::table(connection, entity, publication).await? {
             Err(reason) => {
                 add(false, format!("{name}: {reason}"));
                 continue;
@@ -146,7 +147,7 @@ async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Find
             Ok(table) => table,
         };
         add(true, format!("{name}: table {} with {} columns", table.sql, table.columns.len()));
-        if let Some(reason) = refresh::unfit(connection, entity, publication, &table).await? {
+        for reason in refresh::unfit(connection, entity, publication, &table).await? {
             add(false, format!("{name}: {reason}"));
         }
         if table.identity == Identity::Key {
@@ -172,20 +173,6 @@ async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Find
         for (column, consequence) in lacks.into_iter().filter(|(column, _)| table.column(column).is_none()) {
             add(true, format!("{name}: no column `{column}`: {consequence}"));
         }
-        let readable: bool = scalar("SELECT has_table_privilege(to_regclass($1), 'SELECT')")
-            .bind(&table.sql)
-            .fetch_one(&mut *connection)
-            .await?;
-        if !readable {
-            add(
-                false,
-                format!(
-                    "{name}: role `{role}` may not read it: GRANT SELECT ON {} TO {}",
-                    table.sql,
-                    ident(&role)
-                ),
-            );
-        }
     }
     Ok(findings)
 }
@@ -197,18 +184,18 @@ async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Find
 pub async fn prepare_sql(url: &str, config: &Config) -> Result<String, OpenError> {
     let (mut connection, shown) = connect(url, &config.limits).await?;
     let failed = |e: sqlx::Error| OpenError::new(&shown, &advice(&e));
-    let make_demo = config.demo && connect::is_new(&mut connection).await.map_err(failed)?;
+    let make_demo = config.demo && migrate::is_new(&mut connection).await.map_err(failed)?;
     let mut sql = String::from("BEGIN;\n");
     if make_demo {
-        sql.push_str(connect::DEMO);
+        sql.push_str(migrate::DEMO);
     }
-    let done = connect::migrated(&mut connection).await.map_err(failed)?;
-    sql.push_str(&connect::preparation(done, Epoch::draw()));
+    let done = migrate::migrated(&mut connection).await.map_err(failed)?;
+    sql.push_str(&migrate::preparation(done, Epoch::draw()));
     let catalog = Catalog::new(&config.entities);
     if make_demo {
         // What the publication is made for, without keeping it.
         let mut transaction = sqlx::Connection::begin(&mut connection).await.map_err(failed)?;
-        sqlx::raw_sql(connect::DEMO).execute(&mut *transaction).await.map_err(failed)?;
+        sqlx::raw_sql(migrate::DEMO).execute(&mut *transaction).await.map_err(failed)?;
         sql.push_str(&publishing(&mut transaction, &config.limits, &catalog).await.map_err(failed)?);
         transaction.rollback().await.map_err(failed)?;
     } else {
@@ -241,7 +228,7 @@ async fn publishing(
         Some(true) => {}
     }
     for entity in catalog.iter() {
-        match catalog::table(connection, entity).await? {
+        match catalog::table(connection, entity, publication).await? {
             Err(reason) => sql.push_str(&format!("-- {}: {reason}\n", entity.name)),
             Ok(table) => {
                 for statement in refresh::mending(connection, publication, &table).await? {
@@ -261,7 +248,7 @@ pub async fn prepare(url: &str, config: &Config) -> Result<(), OpenError> {
     let (mut connection, shown) = connect(url, &config.limits).await?;
     let failed = |e: sqlx::Error| OpenError::new(&shown, &advice(&e));
     let db = Db::new(url, &config.limits).map_err(failed)?;
-    connect::migrate(&db, config.demo).await.map_err(failed)?;
+    migrate::migrate(&db, config.demo).await.map_err(failed)?;
     let catalog = Catalog::new(&config.entities);
     publish(&mut connection, &config.limits, &catalog).await.map_err(failed)
 }
@@ -274,7 +261,7 @@ async fn publish(
     let mut transaction = sqlx::Connection::begin(connection).await?;
     // Several servers may be at it.
     statement("SELECT pg_advisory_xact_lock($1)")
-        .bind(connect::MIGRATION_LOCK)
+        .bind(migrate::MIGRATION_LOCK)
         .execute(&mut *transaction)
         .await?;
     let sql = publishing(&mut transaction, limits, catalog).await?;

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use bourn_protocol::StreamPath;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgTransaction, Row};
+use sqlx::{PgConnection, Row};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,7 @@ use super::news::Counter;
 use super::rows::{columns, entry, forked_from, number};
 use crate::storage::StorageError;
 use crate::storage::postgres::connect::statement;
+use crate::storage::postgres::session::Session;
 use crate::storage::streams::entry::{Entry, FRESH_ROOM_BYTES};
 use crate::storage::streams::rules::ProducerState;
 use crate::storage::streams::{AppendError, AppendStream, Appended, StreamChange, unix_millis};
@@ -202,7 +203,7 @@ impl Lane {
     /// The streams as they are, and will be until the transaction ends.
     async fn lock(
         &self,
-        transaction: &mut PgTransaction<'static>,
+        transaction: &mut Session,
         jobs: &[Job],
     ) -> Result<HashMap<StreamPath, Entry>, sqlx::Error> {
         let mut paths: Vec<&str> = jobs.iter().map(|job| job.path().as_str()).collect();

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use bourn_protocol::StreamPath;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgTransaction, Row};
+use sqlx::{PgConnection, Row};
 use tokio_util::sync::CancellationToken;
 
 use super::control::Worker;
 use super::rows::{broken, has_forks, number};
 use crate::storage::postgres::connect::{scalar, statement};
+use crate::storage::postgres::session::Session;
 use crate::storage::streams::{StreamChange, unix_millis};
 
 /// How often it is looked whether streams have expired.
@@ -114,7 +115,7 @@ pub(super) async fn remove(
 }
 
 async fn lock_with_ancestors(
-    transaction: &mut PgTransaction<'static>,
+    transaction: &mut Session,
     path: &StreamPath,
 ) -> Result<Vec<PgRow>, sqlx::Error> {
     let ids: Vec<i64> = scalar(

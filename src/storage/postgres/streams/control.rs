@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bourn_protocol::StreamPath;
-use sqlx::{PgTransaction, Row};
+use sqlx::Row;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +14,7 @@ use super::news::Counter;
 use super::rows::{append_at, columns, entry};
 use crate::storage::StorageError;
 use crate::storage::postgres::connect::{scalar, statement};
+use crate::storage::postgres::session::Session;
 use crate::storage::streams::beginning::{Beginning, Unborn, leaves_at};
 use crate::storage::streams::entry::Entry;
 use crate::storage::streams::rules::{lifetime_columns, matches};
@@ -76,7 +77,7 @@ impl Worker {
     /// Commits, and tells everybody.
     pub(super) async fn commit(
         &mut self,
-        transaction: PgTransaction<'static>,
+        transaction: Session,
         changes: Vec<StreamChange>,
     ) -> Result<(), sqlx::Error> {
         let done = transaction.commit().await;
@@ -175,7 +176,7 @@ impl Worker {
     /// The stream at the path and the source, locked in the order of their numbers.
     async fn lock(
         &self,
-        transaction: &mut PgTransaction<'static>,
+        transaction: &mut Session,
         path: &StreamPath,
         source: Option<&StreamPath>,
     ) -> Result<(Option<Entry>, Option<Entry>), sqlx::Error> {
@@ -207,7 +208,7 @@ const TOTAL: &str = "SELECT coalesce(sum(streams), 0)::bigint FROM bourn.stream_
 
 /// Makes the stream's row, unless there are as many as there may be, or another server has made one there.
 async fn insert(
-    transaction: &mut PgTransaction<'static>,
+    transaction: &mut Session,
     create: &CreateStream,
     unborn: &Unborn,
     most: i64,

@@ -50,19 +50,30 @@ impl Queues {
         let waiting = inner.limits.write_queue;
         let lanes = (0..LANES).map(|_| {
             let (sender, jobs) = mpsc::channel(waiting);
-            writers.spawn(Lane::new(inner.clone()).run(jobs, stop.clone()));
+            writers.spawn(
+                inner.supervisor.watch("stream lane", Lane::new(inner.clone()).run(jobs, stop.clone())),
+            );
             sender
         });
         let lanes = lanes.collect();
         let (control, jobs) = mpsc::channel(waiting);
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..WORKERS {
-            writers.spawn(Worker::new(inner.clone()).run(jobs.clone(), stop.clone()));
+            writers.spawn(
+                inner
+                    .supervisor
+                    .watch("stream worker", Worker::new(inner.clone()).run(jobs.clone(), stop.clone())),
+            );
         }
-        writers.spawn(collect::run(Worker::new(inner.clone()), stop.clone()));
+        writers.spawn(
+            inner
+                .supervisor
+                .watch("stream collector", collect::run(Worker::new(inner.clone()), stop.clone())),
+        );
         writers.close();
         let (telling, stop) = (inner.clone(), stop.clone());
-        tasks.spawn(async move { telling.stored.run(&telling, &stop, &writers).await });
+        let news = async move { telling.stored.run(&telling, &stop, &writers).await };
+        tasks.spawn(inner.supervisor.watch("stream news", news));
         Queues { lanes, control, hasher: foldhash::fast::FixedState::default() }
     }
 
@@ -108,8 +119,8 @@ impl Streams for PostgresStorage {
     async fn find_stream(&self, path: &StreamPath) -> Result<Arc<StreamInfo>, FindError> {
         let now = unix_millis();
         let find = async {
-            let mut reading = self.db.single().await?;
-            let found = reading::find(reading.connection(), &self.stored, path).await?;
+            let mut reading = self.inner.db.single().await?;
+            let found = reading::find(reading.connection(), &self.inner.stored, path).await?;
             let forked = match &found {
                 Some(entry) if !entry.deleted && entry.expired(now) => {
                     Some(rows::has_forks(reading.connection(), entry.id).await?)
@@ -138,7 +149,7 @@ impl Streams for PostgresStorage {
         stream: &StreamInfo,
         chunk: StoredChunkBuilder,
     ) -> Result<(StoredChunkBuilder, bool), FillError> {
-        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
+        let mut reading = self.inner.db.single().await.map_err(|e| error::storage(&e))?;
         reading::fill(reading.connection(), stream, chunk).await.map_err(|e| error::storage(&e))?
     }
 
@@ -147,12 +158,12 @@ impl Streams for PostgresStorage {
         after: Option<&StreamPath>,
         limit: usize,
     ) -> Result<Vec<StreamPath>, StorageError> {
-        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
+        let mut reading = self.inner.db.single().await.map_err(|e| error::storage(&e))?;
         let listed = reading::list(reading.connection(), after, limit, unix_millis()).await;
         listed.map_err(|e| error::storage(&e))
     }
 
     fn stream_changes(&self) -> broadcast::Receiver<Arc<[StreamChange]>> {
-        self.stored.subscribe()
+        self.inner.stored.subscribe()
     }
 }
