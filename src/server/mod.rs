@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::entity::{Catalog, EntityType};
-use crate::http::{App, HotAnswers};
+use crate::http::{App, BodyMemory, Gate, HotAnswers};
 use crate::read::{Reader, chunk_limits};
 use crate::stopping::Stopping;
 use crate::storage::streams::StreamChange;
@@ -28,6 +28,8 @@ use crate::telemetry::Metrics;
 const BACKLOG: u32 = 1_024;
 /// How often histograms are folded.
 const UPKEEP: Duration = Duration::from_secs(1);
+/// Connections that are refused at once: each is given a moment to say what it wants.
+const REFUSALS: usize = 256;
 /// How long to wait after the system had no room for a connection.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -91,7 +93,8 @@ impl Server {
             url => url.to_owned(),
         };
         let subscriptions = Subscriptions::open(storage.clone(), &public_url, &limits).await?;
-        let uploads = Arc::new(Semaphore::new(limits.append_memory.bytes() >> 10));
+        let (uploads, bodies) = (BodyMemory::new(limits.append_memory), BodyMemory::new(limits.body_memory));
+        let gate = Gate::new(&limits, listener.local_addr().unwrap_or(address), &public_url);
         let hot = HotAnswers::new(limits.chunk_cache.get() / 2, storage.version());
         let app = App {
             storage: storage.clone(),
@@ -100,6 +103,8 @@ impl Server {
             catalog,
             subscriptions: Arc::new(subscriptions),
             uploads,
+            bodies,
+            gate,
             public_url,
             hot,
             limits,
@@ -183,6 +188,7 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
 
 async fn accept(listener: &TcpListener, app: &Arc<App>, connections: &TaskTracker, stop: &CancellationToken) {
     let places = Arc::new(Semaphore::new(app.limits.connections));
+    let refusals = Arc::new(Semaphore::new(REFUSALS));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -193,8 +199,11 @@ async fn accept(listener: &TcpListener, app: &Arc<App>, connections: &TaskTracke
                 Ok(place) => {
                     connections.spawn(connection::serve(stream, app.clone(), place));
                 }
+                // More than that are closed without a word.
                 Err(_) => {
-                    connections.spawn(connection::refuse(stream));
+                    if let Ok(place) = refusals.clone().try_acquire_owned() {
+                        connections.spawn(connection::refuse(stream, app.clone(), place));
+                    }
                 }
             },
             Err(error) => {
