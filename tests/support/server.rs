@@ -119,6 +119,13 @@ impl Bourn {
 
     /// Starts the process and waits until it listens.
     async fn listen(&mut self) {
+        if let Err(reason) = self.try_listen().await {
+            panic!("{reason}");
+        }
+    }
+
+    /// The same, for a server that may end at once; what it said then.
+    async fn try_listen(&mut self) -> Result<(), String> {
         self.log_from = self.log().len();
         let mut command = Self::command();
         command.arg("serve").arg("--listen").arg(&self.address);
@@ -133,11 +140,15 @@ impl Bourn {
             .await
             .expect("the server starts in time")
             .unwrap();
-        let first = first.unwrap_or_else(|| panic!("the server did not start: {}", self.log()));
+        let Some(first) = first else {
+            let _ = child.wait().await;
+            return Err(format!("the server did not start: {}", self.recent_log()));
+        };
         self.address = first.split_once("http://").expect("the first line tells the address").1.to_owned();
         // The pipe stays open, so that nothing the server prints can fail.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         self.child = Some(child);
+        Ok(())
     }
 
     /// Waits until the server can do its work, and the log has every table as it is.
@@ -251,6 +262,17 @@ impl Bourn {
     pub async fn restart(&mut self) {
         self.begin_again().await;
         self.ready().await;
+    }
+
+    /// The same, for a server that may fail to start at the moment.
+    pub async fn try_begin_again(&mut self) -> Result<(), String> {
+        assert!(self.child.is_none(), "it still runs");
+        self.try_listen().await
+    }
+
+    /// Whether the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
     }
 
     /// The same, for a server that cannot be ready yet.
