@@ -93,7 +93,9 @@ fn run(command: Command) -> Result<ExitCode, String> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Prepare { options, apply: true } => {
-            runtime()?.block_on(storage::prepare(&load(options)?)).map_err(text)?;
+            for line in runtime()?.block_on(storage::prepare(&load(options)?)).map_err(text)? {
+                say(&mut out, &line);
+            }
             Ok(ExitCode::SUCCESS)
         }
     }

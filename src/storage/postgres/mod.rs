@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bourn_protocol::chunk::ChunkBuilder;
-use bourn_protocol::{EntityKey, Selector, Seq, TransactionId};
+use bourn_protocol::{EntityKey, Scope, Selector, Seq, TransactionId};
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +48,7 @@ use crate::config::{DatabaseUrl, Limits};
 use crate::entity::{Catalog, EntityType};
 pub use admin::{check, prepare, prepare_sql};
 use catalog::Table;
-use connect::Db;
+use connect::{Db, scalar};
 use shared::Shared;
 use streams::{Queues, Stored};
 use turns::Turns;
@@ -57,6 +57,26 @@ use turns::Turns;
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a request looks at a table again that changes under it.
 const LOOKS_MAX: usize = 2;
+
+/// The longest pause between two attempts to reach the database at a start.
+const START_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Connects, and tries again for a while where the database is away.
+async fn reach(db: &Db, most: Duration) -> Result<sqlx::PgConnection, sqlx::Error> {
+    let deadline = tokio::time::Instant::now() + most;
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match db.connect_directly().await {
+            Err(failure) if admin::may_come(&failure) && tokio::time::Instant::now() + pause < deadline => {
+                let reason = admin::advice(&failure);
+                tracing::warn!(reason, "the database cannot be reached yet; it is tried again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(START_PAUSE_MAX);
+            }
+            reached => return reached,
+        }
+    }
+}
 
 /// What the server's tasks share.
 #[derive(Clone)]
@@ -73,6 +93,8 @@ pub struct PostgresStorage {
     inner: Inner,
     queues: Queues,
     turns: Turns,
+    /// The database's encoding has every character.
+    unicode: bool,
     /// Fires when the storage is closed, or dropped.
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -98,7 +120,8 @@ impl PostgresStorage {
         let shown = DatabaseUrl::Postgres(url.into()).shown();
         let failed = |e: sqlx::Error| OpenError::new(&shown, &admin::advice(&e));
         let db = Db::new(url, limits).map_err(failed)?;
-        let mut connection = db.connect_directly().await.map_err(failed)?;
+        let limits = &admin::named(limits, &db);
+        let mut connection = reach(&db, limits.startup_timeout.get()).await.map_err(failed)?;
         if let Some(reason) = migrate::unfit(&mut connection).await.map_err(failed)? {
             return Err(OpenError::new(&shown, &reason));
         }
@@ -143,7 +166,9 @@ impl PostgresStorage {
         let queues = Queues::start(&inner, &stop, &tasks);
         tasks.close();
         let turns = Turns::new(limits, &catalog);
-        Ok(PostgresStorage { inner, queues, turns, stop, tasks })
+        let unicode = scalar("SELECT current_setting('server_encoding') = 'UTF8'").fetch_one(&mut connection);
+        let unicode = unicode.await.map_err(failed)?;
+        Ok(PostgresStorage { inner, queues, turns, unicode, stop, tasks })
     }
 
     /// What is known of an entity type's table.
@@ -156,6 +181,23 @@ impl PostgresStorage {
     /// Does a piece of work within the time that a request has for it.
     async fn serve<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StorageError> {
         self.inner.db.within(work).await.map_err(|e| error::storage(&e))
+    }
+
+    /// Whether the database's encoding can write a scope; if not, no row has it.
+    async fn can_write(&self, scope: Option<&Scope>) -> Result<bool, StorageError> {
+        let Some(scope) = scope.filter(|scope| !self.unicode && !scope.as_str().is_ascii()) else {
+            return Ok(true);
+        };
+        self.serve(async {
+            let mut reading = self.inner.db.single().await?;
+            let asked = scalar::<String>("SELECT $1::text").bind(scope.as_str());
+            match asked.fetch_one(reading.connection()).await {
+                Ok(_) => Ok(true),
+                Err(failure) if rows::names_nothing(&failure) => Ok(false),
+                Err(failure) => Err(failure),
+            }
+        })
+        .await
     }
 
     /// Looks at the tables again: one is not what it was taken for.
@@ -177,9 +219,13 @@ impl Log for PostgresStorage {
     }
 
     async fn stream_tail(&self, stream: &Selector) -> Result<Head, StorageError> {
+        let nothing = !self.can_write(stream.scope.as_ref()).await?;
         let read = async {
             let mut reading = self.inner.db.single().await?;
-            let seq = log::stream_tail(reading.connection(), stream, i64::MAX).await?;
+            let seq = match nothing {
+                true => Seq::default(),
+                false => log::stream_tail(reading.connection(), stream, i64::MAX).await?,
+            };
             let epoch = log::head(reading.connection()).await?.epoch;
             reading.commit().await?;
             Ok(Head { epoch, seq })
@@ -192,8 +238,13 @@ impl Log for PostgresStorage {
         stream: &Selector,
         chunk: ChunkBuilder,
     ) -> Result<(ChunkBuilder, Kept), StorageError> {
+        let nothing = !self.can_write(stream.scope.as_ref()).await?;
         let read = async {
             let mut reading = self.inner.db.single().await?;
+            if nothing {
+                let everything = Selector { scope: None, ..stream.clone() };
+                return Ok((chunk, log::kept(reading.connection(), &everything).await?));
+            }
             let chunk = log::fill(reading.connection(), stream, chunk).await?;
             // Afterwards: what has left since then is taken for having left before.
             let kept = log::kept(reading.connection(), stream).await?;
@@ -244,6 +295,10 @@ impl Log for PostgresStorage {
 #[async_trait]
 impl Tables for PostgresStorage {
     async fn list(&self, entity: &Arc<EntityType>, query: &ListQuery) -> Result<ListPage, StorageError> {
+        if !self.can_write(query.scope.as_ref()).await? {
+            let tail = *self.inner.shared.head().borrow();
+            return Ok(ListPage { rows: Bytes::from_static(b"[]"), next_after: None, tail });
+        }
         let _turn = self.turns.read(&entity.name).await?;
         let mut looks = 0;
         loop {
