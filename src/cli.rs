@@ -129,6 +129,8 @@ fn runtime() -> Result<tokio::runtime::Runtime, String> {
 
 fn serve(config: Config) -> Result<ExitCode, String> {
     telemetry::init_logs(&config.limits.log, config.limits.log_format)?;
+    #[cfg(feature = "failpoints")]
+    let _failpoints = fail::FailScenario::setup();
     runtime()?.block_on(async {
         let stop = stop_on_signal()?;
         let introduction = introduction(&config);
@@ -139,8 +141,7 @@ fn serve(config: Config) -> Result<ExitCode, String> {
         }
         tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
         say(&mut std::io::stdout(), &introduction.replace("{address}", &address.to_string()));
-        server.run(stop).await;
-        Ok::<_, String>(())
+        server.run(stop).await.map_err(|failure| format!("{failure}; the server has stopped"))
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -169,8 +170,9 @@ fn stop_on_signal() -> Result<CancellationToken, String> {
         let stop = stop.clone();
         tokio::spawn(async move {
             signals.recv().await;
-            tracing::info!("stopping");
+            // First, for the log line may fail.
             stop.cancel();
+            tracing::info!("stopping");
         });
     }
     Ok(stop)

@@ -13,5 +13,6 @@ pub mod server;
 pub mod stopping;
 pub mod storage;
 pub mod subscriptions;
+pub mod supervisor;
 pub mod tail;
 pub mod telemetry;

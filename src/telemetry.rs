@@ -10,6 +10,8 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
+use crate::storage::{CaptureStatus, Head};
+use crate::tail::Tail;
 
 /// Bounds of the latency histograms, in seconds.
 const LATENCY: [f64; 14] =
@@ -26,6 +28,8 @@ pub fn init_logs(filter: &str, format: LogFormat) -> Result<(), String> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
+        // A log line that cannot be written is no reason to say so, which would panic for the same reason.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => builder.try_init(),
@@ -187,11 +191,29 @@ impl Metrics {
 
     /// Takes what is looked at only when somebody asks.
     #[allow(clippy::cast_precision_loss, reason = "gauges are floating point")]
-    pub fn gauges(&self, log_head: u64, tail_head: u64, lag: u64, tail_bytes: usize) {
-        metrics::gauge!("bourn_log_head").set(log_head as f64);
-        metrics::gauge!("bourn_tail_head").set(tail_head as f64);
-        metrics::gauge!("bourn_log_lag").set(lag as f64);
-        metrics::gauge!("bourn_tail_bytes").set(tail_bytes as f64);
+    pub fn gauges(&self, head: Head, tail: &Tail, capture: &CaptureStatus) {
+        let set = |name: &'static str, value: Option<f64>| {
+            if let Some(value) = value {
+                metrics::gauge!(name).set(value);
+            }
+        };
+        let flag = |holds: bool| f64::from(u8::from(holds));
+        set("bourn_log_head", Some(head.seq.get() as f64));
+        set("bourn_tail_head", Some(tail.head().get() as f64));
+        set("bourn_tail_bytes", Some(tail.memory_used() as f64));
+        set("bourn_capture_up", Some(flag(capture.stalled.is_none())));
+        set("bourn_log_lag", capture.lag.map(|changes| changes as f64));
+        set("bourn_log_lag_bytes", capture.lag_bytes.map(|bytes| bytes as f64));
+        set("bourn_log_lag_seconds", capture.lag_seconds);
+        set("bourn_entities_comparing", Some(capture.reconciling.len() as f64));
+        let stopped = capture.conditions.iter().filter(|condition| condition.stopped);
+        set("bourn_entities_stopped", Some(stopped.count() as f64));
+        if let Some(slot) = &capture.slot {
+            set("bourn_leader", Some(flag(slot.leader)));
+            set("bourn_slot_retained_bytes", slot.retained_bytes.map(|bytes| bytes as f64));
+            set("bourn_slot_lost", slot.wal_status.as_ref().map(|status| flag(status == "lost")));
+            metrics::counter!("bourn_replication_connects_total").absolute(slot.connects);
+        }
     }
 
     /// The figures in Prometheus' text form.
@@ -217,6 +239,10 @@ fn describe() {
         ("bourn_webhooks_total", "Webhooks, by outcome"),
         ("bourn_errors_total", "Answers with an error status, by endpoint and status"),
         ("bourn_connections_total", "Connections, by outcome"),
+        (
+            "bourn_replication_connects_total",
+            "Connections to the replication stream that this server has made",
+        ),
     ];
     for (name, text) in counters {
         metrics::describe_counter!(name, text);
@@ -225,7 +251,15 @@ fn describe() {
         ("bourn_live_readers", "Readers that follow a stream now, by mode"),
         ("bourn_log_head", "Place of the last activity in the log"),
         ("bourn_tail_head", "Place up to which the live tail has come"),
-        ("bourn_log_lag", "Committed changes that are not in the log yet"),
+        ("bourn_log_lag", "Committed changes that are not in the log yet, where they can be counted"),
+        ("bourn_log_lag_bytes", "Bytes of the database's own log that are not in ours yet"),
+        ("bourn_log_lag_seconds", "Age of the oldest change that is not in the log yet"),
+        ("bourn_capture_up", "Whether changes are being captured: 1 or 0"),
+        ("bourn_entities_comparing", "Entity types whose tables are being compared with the log"),
+        ("bourn_entities_stopped", "Entity types that are stopped until an operator acts"),
+        ("bourn_leader", "Whether this server captures from PostgreSQL: 1 or 0"),
+        ("bourn_slot_retained_bytes", "Bytes of write-ahead log that PostgreSQL keeps for the slot"),
+        ("bourn_slot_lost", "Whether PostgreSQL has given up the slot's write-ahead log: 1 or 0"),
         ("bourn_tail_bytes", "Bytes held by the live tail"),
         ("bourn_connections", "Connections open now"),
     ];

@@ -34,6 +34,7 @@ use crate::read::Reader;
 use crate::stopping::Stopping;
 use crate::storage::Storage;
 use crate::subscriptions::Subscriptions;
+use crate::supervisor::Supervisor;
 use crate::tail::Tail;
 use crate::telemetry::{Metrics, ReadMode};
 pub use body::ReplyBody;
@@ -87,6 +88,8 @@ pub struct App {
     pub metrics: Metrics,
     /// Fires when the server is to stop: live readers end.
     pub stopping: Stopping,
+    /// The background, for whether it works.
+    pub supervisor: Supervisor,
 }
 
 impl App {

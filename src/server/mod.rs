@@ -20,6 +20,7 @@ use crate::stopping::Stopping;
 use crate::storage::streams::StreamChange;
 use crate::storage::{self, OpenError, Storage, StorageError};
 use crate::subscriptions::Subscriptions;
+use crate::supervisor::{Supervisor, TaskFailure};
 use crate::tail::{Bells, Tail};
 use crate::telemetry::Metrics;
 
@@ -58,6 +59,7 @@ pub struct Server {
     bells: Arc<Bells>,
     changes: [broadcast::Receiver<Arc<[StreamChange]>>; 2],
     storage: Arc<dyn Storage>,
+    supervisor: Supervisor,
 }
 
 impl Server {
@@ -66,9 +68,10 @@ impl Server {
     /// # Errors
     /// When either fails.
     pub async fn start(config: Config) -> Result<Server, StartError> {
+        let supervisor = Supervisor::default();
         let limits = Arc::new(config.limits);
         let catalog = Arc::new(Catalog::new(&config.entities));
-        let storage = storage::open(&limits, catalog.clone(), config.demo).await?;
+        let storage = storage::open(&limits, catalog.clone(), config.demo, &supervisor).await?;
         let metrics = Metrics::install().map_err(StartError::Metrics)?;
         let (memory, sweep) = (limits.tail_memory.bytes(), limits.tail_sweep.get());
         let tail = Arc::new(Tail::new(storage.clone(), chunk_limits(&limits), memory, sweep));
@@ -99,8 +102,9 @@ impl Server {
             limits,
             metrics,
             stopping,
+            supervisor: supervisor.clone(),
         };
-        Ok(Server { listener, app: Arc::new(app), tail, bells, changes, storage })
+        Ok(Server { listener, app: Arc::new(app), tail, bells, changes, storage, supervisor })
     }
 
     /// The address that is listened on; with the port that the system chose, where it was asked to.
@@ -111,10 +115,13 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop` fires, then lets what is under way end: live readers get a last event, requests
-    /// their answers, queued writes their commit. What is not done by the shutdown timeout is cut off.
-    pub async fn run(self, stop: CancellationToken) {
-        let Server { listener, app, tail, bells, changes, storage } = self;
+    /// Serves until `stop` fires or a background task fails, then lets what is under way end: live readers get a last event,
+    /// requests their answers, queued writes their commit. What is not done by the shutdown timeout is cut off.
+    ///
+    /// # Errors
+    /// When it stopped because a background task failed.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), TaskFailure> {
+        let Server { listener, app, tail, bells, changes, storage, supervisor } = self;
         let stopping = app.stopping.clone();
         let background = TaskTracker::new();
         let ended = CancellationToken::new();
@@ -122,17 +129,21 @@ impl Server {
         let (following, ringing, watching, upkeep) =
             (ended.clone(), ended.clone(), ended.clone(), ended.clone());
         let subscriptions = app.subscriptions.clone();
-        background.spawn(async move { subscriptions.run(to_subscriptions, watching).await });
-        background.spawn(async move { tail.run(following).await });
-        background.spawn(async move { bells.run(to_bells, ringing).await });
+        background.spawn(supervisor.watch("subscriptions", subscriptions.run(to_subscriptions, watching)));
+        background.spawn(supervisor.watch("tail", async move { tail.run(following).await }));
+        background.spawn(supervisor.watch("bells", async move { bells.run(to_bells, ringing).await }));
         let metrics = app.metrics.clone();
-        background.spawn(async move {
+        background.spawn(supervisor.watch("metrics", async move {
             while tokio::time::timeout(UPKEEP, upkeep.cancelled()).await.is_err() {
                 metrics.upkeep();
             }
-        });
+        }));
         let connections = TaskTracker::new();
-        accept(&listener, &app, &connections, &stop).await;
+        let failure = tokio::select! {
+            () = accept(&listener, &app, &connections, &stop) => None,
+            failure = supervisor.failed() => Some(failure),
+        };
+        supervisor.stopping();
         // Closed at once, so that a supervisor may start the next server on the same address.
         drop(listener);
         stopping.give();
@@ -147,6 +158,7 @@ impl Server {
         ended.cancel();
         background.close();
         background.wait().await;
+        failure.map_or(Ok(()), Err)
     }
 }
 

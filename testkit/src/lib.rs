@@ -1,5 +1,5 @@
 //! PostgreSQL clusters for tests and measurements: real ones, each in a directory of its own, gone with the
-//! process that started them. What cannot be had ends the test with words.
+//! process that started them; and a proxy that stands for a bad network. What cannot be had ends the test with words.
 
 #![allow(
     missing_docs,
@@ -17,6 +17,7 @@ mod database;
 mod options;
 mod pgbouncer;
 mod process;
+mod proxy;
 mod scratch;
 mod tls;
 
@@ -26,6 +27,7 @@ pub use cluster::Cluster;
 pub use database::{Database, Refused};
 pub use options::Options;
 pub use pgbouncer::PgBouncer;
+pub use proxy::{Proxy, Way};
 
 /// How long a server may take to start or to stop.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -21,6 +21,8 @@ pub struct Bourn {
     settings: Vec<(String, String)>,
     /// Where the present process's part of the log begins.
     log_from: usize,
+    /// The variable that makes the server fail at some place.
+    failpoints: Option<(&'static str, String)>,
 }
 
 /// The URL of a SQLite file.
@@ -61,6 +63,14 @@ impl Bourn {
         bourn
     }
 
+    /// Starts a server that is to fail: `failpoints` are places and actions, as `tail=panic`.
+    pub async fn start_failing(database: &str, settings: &[(&str, &str)], failpoints: &str) -> Bourn {
+        let mut bourn = Self::new(tempfile::tempdir().unwrap(), database.to_owned(), settings);
+        bourn.failpoints = Some(("FAILPOINTS", failpoints.to_owned()));
+        bourn.listen().await;
+        bourn
+    }
+
     async fn start_in(directory: TempDir, database: String, settings: &[(&str, &str)]) -> Bourn {
         let mut bourn = Self::new(directory, database, settings);
         bourn.restart().await;
@@ -78,6 +88,7 @@ impl Bourn {
             database,
             settings: settings.collect(),
             log_from: 0,
+            failpoints: None,
         }
     }
 
@@ -100,6 +111,7 @@ impl Bourn {
         command.arg("serve").arg("--listen").arg(&self.address);
         command.arg("--database").arg(&self.database);
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
+        command.envs(self.failpoints.clone());
         command.stdout(Stdio::piped()).stderr(log_file(self.directory.path()));
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -114,14 +126,14 @@ impl Bourn {
         self.child = Some(child);
     }
 
-    /// Waits until the server can do its work.
+    /// Waits until the server can do its work, and the log has every table as it is.
     pub async fn ready(&self) {
         let client = self.client();
         let mut last = String::new();
         let ready = super::within(super::PATIENCE, async || {
             let answer = client.get("/ready").await;
             last = answer.text().to_owned();
-            answer.status == 200
+            answer.is_settled()
         });
         let ready = ready.await;
         let log = self.log();

@@ -46,6 +46,7 @@ use super::{
 };
 use crate::config::{DatabaseUrl, Limits};
 use crate::entity::{Catalog, EntityType};
+use crate::supervisor::Supervisor;
 pub use admin::{check, prepare, prepare_sql};
 use catalog::Table;
 use connect::{Db, scalar};
@@ -86,6 +87,7 @@ struct Inner {
     catalog: Arc<Catalog>,
     shared: Arc<Shared>,
     stored: Arc<Stored>,
+    supervisor: Supervisor,
 }
 
 /// An open PostgreSQL database.
@@ -116,6 +118,7 @@ impl PostgresStorage {
         limits: &Limits,
         catalog: Arc<Catalog>,
         demo: bool,
+        supervisor: &Supervisor,
     ) -> Result<PostgresStorage, OpenError> {
         let shown = DatabaseUrl::Postgres(url.into()).shown();
         let failed = |e: sqlx::Error| OpenError::new(&shown, &admin::advice(&e));
@@ -152,6 +155,7 @@ impl PostgresStorage {
             catalog: catalog.clone(),
             shared: Arc::new(Shared::new(head)),
             stored: Arc::new(Stored::new()),
+            supervisor: supervisor.clone(),
         };
         inner.stored.begin(&db).await.map_err(failed)?;
         refresh::look(&inner, true).await.map_err(failed)?;
@@ -159,10 +163,10 @@ impl PostgresStorage {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let following = Inner { db: db.watching(), ..inner.clone() };
         let follows = stop.clone();
-        tasks.spawn(async move { follow::run(&following, &follows).await });
+        tasks.spawn(supervisor.watch("follow", async move { follow::run(&following, &follows).await }));
         let capturing = Inner { db: db.capturing(), ..inner.clone() };
         let captures = stop.clone();
-        tasks.spawn(async move { capture::run(&capturing, &captures).await });
+        tasks.spawn(supervisor.watch("capture", async move { capture::run(&capturing, &captures).await }));
         let queues = Queues::start(&inner, &stop, &tasks);
         tasks.close();
         let turns = Turns::new(limits, &catalog);

@@ -51,19 +51,30 @@ impl Queues {
         let waiting = inner.limits.write_queue;
         let lanes = (0..LANES).map(|_| {
             let (sender, jobs) = mpsc::channel(waiting);
-            writers.spawn(Lane::new(inner.clone()).run(jobs, stop.clone()));
+            writers.spawn(
+                inner.supervisor.watch("stream lane", Lane::new(inner.clone()).run(jobs, stop.clone())),
+            );
             sender
         });
         let lanes = lanes.collect();
         let (control, jobs) = mpsc::channel(waiting);
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..WORKERS {
-            writers.spawn(Worker::new(inner.clone()).run(jobs.clone(), stop.clone()));
+            writers.spawn(
+                inner
+                    .supervisor
+                    .watch("stream worker", Worker::new(inner.clone()).run(jobs.clone(), stop.clone())),
+            );
         }
-        writers.spawn(collect::run(Worker::new(inner.clone()), stop.clone()));
+        writers.spawn(
+            inner
+                .supervisor
+                .watch("stream collector", collect::run(Worker::new(inner.clone()), stop.clone())),
+        );
         writers.close();
         let (telling, stop) = (inner.clone(), stop.clone());
-        tasks.spawn(async move { telling.stored.run(&telling, &stop, &writers).await });
+        let news = async move { telling.stored.run(&telling, &stop, &writers).await };
+        tasks.spawn(inner.supervisor.watch("stream news", news));
         Queues { lanes, control, hasher: foldhash::fast::FixedState::default() }
     }
 
