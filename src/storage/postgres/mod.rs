@@ -213,8 +213,9 @@ impl PostgresStorage {
 #[async_trait]
 impl Log for PostgresStorage {
     async fn bounds(&self) -> Result<Head, StorageError> {
+        // By way of the connections for watching: requests that wait for a lock do not hold those.
         self.serve(async {
-            let mut reading = self.inner.db.single().await?;
+            let mut reading = self.inner.db.watching().single().await?;
             let head = log::head(reading.connection()).await?;
             reading.commit().await?;
             Ok(head)
