@@ -116,7 +116,9 @@ fn run(command: Command) -> Result<ExitCode, String> {
         }
         Command::Prepare { options, apply: true } => {
             let config = options.load_tables()?;
-            runtime()?.block_on(storage::prepare(&config)).map_err(text)?;
+            for line in runtime()?.block_on(storage::prepare(&config)).map_err(text)? {
+                say(&mut out, &line);
+            }
             let tables: Vec<&str> = config.entities.iter().map(|entity| entity.table.as_str()).collect();
             let database = config.limits.database.shown();
             say(&mut out, &format!("{database} is prepared for {}", tables.join(", ")));

@@ -63,8 +63,9 @@ settings! {
     database("BOURN_DATABASE"): DatabaseUrl = "sqlite:bourn.db";
     /// PostgreSQL past a pooler in transaction mode, for replication and LISTEN; empty where there is no pooler.
     direct_database("BOURN_DIRECT_DATABASE"): String = "";
-    /// The replication slot in PostgreSQL. Every server of one database must have the same.
-    slot("BOURN_SLOT"): String = "bourn";
+    /// The replication slot in PostgreSQL; empty: `bourn_` and the database's name. Every server of one database must have
+    /// the same.
+    slot("BOURN_SLOT"): String = "";
     /// The publication in PostgreSQL that names the streamed tables.
     publication("BOURN_PUBLICATION"): String = "bourn";
     /// Names under which a server on loopback is reached beside `localhost` and `public_url`, separated by commas. A
@@ -245,7 +246,7 @@ impl Limits {
             return invalid("`leader_timeout` must be at least 1s".into());
         }
         let slot_fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-        if self.slot.is_empty() || self.slot.len() > 63 || !self.slot.bytes().all(slot_fits) {
+        if self.slot.len() > 63 || !self.slot.bytes().all(slot_fits) {
             return invalid("`slot` must be made of lower-case letters, digits and `_`, 63 at most".into());
         }
         if self.publication.is_empty()
