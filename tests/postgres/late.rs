@@ -144,7 +144,9 @@ async fn a_lock_on_a_rows_own_writes_needs_no_capture() {
     let unknown = patch(&client, "p1", "t5", "t3", "z").await;
     assert_eq!(unknown.status, 503, "{}", unknown.text());
     site.sql("ALTER PUBLICATION away RENAME TO bourn");
+    site.assert_agrees(&server, "pages").await;
     let current = txid(&site, &client, "p1").await;
     assert_ne!(current, "t3");
-    assert_eq!(patch(&client, "p1", "t6", &current, "z").await.status, 200);
+    let answer = patch(&client, "p1", "t6", &current, "z").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
 }
