@@ -1,11 +1,10 @@
 //! Every setting once: its name, its default and its meaning. Flags, environment variables, the file's keys
 //! and what `bourn config` prints all come from this one table.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::ConfigError;
-use super::values::{DatabaseUrl, LogFormat, Size, Span};
+use super::values::{DatabaseUrl, ListenAddress, LogFormat, Size, Span};
 
 macro_rules! settings {
     ($($(#[doc = $doc:literal])+ $name:ident ($env:literal): $kind:ty = $default:expr;)*) => {
@@ -13,8 +12,10 @@ macro_rules! settings {
         #[derive(Debug, Clone, Default, clap::Args, serde::Deserialize)]
         #[serde(deny_unknown_fields)]
         pub struct SettingsLayer {
-            $($(#[doc = $doc])+ #[doc = concat!("[default: ", $default, "]")]
-            #[arg(long, env = $env, hide_env_values = true)] pub $name: Option<$kind>,)*
+            $($(#[doc = $doc])+
+            #[arg(long, env = $env, hide_env_values = true,
+                  help = concat!($($doc,)+ " [default: ", $default, "]").trim_start())]
+            pub $name: Option<$kind>,)*
         }
 
         /// The settings in force.
@@ -56,14 +57,15 @@ fn default<T: std::str::FromStr>(text: &str) -> T {
 }
 
 settings! {
-    /// Address and port to serve on.
-    listen("BOURN_LISTEN"): SocketAddr = "127.0.0.1:4437";
+    /// Address and port to serve on; a port alone means this machine only.
+    listen("BOURN_LISTEN"): ListenAddress = "127.0.0.1:4437";
     /// The database: `sqlite:PATH` or `postgres://USER@HOST/DATABASE`.
     database("BOURN_DATABASE"): DatabaseUrl = "sqlite:bourn.db";
     /// PostgreSQL past a pooler in transaction mode, for replication and LISTEN; empty where there is no pooler.
     direct_database("BOURN_DIRECT_DATABASE"): String = "";
-    /// The replication slot in PostgreSQL. Every server of one database must have the same.
-    slot("BOURN_SLOT"): String = "bourn";
+    /// The replication slot in PostgreSQL; empty: `bourn_` and the database's name. Every server of one database must have
+    /// the same.
+    slot("BOURN_SLOT"): String = "";
     /// The publication in PostgreSQL that names the streamed tables.
     publication("BOURN_PUBLICATION"): String = "bourn";
     /// Names under which a server on loopback is reached beside `localhost` and `public_url`, separated by commas. A
@@ -244,7 +246,7 @@ impl Limits {
             return invalid("`leader_timeout` must be at least 1s".into());
         }
         let slot_fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-        if self.slot.is_empty() || self.slot.len() > 63 || !self.slot.bytes().all(slot_fits) {
+        if self.slot.len() > 63 || !self.slot.bytes().all(slot_fits) {
             return invalid("`slot` must be made of lower-case letters, digits and `_`, 63 at most".into());
         }
         if self.publication.is_empty()

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use bourn_protocol::query::{Query, StreamRead};
-use bourn_protocol::{ReadFrom, Selector};
+use bourn_protocol::{ReadFrom, Selector, headers};
 use http::header::CONTENT_TYPE;
 use http::{Request, StatusCode};
 
 use super::respond::{Build, JSON};
 use super::{ApiError, App, Reply, ReplyBody, entities, intake, render};
 use crate::entity::EntityType;
+use crate::storage::StorageError;
 
 /// `GET /v1/entities/{table}`: the list, or with an offset the stream.
 pub(super) async fn entity<B>(
@@ -21,7 +22,21 @@ pub(super) async fn entity<B>(
     let Some((stream, read)) = stream_of(entity, &query)? else {
         return entities::list(app, entity, &query, request).await;
     };
-    serve(app, stream, read, request).await
+    let to_the_tail = read.live.is_some() || read.from == ReadFrom::Now;
+    if to_the_tail {
+        is_complete(entity)?;
+    }
+    let reply = serve(app, stream, read, request).await?;
+    if reply.headers().contains_key(headers::STREAM_UP_TO_DATE) {
+        is_complete(entity)?;
+    }
+    Ok(reply)
+}
+
+/// What reaches the tail of a table that is not captured would look complete and not be. History is, whatever the table's
+/// state.
+fn is_complete(entity: &EntityType) -> Result<(), ApiError> {
+    entity.schema().map(|_| ()).map_err(|reason| StorageError::Entity(reason).into())
 }
 
 /// `HEAD /v1/entities/{table}`: where the stream's tail is.

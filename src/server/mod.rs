@@ -7,13 +7,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::entity::Catalog;
+use crate::entity::{Catalog, EntityType};
 use crate::http::{App, BodyMemory, Gate, HotAnswers};
 use crate::read::{Reader, chunk_limits};
 use crate::stopping::Stopping;
@@ -24,6 +24,8 @@ use crate::supervisor::{Supervisor, TaskFailure};
 use crate::tail::{Bells, Tail};
 use crate::telemetry::Metrics;
 
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1_024;
 /// How often histograms are folded.
 const UPKEEP: Duration = Duration::from_secs(1);
 /// Connections that are refused at once: each is given a moment to say what it wants.
@@ -65,13 +67,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the database, then binds the address: nobody is let in before there is something to serve.
+    /// Takes the address, then opens the database, then listens: an address that is taken leaves no trace in the database,
+    /// and no client is let in before there is something to serve.
     ///
     /// # Errors
     /// When either fails.
     pub async fn start(config: Config) -> Result<Server, StartError> {
         let supervisor = Supervisor::default();
         let limits = Arc::new(config.limits);
+        let address = limits.listen.get();
+        let socket = bind(address).map_err(|error| StartError::Bind { address, error })?;
         let catalog = Arc::new(Catalog::new(&config.entities));
         let storage = storage::open(&limits, catalog.clone(), config.demo, &supervisor).await?;
         let metrics = Metrics::install().map_err(StartError::Metrics)?;
@@ -81,9 +86,7 @@ impl Server {
         // Listened to before anybody can be let in.
         let changes = [storage.stream_changes(), storage.stream_changes()];
         let reader = Arc::new(Reader::new(storage.clone(), tail.clone(), bells.clone(), &limits));
-        let address = limits.listen;
-        let listener =
-            TcpListener::bind(address).await.map_err(|error| StartError::Bind { address, error })?;
+        let listener = socket.listen(BACKLOG).map_err(|error| StartError::Bind { address, error })?;
         let stopping = Stopping::default();
         let public_url = match limits.public_url.trim_end_matches('/') {
             "" => format!("http://{}", listener.local_addr().unwrap_or(address)),
@@ -118,6 +121,13 @@ impl Server {
     /// When the system cannot tell.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// The entity types that cannot be served now, each with the reason.
+    #[must_use]
+    pub fn unavailable(&self) -> Vec<(Arc<str>, String)> {
+        let reason = |entity: &Arc<EntityType>| Some((entity.name.clone(), entity.schema().err()?));
+        self.app.catalog.iter().filter_map(reason).collect()
     }
 
     /// Serves until `stop` fires or a background task fails, then lets what is under way end: live readers get a last event,
@@ -165,6 +175,15 @@ impl Server {
         background.wait().await;
         failure.map_or(Ok(()), Err)
     }
+}
+
+/// Takes an address without listening on it yet.
+fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // What is left of the last server's connections must not keep the next one from starting.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 async fn accept(listener: &TcpListener, app: &Arc<App>, connections: &TaskTracker, stop: &CancellationToken) {

@@ -174,6 +174,25 @@ async fn the_figures_tell_what_the_server_does() {
 }
 
 #[tokio::test]
+async fn a_reader_of_the_log_lines_that_goes_away_takes_nothing_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = format!("sqlite:{}", directory.path().join("bourn.db").display());
+    let (bourn, lines) = Bourn::start_with_piped_log(&database, &[("log", "debug")]).await;
+    // `bourn 2>&1 | head -5`
+    drop(lines);
+    let client = bourn.client();
+    for i in 0..20 {
+        client.make_page(&format!("p{i}"), &format!("t{i}")).await;
+    }
+    bourn.sql("INSERT INTO pages (id) VALUES ('foreign')");
+    eventually("capture goes on", async || client.read_all("/v1/entities/pages", "-1").await.0.len() == 21)
+        .await;
+    let mut bourn = bourn;
+    bourn.terminate();
+    assert!(bourn.ended().await.0);
+}
+
+#[tokio::test]
 async fn a_client_that_has_closed_its_side_still_gets_its_answer() {
     let bourn = Bourn::start(&[]).await;
     bourn.client().make_page("p1", "t1").await;
