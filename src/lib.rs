@@ -8,10 +8,12 @@
 pub mod config;
 pub mod entity;
 pub mod http;
+mod log_text;
 pub mod read;
 pub mod server;
 pub mod stopping;
 pub mod storage;
 pub mod subscriptions;
+pub mod supervisor;
 pub mod tail;
 pub mod telemetry;

@@ -10,6 +10,9 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
+use crate::log_text;
+use crate::storage::{CaptureStatus, Head};
+use crate::tail::Tail;
 
 /// Bounds of the latency histograms, in seconds.
 const LATENCY: [f64; 14] =
@@ -26,7 +29,9 @@ pub fn init_logs(filter: &str, format: LogFormat) -> Result<(), String> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        // A log line that cannot be written is no reason to say so, which would panic for the same reason.
+        .log_internal_errors(false)
+        .with_writer(log_text::stderr);
     let started = match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().try_init(),
@@ -85,9 +90,31 @@ pub struct Metrics {
     catch_up: ModeFigures,
     long_poll: ModeFigures,
     sse: ModeFigures,
-    latency: HashMap<&'static str, Histogram>,
+    requests: HashMap<&'static str, EndpointFigures>,
     connections: Gauge,
     accepted: Counter,
+}
+
+/// Figures of one endpoint.
+#[derive(Clone)]
+struct EndpointFigures {
+    latency: Histogram,
+    /// Requests by status, for those statuses that are on a hot path.
+    usual: [(StatusCode, Counter); 4],
+}
+
+impl EndpointFigures {
+    fn new(endpoint: &'static str) -> EndpointFigures {
+        let usual = [StatusCode::OK, StatusCode::NOT_MODIFIED, StatusCode::NO_CONTENT, StatusCode::CREATED];
+        EndpointFigures {
+            latency: metrics::histogram!("bourn_request_seconds", "endpoint" => endpoint),
+            usual: usual.map(|status| (status, requests_counter(endpoint, status))),
+        }
+    }
+}
+
+fn requests_counter(endpoint: &'static str, status: StatusCode) -> Counter {
+    metrics::counter!("bourn_requests_total", "endpoint" => endpoint, "status" => status.as_str().to_owned())
 }
 
 /// One more in a gauge, for as long as it is kept.
@@ -116,6 +143,7 @@ impl Metrics {
         let handle = handle.clone()?;
         describe();
         let endpoints = [
+            "refused",
             "entities",
             "row",
             "activities",
@@ -127,17 +155,15 @@ impl Metrics {
             "metrics",
             "unknown",
         ];
-        let latency = endpoints
-            .map(|name| (name, metrics::histogram!("bourn_request_seconds", "endpoint" => name)))
-            .into();
-        let connections = metrics::gauge!("bourn_connections");
+        let requests = endpoints.map(|name| (name, EndpointFigures::new(name))).into();
+        let connections = metrics::gauge!("bourn_open_connections");
         let accepted = metrics::counter!("bourn_connections_total", "outcome" => "accepted");
         Ok(Metrics {
             handle,
             catch_up: ModeFigures::new(ReadMode::CatchUp),
             long_poll: ModeFigures::new(ReadMode::LongPoll),
             sse: ModeFigures::new(ReadMode::Sse),
-            latency,
+            requests,
             connections,
             accepted,
         })
@@ -176,8 +202,12 @@ impl Metrics {
 
     /// A request was answered.
     pub fn answered(&self, endpoint: &'static str, status: StatusCode, elapsed: Duration) {
-        if let Some(histogram) = self.latency.get(endpoint) {
-            histogram.record(elapsed.as_secs_f64());
+        if let Some(figures) = self.requests.get(endpoint) {
+            figures.latency.record(elapsed.as_secs_f64());
+            match figures.usual.iter().find(|(usual, _)| *usual == status) {
+                Some((_, count)) => count.increment(1),
+                None => requests_counter(endpoint, status).increment(1),
+            }
         }
         if status.is_client_error() || status.is_server_error() {
             let status = status.as_str().to_owned();
@@ -187,11 +217,29 @@ impl Metrics {
 
     /// Takes what is looked at only when somebody asks.
     #[allow(clippy::cast_precision_loss, reason = "gauges are floating point")]
-    pub fn gauges(&self, log_head: u64, tail_head: u64, lag: u64, tail_bytes: usize) {
-        metrics::gauge!("bourn_log_head").set(log_head as f64);
-        metrics::gauge!("bourn_tail_head").set(tail_head as f64);
-        metrics::gauge!("bourn_log_lag").set(lag as f64);
-        metrics::gauge!("bourn_tail_bytes").set(tail_bytes as f64);
+    pub fn gauges(&self, head: Head, tail: &Tail, capture: &CaptureStatus) {
+        let set = |name: &'static str, value: Option<f64>| {
+            if let Some(value) = value {
+                metrics::gauge!(name).set(value);
+            }
+        };
+        let flag = |holds: bool| f64::from(u8::from(holds));
+        set("bourn_log_head", Some(head.seq.get() as f64));
+        set("bourn_tail_head", Some(tail.head().get() as f64));
+        set("bourn_tail_bytes", Some(tail.memory_used() as f64));
+        set("bourn_capture_up", Some(flag(capture.stalled.is_none())));
+        set("bourn_log_lag", capture.lag.map(|changes| changes as f64));
+        set("bourn_log_lag_bytes", capture.lag_bytes.map(|bytes| bytes as f64));
+        set("bourn_log_lag_seconds", capture.lag_seconds);
+        set("bourn_entities_comparing", Some(capture.reconciling.len() as f64));
+        let stopped = capture.conditions.iter().filter(|condition| condition.stopped);
+        set("bourn_entities_stopped", Some(stopped.count() as f64));
+        if let Some(slot) = &capture.slot {
+            set("bourn_leader", Some(flag(slot.leader)));
+            set("bourn_slot_retained_bytes", slot.retained_bytes.map(|bytes| bytes as f64));
+            set("bourn_slot_lost", slot.wal_status.as_ref().map(|status| flag(status == "lost")));
+            metrics::counter!("bourn_replication_connects_total").absolute(slot.connects);
+        }
     }
 
     /// The figures in Prometheus' text form.
@@ -215,8 +263,13 @@ fn describe() {
         ("bourn_chunk_cache_total", "Look-ups in the chunk cache, by outcome"),
         ("bourn_writes_total", "Mutations, by operation and outcome"),
         ("bourn_webhooks_total", "Webhooks, by outcome"),
+        ("bourn_requests_total", "Requests answered, by endpoint and status"),
         ("bourn_errors_total", "Answers with an error status, by endpoint and status"),
         ("bourn_connections_total", "Connections, by outcome"),
+        (
+            "bourn_replication_connects_total",
+            "Connections to the replication stream that this server has made",
+        ),
     ];
     for (name, text) in counters {
         metrics::describe_counter!(name, text);
@@ -225,9 +278,18 @@ fn describe() {
         ("bourn_live_readers", "Readers that follow a stream now, by mode"),
         ("bourn_log_head", "Place of the last activity in the log"),
         ("bourn_tail_head", "Place up to which the live tail has come"),
-        ("bourn_log_lag", "Committed changes that are not in the log yet"),
+        ("bourn_log_lag", "Committed changes that are not in the log yet, where they can be counted"),
+        ("bourn_log_lag_bytes", "Bytes of the database's own log that are not in ours yet"),
+        ("bourn_log_lag_seconds", "Age of the oldest change that is not in the log yet"),
+        ("bourn_capture_up", "Whether changes are being captured: 1 or 0"),
+        ("bourn_entities_comparing", "Entity types whose tables are being compared with the log"),
+        ("bourn_entities_stopped", "Entity types that are stopped until an operator acts"),
+        ("bourn_leader", "Whether this server captures from PostgreSQL: 1 or 0"),
+        ("bourn_slot_retained_bytes", "Bytes of write-ahead log that PostgreSQL keeps for the slot"),
+        ("bourn_slot_lost", "Whether PostgreSQL has given up the slot's write-ahead log: 1 or 0"),
         ("bourn_tail_bytes", "Bytes held by the live tail"),
-        ("bourn_connections", "Connections open now"),
+        ("bourn_open_connections", "Connections open now"),
+        ("bourn_webhooks_pending", "Subscriptions whose webhook waits to be sent or answered"),
     ];
     for (name, text) in gauges {
         metrics::describe_gauge!(name, text);
@@ -235,7 +297,7 @@ fn describe() {
     metrics::describe_histogram!(
         "bourn_request_seconds",
         Unit::Seconds,
-        "Time to the head of the answer, by endpoint; final answers at hand are not in it"
+        "Time to the head of the answer, by endpoint"
     );
     metrics::describe_histogram!("bourn_commit_seconds", Unit::Seconds, "Time of one shared commit");
     metrics::describe_histogram!("bourn_write_batch_size", "Mutations that shared a commit");

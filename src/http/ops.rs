@@ -1,68 +1,102 @@
-//! For operators: liveness, readiness, figures.
+//! For operators: liveness, readiness, figures. All of them answer within [`ANSWER_WITHIN`], whatever the database does.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::respond::Build;
 use super::{App, Reply, ReplyBody};
+use crate::entity::EntityType;
+use crate::storage::CaptureStatus;
+
+/// How long the database may take to say where the log's head is, before it counts as out of reach.
+const ANSWER_WITHIN: Duration = Duration::from_millis(800);
 
 /// `GET /health`: the process answers.
 pub(super) fn health() -> Reply {
     Build::new(StatusCode::OK).no_store().json(json!({ "status": "ok" }).to_string())
 }
 
-/// `GET /ready`: whether the server can do its work, and how far the log has come.
+/// `GET /ready`: whether the server can serve, and what an operator should know. A table that is being compared with the log
+/// is reported beside it: it is no reason to take the server out of a balancer.
 pub(super) async fn ready(app: &Arc<App>) -> Reply {
     let capture = app.storage.status();
-    let bounds = app.storage.bounds().await;
+    let head = tokio::time::timeout(ANSWER_WITHIN, app.storage.bounds()).await;
     let mut problems = Vec::new();
     if app.stopping.is_given() {
-        problems.push("the server is about to stop".to_owned());
+        problems.push("the server is stopping".to_owned());
     }
-    if let Err(error) = &bounds {
-        problems.push(error.to_string());
-    }
-    problems.extend(capture.stalled.as_ref().map(|reason| format!("capture stands still: {reason}")));
-    let entities: Vec<_> = app
-        .catalog
-        .iter()
-        .map(|entity| match (entity.schema(), capture.reconciling.get(&*entity.name)) {
-            (Err(reason), _) => {
-                problems.push(format!("{}: {reason}", entity.name));
-                json!({ "type": &*entity.name, "state": "unavailable", "reason": reason })
-            }
-            (Ok(_), Some(keys)) => {
-                json!({ "type": &*entity.name, "state": "comparing", "compared": keys })
-            }
-            (Ok(_), None) => json!({ "type": &*entity.name, "state": "ready" }),
-        })
-        .collect();
-    let comparing = !capture.reconciling.is_empty();
-    let ready = problems.is_empty() && !comparing;
-    let head = bounds.as_ref().map(|head| head.offset().to_string()).ok();
-    let body = json!({
+    problems.extend(app.supervisor.failure().map(|failure| failure.to_string()));
+    let head = match head {
+        Ok(Ok(head)) => Some(head.offset().to_string()),
+        Ok(Err(error)) => {
+            problems.push(error.to_string());
+            None
+        }
+        Err(_) => {
+            problems.push("the database does not answer in time".to_owned());
+            None
+        }
+    };
+    problems.extend(capture.stalled.as_ref().map(|reason| format!("capture has stopped: {reason}")));
+    let entities: Vec<Value> =
+        app.catalog.iter().map(|entity| entity_state(entity, &capture, &mut problems)).collect();
+    let ready = problems.is_empty();
+    let mut body = json!({
         "status": if ready { "ready" } else { "not_ready" },
         "problems": problems,
-        "log": { "head": head, "lag": capture.lag, "lagBytes": capture.lag_bytes },
+        "log": {
+            "head": head,
+            "lag": capture.lag,
+            "lagBytes": capture.lag_bytes,
+            "lagSeconds": capture.lag_seconds,
+        },
         "entities": entities,
     });
+    if let Some(slot) = &capture.slot {
+        body["slot"] = json!({
+            "leader": slot.leader,
+            "retainedBytes": slot.retained_bytes,
+            "walStatus": slot.wal_status,
+        });
+    }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Build::new(status).no_store().json(body.to_string())
 }
 
+/// The state of one entity type; what keeps it from being served is a problem of the server's.
+fn entity_state(entity: &EntityType, capture: &CaptureStatus, problems: &mut Vec<String>) -> Value {
+    let conditions: Vec<_> =
+        capture.conditions.iter().filter(|condition| condition.entity_type == *entity.name).collect();
+    let mut state = json!({ "type": &*entity.name });
+    if let Err(reason) = entity.schema() {
+        problems.push(format!("{}: {reason}", entity.name));
+        state["state"] = "unavailable".into();
+        state["reason"] = reason.into();
+    } else if let Some(condition) = conditions.iter().find(|condition| condition.stopped) {
+        problems.push(format!("{}: {}; {}", entity.name, condition.reason, condition.remedy));
+        state["state"] = "stopped".into();
+    } else if let Some(keys) = capture.reconciling.get(&*entity.name) {
+        state["state"] = "comparing".into();
+        state["compared"] = (*keys).into();
+    } else {
+        state["state"] = "ready".into();
+    }
+    if !conditions.is_empty() {
+        let shown = conditions.iter().map(|condition| {
+            json!({ "key": condition.key, "reason": condition.reason, "remedy": condition.remedy })
+        });
+        state["conditions"] = shown.collect();
+    }
+    state
+}
+
 /// `GET /metrics`: the figures in Prometheus' text form.
 pub(super) fn metrics(app: &Arc<App>) -> Reply {
-    let capture = app.storage.status();
-    let head = *app.storage.head().borrow();
-    app.metrics.gauges(
-        head.seq.get(),
-        app.tail.head().get(),
-        capture.lag.unwrap_or_default(),
-        app.tail.memory_used(),
-    );
+    app.metrics.gauges(*app.storage.head().borrow(), &app.tail, &app.storage.status());
     Build::new(StatusCode::OK)
         .no_store()
         .header(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"))

@@ -7,6 +7,7 @@ use super::sqlite::{self, SqliteStorage};
 use super::{OpenError, Storage};
 use crate::config::{Config, DatabaseUrl, Limits};
 use crate::entity::Catalog;
+use crate::supervisor::Supervisor;
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,10 +22,17 @@ pub struct Finding {
 ///
 /// # Errors
 /// When it cannot be reached, is not fit, or cannot be prepared.
-pub async fn open(limits: &Limits, catalog: Arc<Catalog>, demo: bool) -> Result<Arc<dyn Storage>, OpenError> {
+pub async fn open(
+    limits: &Limits,
+    catalog: Arc<Catalog>,
+    demo: bool,
+    supervisor: &Supervisor,
+) -> Result<Arc<dyn Storage>, OpenError> {
     Ok(match &limits.database {
-        DatabaseUrl::Sqlite(path) => Arc::new(SqliteStorage::open(path, limits, catalog, demo)?),
-        DatabaseUrl::Postgres(url) => Arc::new(PostgresStorage::open(url, limits, catalog, demo).await?),
+        DatabaseUrl::Sqlite(path) => Arc::new(SqliteStorage::open(path, limits, catalog, demo, supervisor)?),
+        DatabaseUrl::Postgres(url) => {
+            Arc::new(PostgresStorage::open(url, limits, catalog, demo, supervisor).await?)
+        }
     })
 }
 
@@ -50,13 +58,13 @@ pub async fn prepare_sql(config: &Config) -> Result<String, OpenError> {
     }
 }
 
-/// Does what [`prepare_sql`] prints.
+/// Does what [`prepare_sql`] prints; says line by line what was done.
 ///
 /// # Errors
 /// When it cannot be opened or written.
-pub async fn prepare(config: &Config) -> Result<(), OpenError> {
+pub async fn prepare(config: &Config) -> Result<Vec<String>, OpenError> {
     match &config.limits.database {
-        DatabaseUrl::Sqlite(path) => sqlite::prepare(path, config),
+        DatabaseUrl::Sqlite(path) => sqlite::prepare(path, config).map(|()| Vec::new()),
         DatabaseUrl::Postgres(url) => postgres::prepare(url, config).await,
     }
 }

@@ -7,6 +7,7 @@ use bourn::config::{Config, SettingsLayer};
 use bourn::entity::{Catalog, EntityType};
 use bourn::storage::postgres::PostgresStorage;
 use bourn::storage::{Storage, Writer};
+use bourn::supervisor::Supervisor;
 use bourn_testkit::{Cluster, Database};
 
 use crate::backend::{Backend, PATIENCE, entities, eventually};
@@ -46,8 +47,15 @@ impl Postgres {
 
     async fn start(database: Database, config: Config) -> Postgres {
         let catalog = Arc::new(Catalog::new(&config.entities));
-        let storage =
-            PostgresStorage::open(&database.url(), &config.limits, catalog.clone(), false).await.unwrap();
+        let storage = PostgresStorage::open(
+            &database.url(),
+            &config.limits,
+            catalog.clone(),
+            false,
+            &Supervisor::default(),
+        )
+        .await
+        .unwrap();
         let backend = Postgres { storage, catalog, config, database };
         let wanted = backend.config.entities.len().to_string();
         let deadline = Instant::now() + PATIENCE;

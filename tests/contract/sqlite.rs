@@ -7,6 +7,7 @@ use bourn::config::{Config, SettingsLayer};
 use bourn::entity::{Catalog, EntityType};
 use bourn::storage::sqlite::SqliteStorage;
 use bourn::storage::{Storage, Writer};
+use bourn::supervisor::Supervisor;
 
 use crate::backend::{Backend, PATIENCE, entities, eventually};
 
@@ -42,7 +43,9 @@ impl Sqlite {
         let config =
             Config::load(SettingsLayer::default(), Some(&directory.path().join("bourn.toml"))).unwrap();
         let catalog = Arc::new(Catalog::new(&config.entities));
-        let storage = SqliteStorage::open(&path, &config.limits, catalog.clone(), false).unwrap();
+        let storage =
+            SqliteStorage::open(&path, &config.limits, catalog.clone(), false, &Supervisor::default())
+                .unwrap();
         let backend = Sqlite { storage, catalog, config, foreign: foreign.into(), directory };
         let deadline = Instant::now() + PATIENCE;
         while !bourn::storage::Capture::status(&backend.storage).reconciling.is_empty() {

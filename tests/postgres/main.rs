@@ -36,6 +36,7 @@ mod postgres {
     mod pooler;
     mod random;
     mod schema;
+    mod sessions;
     mod several;
     mod tls;
     mod transactions;

@@ -272,13 +272,13 @@ pub async fn says(client: &Client, words: &str) {
     assert!(told.await, "`{words}` is never said, but: {last}");
 }
 
-/// Waits until the server is ready.
+/// Waits until the server is ready, and the log has every table as it is.
 pub async fn is_ready(client: &Client) {
     let mut last = String::new();
     let ready = within(PATIENCE, async || {
         let answer = client.get("/ready").await;
         last = answer.text().to_owned();
-        answer.status == 200
+        answer.is_settled()
     });
     assert!(ready.await, "never ready: {last}");
 }

@@ -63,6 +63,12 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
+    /// Whether this answer of `/ready` says that the server serves and the log has every table as it is.
+    pub fn is_settled(&self) -> bool {
+        let settled = |entity: &Value| entity["state"] == "ready";
+        self.status == 200 && self.json()["entities"].as_array().unwrap().iter().all(settled)
+    }
+
     /// The messages of a stream read.
     pub fn messages(&self) -> Vec<Value> {
         assert_eq!(self.status, 200, "{}", self.text());

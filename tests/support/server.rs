@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
 
 use super::{Client, PATIENCE};
 
@@ -21,6 +21,10 @@ pub struct Bourn {
     settings: Vec<(String, String)>,
     /// Where the present process's part of the log begins.
     log_from: usize,
+    /// The variable that makes the server fail at some place.
+    failpoints: Option<(&'static str, String)>,
+    /// The log goes to a reader of the test's own, and not into a file.
+    log_is_piped: bool,
 }
 
 /// The URL of a SQLite file.
@@ -61,6 +65,24 @@ impl Bourn {
         bourn
     }
 
+    /// Starts a server whose log lines the test reads.
+    pub async fn start_with_piped_log(database: &str, settings: &[(&str, &str)]) -> (Bourn, ChildStderr) {
+        let mut bourn = Self::new(tempfile::tempdir().unwrap(), database.to_owned(), settings);
+        bourn.log_is_piped = true;
+        bourn.listen().await;
+        let lines = bourn.child.as_mut().and_then(|child| child.stderr.take()).unwrap();
+        bourn.ready().await;
+        (bourn, lines)
+    }
+
+    /// Starts a server that is to fail: `failpoints` are places and actions, as `tail=panic`.
+    pub async fn start_failing(database: &str, settings: &[(&str, &str)], failpoints: &str) -> Bourn {
+        let mut bourn = Self::new(tempfile::tempdir().unwrap(), database.to_owned(), settings);
+        bourn.failpoints = Some(("FAILPOINTS", failpoints.to_owned()));
+        bourn.listen().await;
+        bourn
+    }
+
     async fn start_in(directory: TempDir, database: String, settings: &[(&str, &str)]) -> Bourn {
         let mut bourn = Self::new(directory, database, settings);
         bourn.restart().await;
@@ -78,6 +100,8 @@ impl Bourn {
             database,
             settings: settings.collect(),
             log_from: 0,
+            failpoints: None,
+            log_is_piped: false,
         }
     }
 
@@ -107,7 +131,9 @@ impl Bourn {
         command.arg("serve").arg("--listen").arg(&self.address);
         command.arg("--database").arg(&self.database);
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
-        command.stdout(Stdio::piped()).stderr(log_file(self.directory.path()));
+        command.envs(self.failpoints.clone());
+        let log = if self.log_is_piped { Stdio::piped() } else { log_file(self.directory.path()) };
+        command.stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let first = tokio::time::timeout(PATIENCE, lines.next_line())
@@ -125,14 +151,14 @@ impl Bourn {
         Ok(())
     }
 
-    /// Waits until the server can do its work.
+    /// Waits until the server can do its work, and the log has every table as it is.
     pub async fn ready(&self) {
         let client = self.client();
         let mut last = String::new();
         let ready = super::within(super::PATIENCE, async || {
             let answer = client.get("/ready").await;
             last = answer.text().to_owned();
-            answer.status == 200
+            answer.is_settled()
         });
         let ready = ready.await;
         let log = self.log();
@@ -192,6 +218,14 @@ impl Bourn {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find(|line| line.starts_with(which)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// Processor time that the server has used, user and system together.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(ticks * 10)
     }
 
     /// kill -9.

@@ -12,13 +12,15 @@ pub(super) fn storage(error: &sqlx::Error) -> StorageError {
     match (code(error).as_deref(), error) {
         (Some("53100" | "53400"), _) => StorageError::Full,
         (Some("25006"), _) => StorageError::ReadOnly,
-        // Deadlocks, serialization, lock timeouts, too many connections.
-        (Some("40001" | "40P01" | "55P03" | "53300"), _) => StorageError::Busy,
-        // There is no connection to be had: the database is down, or everybody waits for it.
-        (None, sqlx::Error::PoolTimedOut) => StorageError::Unavailable,
+        // Deadlocks, serialization, too many connections.
+        (Some("40001" | "40P01" | "53300"), _) => StorageError::Busy,
+        (Some("55P03"), _) => StorageError::Locked,
+        // A statement, or all connections, took too long.
+        (Some("57014"), _) | (None, sqlx::Error::PoolTimedOut) => StorageError::Slow,
+        (None, sqlx::Error::Io(error)) if error.kind() == std::io::ErrorKind::TimedOut => StorageError::Slow,
         (None, sqlx::Error::PoolClosed) => StorageError::Closed,
         // The table is not what it was when it was looked at; the next look will say so.
-        (Some("42P01" | "42703" | "42804" | "0A000"), _) => {
+        _ if super::rows::table_changed(error) => {
             tracing::warn!(%error, "a table has changed");
             StorageError::Entity("the table has changed just now; try again".into())
         }

@@ -42,6 +42,7 @@ use super::{
 use crate::config::Limits;
 use crate::entity::{Catalog, EntityType, TableSchema};
 use crate::storage::retention::Retention;
+use crate::supervisor::Supervisor;
 pub use admin::{check, prepare, prepare_sql};
 use connect::open_error;
 use pool::ReadPool;
@@ -119,7 +120,11 @@ impl SqliteStorage {
         limits: &Limits,
         catalog: Arc<Catalog>,
         demo: bool,
+        supervisor: &Supervisor,
     ) -> Result<SqliteStorage, OpenError> {
+        if let Some(error) = admin::missing_file(path, demo) {
+            return Err(error);
+        }
         let busy = limits.busy_timeout.get();
         let failed = |e: rusqlite::Error| open_error(path, &e);
         let mut connection = connect::writer(path, busy).map_err(failed)?;
@@ -163,8 +168,9 @@ impl SqliteStorage {
         };
         // Done here, so that whoever gets the storage finds its tables known.
         let reconciles = writing.refresh(VecDeque::new());
-        spawn("bourn-writer", path, move || writing.run(reconciles))?;
-        spawn("bourn-watcher", path, move || watching.run())?;
+        let failed = |error: &std::io::Error| OpenError::new(&path.display(), error);
+        supervisor.thread("bourn-writer", move || writing.run(reconciles)).map_err(|e| failed(&e))?;
+        supervisor.thread("bourn-watcher", move || watching.run()).map_err(|e| failed(&e))?;
         let pool = ReadPool::new(path, busy, limits.read_connections);
         Ok(SqliteStorage {
             pool,
@@ -185,11 +191,6 @@ impl SqliteStorage {
 /// Publishes that the log reaches this far; within an epoch it never goes back.
 fn advance(head: &tokio::sync::watch::Sender<Head>, to: Seq) {
     head.send_if_modified(|known| known.advance(Head { seq: to, ..*known }));
-}
-
-fn spawn(name: &str, path: &Path, run: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
-    let thread = std::thread::Builder::new().name(name.into()).spawn(run);
-    thread.map(|_| ()).map_err(|error| OpenError::new(&path.display(), &error))
 }
 
 #[async_trait]

@@ -53,6 +53,7 @@ impl Watcher {
                 collected_at = Instant::now();
                 self.collect();
             }
+            crate::failpoint!("bourn-watcher", |_| ());
             match self.look(&mut data_version, unsealed) {
                 Ok(found) => {
                     unsealed = found;

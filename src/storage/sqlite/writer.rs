@@ -94,6 +94,7 @@ impl WriterThread {
                     }
                 },
             };
+            crate::failpoint!("bourn-writer", |_| ());
             match job {
                 None => return,
                 Some(Job::Close(done)) => {

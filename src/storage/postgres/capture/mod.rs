@@ -67,8 +67,9 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
             Ok(mut leader) => {
                 tracing::info!("this server captures changes");
                 let fence = leader.fence();
-                let _retaining =
-                    AbortOnDropHandle::new(tokio::spawn(retention::run(inner.clone(), fence, stop.clone())));
+                let retention = retention::run(inner.clone(), fence, stop.clone());
+                let retention = inner.supervisor.guard("retention", retention);
+                let _retaining = AbortOnDropHandle::new(tokio::spawn(retention));
                 said = String::new();
                 let lost = leader.run().await;
                 inner.shared.leading(false);

@@ -291,7 +291,8 @@ impl Leader<'_> {
         let work = Work { wait_for: work.wait_for.max(self.reconciler.since), ..work };
         // One step ahead of the leader.
         let (sender, steps) = mpsc::channel(1);
-        let task = tokio::spawn(read_steps(self.inner.clone(), work.clone(), sender));
+        let task = read_steps(self.inner.clone(), work.clone(), sender);
+        let task = tokio::spawn(self.inner.supervisor.guard("scan", task));
         self.reconciler.current = Some(Current { work, steps, _task: AbortOnDropHandle::new(task) });
     }
 
