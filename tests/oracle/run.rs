@@ -17,7 +17,7 @@ use crate::readers::{Reader, Shared, Way};
 use crate::rest::RestWriter;
 use crate::schema::Table;
 use crate::statements::{Alterations, transaction};
-use crate::support::Client;
+use crate::support::{Bourn, Client};
 use crate::trouble::{Server, Trouble};
 use crate::world::{Orders, Script, World};
 
@@ -115,7 +115,7 @@ impl<W: World> Scene<W> {
         scene.write();
         scene.committed(30).await;
         for i in 0..SERVERS {
-            let process = scene.world.server().await;
+            let process = scene.server().await;
             let front = Proxy::start(process.address().parse().unwrap());
             scene.clients.push(Client::new(&front.address().to_string()));
             let mortal = !pace.one_lives || i + 1 < SERVERS;
@@ -124,6 +124,20 @@ impl<W: World> Scene<W> {
         scene.write_over_rest();
         scene.read();
         scene
+    }
+
+    /// A server; the writers may hold the database for a while.
+    async fn server(&self) -> Bourn {
+        let deadline = Instant::now() + AGREEMENT;
+        loop {
+            match self.world.server().await {
+                Ok(server) => return server,
+                Err(said) => {
+                    self.shared.journal.count("starts that failed");
+                    assert!(Instant::now() < deadline, "{said}");
+                }
+            }
+        }
     }
 
     async fn committed(&self, count: u64) {
