@@ -68,6 +68,10 @@ codes! {
     TokenExpired = "TOKEN_EXPIRED", 401;
     /// A newer life of the producer has appended.
     StaleProducer = "STALE_PRODUCER", 403;
+    /// The request is for a name that this server is not reached under.
+    HostNotAllowed = "HOST_NOT_ALLOWED", 403;
+    /// Pages of this origin may not use the server.
+    OriginNotAllowed = "ORIGIN_NOT_ALLOWED", 403;
     /// No row has this id.
     NotFound = "NOT_FOUND", 404;
     /// No entity type has this table.
@@ -150,6 +154,10 @@ codes! {
     Internal = "INTERNAL", 500;
     /// Another process holds the database; a retry may help.
     DatabaseBusy = "DATABASE_BUSY", 503;
+    /// Another session of the database holds a lock on the row or the table.
+    DatabaseLocked = "DATABASE_LOCKED", 503;
+    /// The database did not answer in time; a write may have been done, and a retry with the same transaction id says.
+    DatabaseTimeout = "DATABASE_TIMEOUT", 503;
     /// The database's disk is full; nothing was written.
     DatabaseFull = "DATABASE_FULL", 503;
     /// The database can be read but not written.

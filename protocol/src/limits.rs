@@ -33,6 +33,8 @@ pub const PRODUCERS_MAX: u32 = 10_000;
 pub const CHUNK_APPENDS_MAX: usize = 16_384;
 /// Most bytes of a subscription's id, pattern, description and worker name, and of a webhook's URL.
 pub const SUBSCRIPTION_TEXT_MAX_BYTES: usize = 2_048;
+/// Most segments of a subscription's pattern.
+pub const PATTERN_SEGMENTS_MAX: usize = 64;
 /// Shortest lease, in milliseconds.
 pub const LEASE_MIN_MILLIS: u64 = 1_000;
 /// Longest lease.

@@ -118,6 +118,8 @@ impl From<StorageError> for ApiError {
     fn from(error: StorageError) -> Self {
         let code = match &error {
             StorageError::Busy => ErrorCode::DatabaseBusy,
+            StorageError::Locked => ErrorCode::DatabaseLocked,
+            StorageError::Slow => ErrorCode::DatabaseTimeout,
             StorageError::Full => ErrorCode::DatabaseFull,
             StorageError::ReadOnly => ErrorCode::DatabaseReadOnly,
             StorageError::Unavailable => ErrorCode::DatabaseUnavailable,

@@ -22,6 +22,14 @@ pub enum StorageError {
     /// Another process holds the database.
     #[error("another process holds the database; try again")]
     Busy,
+    /// Another session of the database holds a lock on the row or the table.
+    #[error("another session of the database holds a lock on the row or the table; try again")]
+    Locked,
+    /// The database did not answer in time.
+    #[error(
+        "the database did not answer in time; try again, with the same transaction id if this was a write"
+    )]
+    Slow,
     /// The disk is full; nothing was written.
     #[error("the database's disk is full; nothing was written")]
     Full,

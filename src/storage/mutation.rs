@@ -100,6 +100,12 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Whether it changes or deletes a row that must be there.
+    #[must_use]
+    pub const fn changes(&self) -> bool {
+        matches!(self, Operation::Update { .. } | Operation::Delete { .. })
+    }
+
     /// The word by which the ledger and the metrics know the operation.
     #[must_use]
     pub const fn name(&self) -> &'static str {

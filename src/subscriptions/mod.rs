@@ -5,24 +5,25 @@
 
 mod address;
 mod keys;
+mod paths;
 mod state;
 mod watch;
 mod webhook;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bourn_protocol::stored::{Payload, glob};
 use bourn_protocol::{ContentType, StreamOffset, StreamPath};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Limits;
-use crate::storage::streams::{AppendStream, FindError, Secrets, StoredSubscription};
+use crate::storage::streams::{AppendStream, FindError, Secrets, StoredSubscription, StreamChange};
 use crate::storage::{Storage, StorageError};
 pub use address::check as check_url;
 use keys::Keys;
@@ -32,6 +33,8 @@ pub use state::{Configuration, Delivery, Refusal, Subscription, WakeRequest};
 const ATTEMPTS: usize = 32;
 /// Streams that are listed at once.
 const LIST_PAGE: usize = 1_000;
+/// The answer to a request that names too many streams.
+pub const TOO_MANY_STREAMS: Refusal = Refusal::TooMany("the subscription follows as many streams as one may");
 
 /// The subscriptions of one database.
 pub struct Subscriptions {
@@ -42,13 +45,26 @@ pub struct Subscriptions {
     most: usize,
     most_streams: usize,
     sender: webhook::Sender,
-    /// Places for webhooks on their way.
-    sending: Arc<Semaphore>,
-    /// The webhooks themselves, and what ends them when the server stops.
+    /// Permits for webhooks that are being sent.
+    permits: Semaphore,
+    /// The subscriptions whose webhook is queued or being sent: one task each, however often they wake.
+    sending: Mutex<HashMap<String, webhook::Sending>>,
+    /// The tasks that send webhooks, and what ends them when the server stops.
     tasks: TaskTracker,
     ended: CancellationToken,
-    /// Rung when a subscription has changed: what is due next may be something else.
-    changed: Notify,
+    /// Counts what was changed through this server. Unlike a notification, a count cannot be missed.
+    changed: tokio::sync::watch::Sender<Revision>,
+    /// What the watcher has to look at, beside what the storage reports.
+    owed: Mutex<watch::OwedLooks>,
+}
+
+/// Counts the changes of subscriptions that the watcher must know of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Revision {
+    /// Which streams the subscriptions follow, or whether their wakes could be announced.
+    interests: u64,
+    /// Anything else: another subscription may be due first.
+    any: u64,
 }
 
 /// Where the linked streams end.
@@ -82,10 +98,12 @@ impl Subscriptions {
             most: limits.subscriptions,
             most_streams: limits.subscription_streams,
             sender: webhook::Sender::new(limits.webhook_allow_private, limits.webhook_timeout.get()),
-            sending: Arc::new(Semaphore::new(limits.webhooks)),
+            permits: Semaphore::new(limits.webhooks),
+            sending: Mutex::default(),
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
-            changed: Notify::new(),
+            changed: tokio::sync::watch::Sender::default(),
+            owed: Mutex::default(),
         })
     }
 
@@ -109,6 +127,13 @@ impl Subscriptions {
         if self.storage.subscriptions().await?.len() >= self.most {
             return Err(Refusal::TooMany("the server has as many subscriptions as it takes"));
         }
+        // Refused before the streams are looked up, one by one.
+        if wanted.streams.len() > self.most_streams {
+            return Err(TOO_MANY_STREAMS);
+        }
+        // What is appended from here on is read from the changes, where the look-ups below are too early to see it.
+        let changes = self.storage.stream_changes();
+        let pattern = wanted.pattern.clone();
         let mut paths: Vec<(StreamPath, bool)> =
             wanted.streams.iter().cloned().map(|path| (path, true)).collect();
         if let Some(pattern) = &wanted.pattern {
@@ -129,8 +154,11 @@ impl Subscriptions {
             let tail = self.tail(&path).await?;
             subscription.link(&path, explicit, tail, self.most_streams)?;
         }
-        match self.save(id, &subscription, 0).await? {
-            true => Ok((self.describe(id, &subscription), true)),
+        match self.save(id, &subscription, None, 0).await? {
+            true => {
+                self.look_at(id, moved(changes, pattern.as_deref()));
+                Ok((self.describe(id, &subscription), true))
+            }
             false => Err(Refusal::Exists),
         }
     }
@@ -150,7 +178,7 @@ impl Subscriptions {
     /// When the database fails.
     pub async fn delete(&self, id: &str) -> Result<(), Refusal> {
         self.storage.delete_subscription(id).await?;
-        self.changed.notify_waiters();
+        self.note_change(true);
         Ok(())
     }
 
@@ -159,20 +187,25 @@ impl Subscriptions {
     /// # Errors
     /// When there is no such subscription, it follows too many, or the database fails.
     pub async fn link(&self, id: &str, paths: Vec<StreamPath>) -> Result<(), Refusal> {
+        let most = self.most_streams;
+        if paths.len() > most {
+            return Err(TOO_MANY_STREAMS);
+        }
         let mut tails = Vec::new();
         for path in paths {
             let tail = self.tail(&path).await?;
             tails.push((path, tail));
         }
-        let most = self.most_streams;
         self.change(id, |subscription, _, _| {
             for (path, tail) in &tails {
                 subscription.link(path, true, *tail, most)?;
             }
             Ok(())
         })
-        .await
-        .map(|_| ())
+        .await?;
+        // Something may have been appended between the look-up of the tails and here.
+        self.look_at(id, Some(Vec::new()));
+        Ok(())
     }
 
     /// Takes back that a stream was linked by name.
@@ -266,13 +299,33 @@ impl Subscriptions {
         parse(&found).map(|subscription| Some((subscription, found.version)))
     }
 
-    async fn save(&self, id: &str, subscription: &Subscription, version: i64) -> Result<bool, StorageError> {
+    async fn save(
+        &self,
+        id: &str,
+        subscription: &Subscription,
+        before: Option<&Subscription>,
+        version: i64,
+    ) -> Result<bool, StorageError> {
         let state = serde_json::to_string(subscription).map_err(|_| StorageError::Unavailable)?;
         let due_at = subscription.due_at();
         let stored = StoredSubscription { id: id.into(), version, due_at, state };
         let saved = self.storage.save_subscription(stored).await?;
-        self.changed.notify_waiters();
+        self.note_change(before.is_none_or(|before| subscription.concerns_others_than(before)));
         Ok(saved)
+    }
+
+    /// Lets the watcher know that a subscription was changed; `interests`: that it may follow other streams now.
+    fn note_change(&self, interests: bool) {
+        self.changed.send_modify(|revision| {
+            revision.interests += u64::from(interests);
+            revision.any += 1;
+        });
+    }
+
+    /// Has the watcher look at a subscription: these streams have moved; without any, all may have.
+    fn look_at(&self, id: &str, moved: Option<Vec<StreamPath>>) {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner).add(id, moved);
+        self.note_change(false);
     }
 
     /// Makes a change, anew for as long as another one comes first. Gives the state it came to, and the tails it saw.
@@ -286,7 +339,7 @@ impl Subscriptions {
             let before = subscription.clone();
             let tails = self.tails(&subscription).await?;
             let result = change(&mut subscription, &tails, unix_millis())?;
-            if subscription == before || self.save(id, &subscription, version).await? {
+            if subscription == before || self.save(id, &subscription, Some(&before), version).await? {
                 return Ok((subscription, tails, result));
             }
         }
@@ -309,20 +362,24 @@ impl Subscriptions {
         Ok(tails)
     }
 
-    /// Tells whoever works for a subscription that it was woken. It is told again if this fails: by the lease that ends,
-    /// or at the next start.
+    /// Announces a wake to those who work for the subscription. A wake that cannot be announced now is announced later: a
+    /// webhook by its next attempt or the lease that ends, a wake event when it is due (see [`Subscription::due_at`]).
     async fn announce(self: &Arc<Self>, id: &str) {
-        let loaded = self.load(id).await;
-        let Ok(Some((subscription, _))) = loaded else { return };
+        let Ok(Some((subscription, _))) = self.load(id).await else { return };
         match subscription.configuration.delivery() {
             Delivery::Webhook => self.clone().send(id.to_owned()),
-            Delivery::PullWake => self.write_wake(id, &subscription).await,
+            Delivery::PullWake => {
+                if let Err(error) = self.write_wake(id, &subscription).await {
+                    tracing::warn!(subscription = id, %error, "the state of a wake event could not be saved");
+                }
+            }
         }
     }
 
-    async fn write_wake(&self, id: &str, subscription: &Subscription) {
+    /// Appends the event of the current wake to the wake stream, and notes how that went.
+    async fn write_wake(&self, id: &str, subscription: &Subscription) -> Result<(), Refusal> {
         let (Some(wake), Some(path)) = (&subscription.wake, &subscription.configuration.wake_stream) else {
-            return;
+            return Ok(());
         };
         let event = json!({
             "type": "wake",
@@ -339,8 +396,26 @@ impl Subscriptions {
             seq: None,
             producer: None,
         };
-        if let Err(error) = self.storage.append(append).await {
-            tracing::warn!(subscription = id, stream = %path, %error, "a wake could not be written");
+        let appended = self.storage.append(append).await;
+        if let Err(error) = &appended {
+            if subscription.attempts == 0 {
+                tracing::warn!(subscription = id, stream = %path, %error, "a wake event could not be written; it is tried again");
+            } else {
+                tracing::debug!(subscription = id, stream = %path, %error, "a wake event could not be written");
+            }
+        }
+        let jitter = rand::random_range(-0.2..=0.2);
+        let noted = self.change(id, |subscription, _, now| {
+            match appended {
+                Ok(_) => subscription.announced(&wake.id),
+                Err(_) => subscription.failed(&wake.id, now, jitter),
+            }
+            Ok(())
+        });
+        match noted.await {
+            // It may have been deleted meanwhile.
+            Ok(_) | Err(Refusal::NotFound) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -370,6 +445,35 @@ impl Subscriptions {
             "status": if subscription.attempts > 0 { "failed" } else { "active" },
             "description": configuration.description,
         })
+    }
+}
+
+/// The streams that have moved according to these changes and match a pattern; none when that is not known.
+fn moved(
+    mut changes: broadcast::Receiver<Arc<[StreamChange]>>,
+    pattern: Option<&str>,
+) -> Option<Vec<StreamPath>> {
+    let mut moved = Vec::new();
+    loop {
+        match changes.try_recv() {
+            Ok(changes) => {
+                for change in changes.iter() {
+                    match change {
+                        StreamChange::Moved { path, .. } => {
+                            if pattern.is_some_and(|pattern| glob::matches(pattern, path.as_str())) {
+                                moved.push(path.clone());
+                            }
+                        }
+                        StreamChange::Deleted { .. } => {}
+                        StreamChange::Unknown => return None,
+                    }
+                }
+            }
+            Err(broadcast::error::TryRecvError::Lagged(_)) => return None,
+            Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => {
+                return Some(moved);
+            }
+        }
     }
 }
 

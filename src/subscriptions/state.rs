@@ -9,10 +9,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Tails;
+use super::paths::{many, maybe};
 use crate::storage::StorageError;
 
-/// The longest wait between two tries of a webhook, in milliseconds.
+/// The longest wait between two attempts to announce a wake, in milliseconds.
 const RETRY_MOST: i64 = 60_000;
+/// After this time, in milliseconds, a wake event is written again unless the server that began the wake has noted that
+/// it was written: that server may have died in between.
+const ANNOUNCE_AGAIN: i64 = 10_000;
 
 /// Why a request about a subscription is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,12 +90,12 @@ pub struct Configuration {
     /// Which streams, by pattern.
     pub pattern: Option<String>,
     /// Which streams, by name; sorted.
-    #[serde(with = "paths")]
+    #[serde(with = "many")]
     pub streams: Vec<StreamPath>,
     /// Where webhooks go.
     pub webhook: Option<String>,
     /// Where wakes are written, if there is no webhook.
-    #[serde(with = "maybe_path")]
+    #[serde(with = "maybe")]
     pub wake_stream: Option<StreamPath>,
     /// How long a worker may be silent.
     pub lease_ttl_ms: u64,
@@ -140,7 +144,7 @@ pub struct Subscription {
     pub wake: Option<Wake>,
     holder: Option<String>,
     lease_until: Option<i64>,
-    /// Tries of the current webhook that have failed.
+    /// Failed attempts to announce the current wake.
     pub attempts: u32,
     next_attempt_at: Option<i64>,
 }
@@ -212,7 +216,7 @@ impl Subscription {
         most: usize,
     ) -> Result<(), Refusal> {
         if !self.links.contains_key(path.as_str()) && self.links.len() >= most {
-            return Err(Refusal::TooMany("the subscription follows as many streams as one may"));
+            return Err(super::TOO_MANY_STREAMS);
         }
         let new = || Link { explicit: false, glob: false, acked: from.to_string() };
         let link = self.links.entry(path.as_str().to_owned()).or_insert_with(new);
@@ -256,8 +260,9 @@ impl Subscription {
         self.wake = Some(Wake { id: format!("w_{}", random_text(20)), stream, tails: snapshot });
         self.attempts = 0;
         self.next_attempt_at = None;
-        if self.configuration.delivery() == Delivery::Webhook {
-            self.extend_lease(now);
+        match self.configuration.delivery() {
+            Delivery::Webhook => self.extend_lease(now),
+            Delivery::PullWake => self.next_attempt_at = Some(now.saturating_add(ANNOUNCE_AGAIN)),
         }
         true
     }
@@ -291,6 +296,8 @@ impl Subscription {
         }
         self.wake(tails, now);
         self.holder = Some(worker.to_owned());
+        self.attempts = 0;
+        self.next_attempt_at = None;
         self.extend_lease(now);
         Ok(())
     }
@@ -367,13 +374,43 @@ impl Subscription {
         over
     }
 
-    /// Whether a webhook is to be tried again now; the next try is put off until this one is told of.
+    /// Gives a webhook that still waits to be sent another lease, so that its wake does not end before it was sent.
+    pub fn postpone(&mut self, now: i64, by_millis: i64) {
+        let lease = self.configuration.lease_ttl_ms.cast_signed().max(by_millis);
+        self.lease_until = Some(now.saturating_add(lease));
+    }
+
+    /// Whether the wake is to be announced again now; the next attempt is put off until this one's outcome is noted.
     pub fn retry(&mut self, now: i64) -> bool {
         let due = self.next_attempt_at.is_some_and(|at| at <= now);
         if due {
-            self.next_attempt_at = None;
+            // A webhook that never reports back is covered by its lease.
+            self.next_attempt_at = match self.configuration.delivery() {
+                Delivery::Webhook => None,
+                Delivery::PullWake => Some(now.saturating_add(ANNOUNCE_AGAIN)),
+            };
         }
         due
+    }
+
+    /// Whether the wake event could not be written, so that it is worth another attempt as soon as its stream changes.
+    #[must_use]
+    pub fn is_unannounced(&self) -> bool {
+        self.attempts > 0 && self.next_attempt_at.is_some()
+    }
+
+    /// Whether the watcher must know it anew: it follows other streams, or its wake events fail where they did not.
+    #[must_use]
+    pub(super) fn concerns_others_than(&self, before: &Subscription) -> bool {
+        !self.links.keys().eq(before.links.keys()) || self.is_unannounced() != before.is_unannounced()
+    }
+
+    /// The wake event was written.
+    pub fn announced(&mut self, wake_id: &str) {
+        if self.wake.as_ref().is_some_and(|wake| wake.id == wake_id) {
+            self.attempts = 0;
+            self.next_attempt_at = None;
+        }
     }
 
     /// A webhook was answered; says whether the next wake has begun.
@@ -393,9 +430,9 @@ impl Subscription {
         self.wake(tails, now)
     }
 
-    /// A webhook failed: it is tried again later, and later each time. `jitter` is from -0.2 to 0.2.
+    /// An announcement failed: it is tried again later, and later each time. `jitter` is from -0.2 to 0.2.
     pub fn failed(&mut self, wake_id: &str, now: i64, jitter: f64) {
-        if self.wake.as_ref().is_none_or(|wake| wake.id != wake_id) {
+        if self.wake.as_ref().is_none_or(|wake| wake.id != wake_id) || self.holder.is_some() {
             return;
         }
         self.attempts = self.attempts.saturating_add(1);
@@ -426,37 +463,6 @@ impl Subscription {
             shown
         });
         shown.collect()
-    }
-}
-
-/// Paths as their texts.
-mod paths {
-    use bourn_protocol::StreamPath;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(paths: &[StreamPath], to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(paths.iter().map(StreamPath::as_str))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<StreamPath>, D::Error> {
-        let texts = Vec::<String>::deserialize(from)?;
-        texts.iter().map(|text| StreamPath::new(text).map_err(serde::de::Error::custom)).collect()
-    }
-}
-
-/// The same for one that may be absent.
-mod maybe_path {
-    use bourn_protocol::StreamPath;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[allow(clippy::ref_option, reason = "serde calls it so")]
-    pub(super) fn serialize<S: Serializer>(path: &Option<StreamPath>, to: S) -> Result<S::Ok, S::Error> {
-        path.as_ref().map(StreamPath::as_str).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<StreamPath>, D::Error> {
-        let text = Option::<String>::deserialize(from)?;
-        text.map(|text| StreamPath::new(&text).map_err(serde::de::Error::custom)).transpose()
     }
 }
 

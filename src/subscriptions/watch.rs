@@ -2,38 +2,47 @@
 //! woken by the storage's changes and by the clock. It keeps in mind only which subscription wants to hear of which
 //! stream; the database has the rest.
 
-use std::collections::{BTreeSet, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bourn_protocol::stored::glob;
 use bourn_protocol::{StreamOffset, StreamPath};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Delivery, LIST_PAGE, Refusal, Subscriptions, parse, unix_millis};
+use super::{LIST_PAGE, Refusal, Revision, Subscriptions, parse, unix_millis};
 use crate::storage::streams::StreamChange;
 
 /// The longest sleep: another server may have made a subscription, or put something on the calendar.
 const LOOK_LEAST: Duration = Duration::from_secs(1);
+/// How long to wait before a round that failed is tried again.
+const RETRY: Duration = Duration::from_millis(250);
 /// Subscriptions that are looked at for the clock's sake at once.
 const DUE_AT_ONCE: usize = 256;
+/// Subscriptions that may fail in one round before the others are left for the next one: the database is away.
+const FAILURES_MOST: usize = 8;
+/// Streams that are noted one by one; when more have moved, all are looked at.
+const MOVED_MOST: usize = 100_000;
 
 /// Which streams a subscription wants to hear of.
 struct Interest {
     id: String,
     pattern: Option<String>,
     linked: HashSet<StreamPath>,
+    /// The wake stream to which the current wake could not be written.
+    unannounced: Option<StreamPath>,
 }
 
 impl Interest {
     fn concerns(&self, path: &StreamPath) -> bool {
         self.linked.contains(path)
+            || self.unannounced.as_ref() == Some(path)
             || self.pattern.as_ref().is_some_and(|pattern| glob::matches(pattern, path.as_str()))
     }
 }
 
-/// What has happened since it was last looked.
+/// What has happened to streams since the watcher last looked.
 #[derive(Default)]
 struct News {
     moved: BTreeSet<StreamPath>,
@@ -47,7 +56,6 @@ impl News {
         for change in changes {
             match change {
                 StreamChange::Moved { path, .. } => {
-                    // It may have been deleted and made anew at once.
                     self.moved.insert(path.clone());
                 }
                 StreamChange::Deleted { path, .. } => {
@@ -57,6 +65,94 @@ impl News {
                 StreamChange::Unknown => self.unknown = true,
             }
         }
+        if self.moved.len() > MOVED_MOST {
+            self.moved.clear();
+            self.unknown = true;
+        }
+    }
+
+    /// Takes all that is there already.
+    fn drain(&mut self, changes: &mut broadcast::Receiver<Arc<[StreamChange]>>) {
+        loop {
+            match changes.try_recv() {
+                Ok(change) => self.take(&change),
+                Err(broadcast::error::TryRecvError::Lagged(_)) => self.unknown = true,
+                Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => return,
+            }
+        }
+    }
+}
+
+/// Looks that requests ask the watcher for: something may have happened between a look-up and a save.
+#[derive(Default)]
+pub(super) struct OwedLooks {
+    /// By subscription: streams that have moved.
+    moved: BTreeMap<String, Vec<StreamPath>>,
+    /// Any stream may have moved.
+    all: bool,
+}
+
+impl OwedLooks {
+    pub(super) fn add(&mut self, id: &str, moved: Option<Vec<StreamPath>>) {
+        match moved {
+            Some(moved) => self.moved.entry(id.to_owned()).or_default().extend(moved),
+            None => self.all = true,
+        }
+    }
+}
+
+/// What one subscription has to be looked at for.
+#[derive(Default)]
+struct Owed {
+    gone: BTreeSet<StreamPath>,
+    here: BTreeSet<StreamPath>,
+    /// The wake stream has changed: the wake event may go through now.
+    announce: bool,
+}
+
+/// What the task keeps in mind.
+struct Watcher {
+    interests: Vec<Interest>,
+    /// The interests may be others by now.
+    stale: bool,
+    /// The changes made through this server that the interests include.
+    revision: Revision,
+    news: News,
+    /// What could not be done yet, by subscription. Nothing is taken out before it was done.
+    owed: BTreeMap<String, Owed>,
+}
+
+impl Watcher {
+    fn new(revision: Revision) -> Watcher {
+        // What happened before this task ran is found by looking at everything once.
+        let news = News { unknown: true, ..News::default() };
+        Watcher { interests: Vec::new(), stale: true, revision, news, owed: BTreeMap::new() }
+    }
+
+    /// Gives each subscription its share of the news.
+    fn distribute(&mut self) {
+        let News { moved, deleted, .. } = std::mem::take(&mut self.news);
+        for interest in &mut self.interests {
+            let gone = deleted.iter().filter(|path| interest.linked.contains(*path));
+            let gone: Vec<StreamPath> = gone.cloned().collect();
+            let here: Vec<StreamPath> =
+                moved.iter().filter(|path| interest.concerns(path)).cloned().collect();
+            if gone.is_empty() && here.is_empty() {
+                continue;
+            }
+            let owed = self.owed.entry(interest.id.clone()).or_default();
+            for path in &gone {
+                owed.here.remove(path);
+                interest.linked.remove(path);
+            }
+            owed.announce |= interest.unannounced.as_ref().is_some_and(|path| here.contains(path));
+            let follows = |path: &&StreamPath| interest.unannounced.as_ref() != Some(*path);
+            interest.linked.extend(here.iter().filter(follows).cloned());
+            owed.here.extend(here);
+            owed.gone.extend(gone);
+        }
+        let known: HashSet<&str> = self.interests.iter().map(|interest| &*interest.id).collect();
+        self.owed.retain(|id, _| known.contains(&**id));
     }
 }
 
@@ -79,20 +175,24 @@ impl Subscriptions {
         mut changes: broadcast::Receiver<Arc<[StreamChange]>>,
         stop: CancellationToken,
     ) {
-        // What happened while nobody ran is found by looking at everything once.
-        let mut news = News { unknown: true, ..News::default() };
-        let mut interests = Vec::new();
-        let mut stale = true;
+        let mut revisions = self.changed.subscribe();
+        let mut watcher = Watcher::new(*revisions.borrow_and_update());
+        let mut failing = false;
         loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            match Box::pin(self.round(&mut news, &mut interests, &mut stale)).await {
-                Ok(()) => {}
-                Err(error) => tracing::warn!(%error, "subscriptions cannot be looked at now"),
+            match Box::pin(self.round(&mut watcher, &revisions)).await {
+                Ok(()) => failing = false,
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "subscriptions cannot be looked at now; this is tried again");
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY) => continue,
+                        () = stop.cancelled() => return,
+                    }
+                }
             }
             // Where nobody subscribes, appends cost nothing here.
-            let next = match interests.is_empty() {
+            let next = match watcher.interests.is_empty() {
                 true => None,
                 false => self.storage.next_due_subscription().await.ok().flatten(),
             };
@@ -101,61 +201,82 @@ impl Subscriptions {
             });
             tokio::select! {
                 change = changes.recv() => match change {
-                    Ok(change) => news.take(&change),
-                    Err(broadcast::error::RecvError::Lagged(_)) => news.unknown = true,
+                    Ok(change) => watcher.news.take(&change),
+                    Err(broadcast::error::RecvError::Lagged(_)) => watcher.news.unknown = true,
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
-                () = &mut changed => stale = true,
-                () = tokio::time::sleep(wait) => stale = true,
+                // The round looks which revision it is.
+                _ = revisions.changed() => {}
+                () = tokio::time::sleep(wait) => watcher.stale = true,
                 () = stop.cancelled() => return,
             }
-            while let Ok(change) = changes.try_recv() {
-                news.take(&change);
-            }
+            watcher.news.drain(&mut changes);
         }
     }
 
+    /// Does what there is to do. What could not be done is left in the watcher for the next round.
     async fn round(
         self: &Arc<Self>,
-        news: &mut News,
-        interests: &mut Vec<Interest>,
-        stale: &mut bool,
+        watcher: &mut Watcher,
+        revisions: &watch::Receiver<Revision>,
     ) -> Result<(), Refusal> {
-        if *stale || news.unknown {
-            *interests = self.interests().await?;
-            *stale = false;
+        // In this order: a subscription is saved and counted before a look at it is owed, and before anything is appended
+        // for it that the watcher has heard of.
+        let owed = std::mem::take(&mut *self.owed.lock().unwrap_or_else(PoisonError::into_inner));
+        let revision = *revisions.borrow();
+        watcher.news.unknown |= owed.all;
+        for (id, moved) in owed.moved {
+            watcher.owed.entry(id).or_default().here.extend(moved);
         }
-        if interests.is_empty() {
-            *news = News::default();
+        if watcher.stale || watcher.news.unknown || watcher.revision.interests != revision.interests {
+            watcher.interests = self.interests().await?;
+            watcher.stale = false;
+        }
+        watcher.revision = revision;
+        if watcher.interests.is_empty() {
+            watcher.news = News::default();
+            watcher.owed.clear();
             return Ok(());
         }
-        if std::mem::take(&mut news.unknown) {
+        if watcher.news.unknown {
             let mut after = None;
             loop {
                 let page = self.storage.list_streams(after.as_ref(), LIST_PAGE).await?;
-                let concerns = |path: &&StreamPath| interests.iter().any(|interest| interest.concerns(path));
-                news.moved.extend(page.iter().filter(concerns).cloned());
+                let concerns =
+                    |path: &&StreamPath| watcher.interests.iter().any(|interest| interest.concerns(path));
+                watcher.news.moved.extend(page.iter().filter(concerns).cloned());
                 if page.len() < LIST_PAGE {
                     break;
                 }
                 after = page.last().cloned();
             }
-            self.remind(interests).await?;
+            watcher.news.unknown = false;
         }
-        let News { moved, deleted, .. } = std::mem::take(news);
-        for interest in interests.iter_mut() {
-            let gone: Vec<&StreamPath> =
-                deleted.iter().filter(|path| interest.linked.contains(*path)).collect();
-            let here: Vec<&StreamPath> = moved.iter().filter(|path| interest.concerns(path)).collect();
-            if gone.is_empty() && here.is_empty() {
-                continue;
-            }
-            if self.look(&interest.id, &gone, &here).await? {
-                *stale = true;
-            }
-            interest.linked.extend(here.into_iter().cloned());
-        }
+        watcher.distribute();
+        self.pay(watcher).await?;
         self.due().await
+    }
+
+    /// Looks at the subscriptions that something has happened to. One that could not be looked at stays owed.
+    async fn pay(self: &Arc<Self>, watcher: &mut Watcher) -> Result<(), Refusal> {
+        let ids: Vec<String> = watcher.owed.keys().cloned().collect();
+        let mut failures = Vec::new();
+        for id in ids {
+            let Some(owed) = watcher.owed.get(&id) else { continue };
+            let gone: Vec<&StreamPath> = owed.gone.iter().collect();
+            let here: Vec<&StreamPath> = owed.here.iter().collect();
+            match self.look(&id, &gone, &here, owed.announce).await {
+                Ok(changed) => {
+                    watcher.stale |= changed;
+                    watcher.owed.remove(&id);
+                }
+                Err(error) => failures.push(error),
+            }
+            if failures.len() >= FAILURES_MOST {
+                break;
+            }
+        }
+        failures.into_iter().next().map_or(Ok(()), Err)
     }
 
     async fn interests(&self) -> Result<Vec<Interest>, Refusal> {
@@ -167,20 +288,9 @@ impl Subscriptions {
                 id,
                 pattern: found.configuration.pattern.clone(),
                 linked: found.links().collect(),
+                unannounced: found.configuration.wake_stream.clone().filter(|_| found.is_unannounced()),
             })
             .collect())
-    }
-
-    /// A wake that was written nowhere, because a server died in between, is written again.
-    async fn remind(self: &Arc<Self>, interests: &[Interest]) -> Result<(), Refusal> {
-        for interest in interests {
-            let Some((subscription, _)) = self.load(&interest.id).await? else { continue };
-            let waiting = subscription.wake.is_some() && subscription.due_at().is_none();
-            if waiting && subscription.configuration.delivery() == Delivery::PullWake {
-                self.write_wake(&interest.id, &subscription).await;
-            }
-        }
-        Ok(())
     }
 
     /// Links what a pattern has newly found, forgets what is gone, and wakes if something waits; says whether anything
@@ -190,6 +300,7 @@ impl Subscriptions {
         id: &str,
         gone: &[&StreamPath],
         here: &[&StreamPath],
+        announce: bool,
     ) -> Result<bool, Refusal> {
         // Linked first, and the tails are read after that.
         let most = self.most_streams;
@@ -199,7 +310,8 @@ impl Subscriptions {
                 changed |= subscription.follows(path);
                 subscription.forget(path);
             }
-            for path in here.iter().filter(|path| !gone.contains(path)) {
+            // What is here was made anew after it was gone.
+            for path in here {
                 let pattern = subscription.configuration.pattern.as_ref();
                 let matches = pattern.is_some_and(|pattern| glob::matches(pattern, path.as_str()));
                 if matches && !subscription.follows(path) {
@@ -218,12 +330,18 @@ impl Subscriptions {
             Err(Refusal::NotFound) => return Ok(true),
             Err(error) => return Err(error),
         };
-        self.wake_if_pending(id).await?;
+        self.wake_if_pending(id, announce).await?;
         Ok(changed)
     }
 
-    async fn wake_if_pending(self: &Arc<Self>, id: &str) -> Result<(), Refusal> {
-        match self.change(id, |subscription, tails, now| Ok(subscription.wake(tails, now))).await {
+    /// Wakes a subscription if something waits for it and nobody works on it; `announce`: also when the wake that is under
+    /// way could not be announced before.
+    async fn wake_if_pending(self: &Arc<Self>, id: &str, announce: bool) -> Result<(), Refusal> {
+        let woken = self.change(id, |subscription, tails, now| {
+            let again = announce && subscription.is_unannounced();
+            Ok(subscription.wake(tails, now) || again)
+        });
+        match woken.await {
             Ok((.., true)) => {
                 self.announce(id).await;
                 Ok(())
@@ -233,11 +351,18 @@ impl Subscriptions {
         }
     }
 
-    /// Ends leases that are over, and tries webhooks again.
+    /// Ends leases that are over, and announces wakes again.
     async fn due(self: &Arc<Self>) -> Result<(), Refusal> {
+        let mut failure = None;
         for stored in self.storage.due_subscriptions(unix_millis(), DUE_AT_ONCE).await? {
             let id = stored.id;
+            // Its turn to be sent has not come: the receiver had no chance to be late.
+            let queued = self.is_queued(&id);
             let what = self.change(&id, |subscription, tails, now| {
+                if queued {
+                    subscription.postpone(now, self.webhook_millis());
+                    return Ok(false);
+                }
                 let ended = subscription.expire(now);
                 let retry = !ended && subscription.retry(now);
                 Ok(if ended { subscription.wake(tails, now) } else { retry })
@@ -245,9 +370,10 @@ impl Subscriptions {
             match what.await {
                 Ok((.., true)) => self.announce(&id).await,
                 Ok((.., false)) | Err(Refusal::NotFound) => {}
-                Err(error) => return Err(error),
+                // The others are due, too.
+                Err(error) => failure = Some(error),
             }
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 }

@@ -1,8 +1,10 @@
 //! Sending webhooks. One connection a webhook: the name is looked up, every address it stands for is checked, and the
 //! connection is made to an address that passed, so nothing can change in between. Redirects are not followed.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bourn_protocol::headers;
@@ -143,20 +145,98 @@ async fn send(
     }
 }
 
+/// How far a subscription's webhook is.
+pub(super) enum Sending {
+    /// It waits for a permit. The wake that is current then is the one that is sent.
+    Queued,
+    /// It is being sent; `again`: another wake has begun meanwhile.
+    UnderWay { again: bool },
+}
+
+/// Takes a subscription out of the list of those that are sent to, also when its task is cancelled.
+struct Listed<'a> {
+    subscriptions: &'a Subscriptions,
+    id: &'a str,
+    listed: bool,
+}
+
+impl Listed<'_> {
+    fn under_way(&self) {
+        self.subscriptions.sending().insert(self.id.to_owned(), Sending::UnderWay { again: false });
+    }
+
+    /// Whether it is to be sent once more; takes it out of the list if not.
+    fn again(&mut self) -> bool {
+        let mut sending = self.subscriptions.sending();
+        if matches!(sending.get(self.id), Some(Sending::UnderWay { again: true })) {
+            sending.insert(self.id.to_owned(), Sending::Queued);
+            return true;
+        }
+        // From here on the next wake has a task of its own.
+        sending.remove(self.id);
+        self.listed = false;
+        false
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        metrics::gauge!("bourn_webhooks_pending").decrement(1.0);
+        if self.listed {
+            self.subscriptions.sending().remove(self.id);
+        }
+    }
+}
+
 impl Subscriptions {
-    /// Sends the current wake of a subscription, in a task of its own that ends within the webhook's timeout.
+    fn sending(&self) -> MutexGuard<'_, HashMap<String, Sending>> {
+        self.sending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a subscription's webhook waits to be sent by this server.
+    pub(super) fn is_queued(&self, id: &str) -> bool {
+        matches!(self.sending().get(id), Some(Sending::Queued))
+    }
+
+    /// How long a webhook may take, in milliseconds.
+    pub(super) fn webhook_millis(&self) -> i64 {
+        i64::try_from(self.sender.timeout.as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// Sends the current wake of a subscription, in a task of its own. There is one such task for a subscription: however
+    /// slow its receiver is and however often its leases end, what waits for it does not grow.
     pub(super) fn send(self: Arc<Self>, id: String) {
+        match self.sending().entry(id.clone()) {
+            Entry::Vacant(free) => {
+                free.insert(Sending::Queued);
+                metrics::gauge!("bourn_webhooks_pending").increment(1.0);
+            }
+            Entry::Occupied(mut there) => {
+                if let Sending::UnderWay { again } = there.get_mut() {
+                    *again = true;
+                }
+                return;
+            }
+        }
         let ended = self.ended.clone();
         self.tasks.clone().spawn(async move {
-            let sent = async {
-                // Never closed.
-                let _place = self.sending.acquire().await;
-                self.deliver(&id).await
+            let mut listed = Listed { subscriptions: &self, id: &id, listed: true };
+            let send = async {
+                loop {
+                    // Never closed.
+                    let permit = self.permits.acquire().await;
+                    listed.under_way();
+                    if let Err(error) = self.deliver(&id).await {
+                        tracing::warn!(subscription = id, %error, "the outcome of a webhook could not be saved");
+                    }
+                    drop(permit);
+                    if !listed.again() {
+                        return;
+                    }
+                }
             };
             tokio::select! {
-                sent = sent => if let Err(error) = sent {
-                    tracing::warn!(subscription = id, %error, "a webhook's outcome could not be noted");
-                },
+                () = send => {}
                 // Its lease ends, and it is sent again.
                 () = ended.cancelled() => {}
             }

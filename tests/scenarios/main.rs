@@ -28,12 +28,13 @@ mod live;
 mod nginx;
 mod operations;
 mod other_writers;
+mod readme;
 mod retention;
 mod stored_streams;
 mod subscriptions;
-mod time_travel;
 #[cfg(feature = "failpoints")]
 mod supervision;
+mod time_travel;
 mod transactions;
 mod two_servers;
 mod writes;
@@ -77,6 +78,9 @@ mod subscribed {
         subscriptions_and_what_they_follow_are_limited,
         work_outlives_a_crash_and_a_lease_that_ends_passes_it_on,
         a_webhook_that_fails_is_shown_and_tried_again,
+        an_append_right_after_the_subscription_wakes_it,
+        a_wake_waits_for_its_stream_to_be_made,
+        more_streams_than_allowed_are_refused_before_they_are_looked_up,
     });
 }
 

@@ -101,7 +101,9 @@ async fn numbers_of_other_processes_transactions_stay_whatever_happens() {
         assert_eq!(bourn.client().read_all(PAGES, "-1").await.0, seen);
     }
     // Whole transactions: one that wrote three rows has one number.
-    for group in seen.chunk_by(|a, b| a["key"].as_str().unwrap()[..3] == b["key"].as_str().unwrap()[..3]) {
+    let transaction =
+        |message: &serde_json::Value| message["key"].as_str().unwrap().rsplit_once('-').unwrap().0.to_owned();
+    for group in seen.chunk_by(|a, b| transaction(a) == transaction(b)) {
         assert!(group.iter().all(|message| message["headers"]["txid"] == group[0]["headers"]["txid"]));
     }
     let two = Bourn::start_on(bourn.url(), &[]).await;
@@ -129,38 +131,85 @@ async fn a_commit_of_another_process_is_an_event_without_any_polling() {
 
 #[tokio::test]
 async fn a_table_is_compared_in_slices_that_let_writers_through() {
-    let rows = "CREATE TABLE notes (id INTEGER PRIMARY KEY, body TEXT); \
-                WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60000) \
-                INSERT INTO notes SELECT i, hex(randomblob(20)) FROM n;
-                CREATE TABLE others (id INTEGER PRIMARY KEY);";
+    const ROWS: usize = 60_000;
+    let tables = format!(
+        "PRAGMA journal_mode = wal; CREATE TABLE notes (id INTEGER PRIMARY KEY, body TEXT); \
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS}) \
+         INSERT INTO notes SELECT i, hex(randomblob(20)) FROM n; CREATE TABLE others (id INTEGER PRIMARY KEY);"
+    );
     let config = "[[entity]]\ntype = \"note\"\ntable = \"notes\"\n";
+    let mut writing = None;
     let bourn = Bourn::start_with(config, &[], |database| {
-        connect(database).execute_batch(&format!("PRAGMA journal_mode = wal; {rows}")).unwrap();
+        connect(database).execute_batch(&tables).unwrap();
+        let database = database.to_owned();
+        writing = Some(tokio::task::spawn_blocking(move || {
+            let connection = connect(&database);
+            let compared = || {
+                connection.query_row("SELECT reconciled FROM bourn_entities", [], |row| row.get::<_, bool>(0))
+            };
+            let mut waits = Vec::new();
+            while !compared().unwrap_or(false) {
+                let started = Instant::now();
+                connection.execute("INSERT INTO others DEFAULT VALUES", []).unwrap();
+                waits.push(started.elapsed());
+                std::thread::sleep(Duration::from_millis(3));
+            }
+            waits
+        }));
     })
     .await;
     let client = bourn.client();
-    let database = bourn.database().to_owned();
-    let writing = tokio::task::spawn_blocking(move || {
-        let connection = connect(&database);
-        let compared = "SELECT reconciled FROM bourn_entities";
-        let mut waits = Vec::new();
-        while !connection.query_row(compared, [], |row| row.get::<_, bool>(0)).unwrap() {
-            let started = Instant::now();
-            connection.execute("INSERT INTO others DEFAULT VALUES", []).unwrap();
-            waits.push(started.elapsed());
-            std::thread::sleep(Duration::from_millis(3));
-        }
-        waits
-    });
-    let mut waits = writing.await.unwrap();
+    let mut waits = writing.unwrap().await.unwrap();
     waits.sort();
     let longest = *waits.last().unwrap();
-    println!("{} inserts while the table was compared: p50 {:?}, max {longest:?}", waits.len(), waits[waits.len() / 2]);
+    println!(
+        "{} inserts while the table was compared: p50 {:?}, max {longest:?}",
+        waits.len(),
+        waits[waits.len() / 2]
+    );
     assert!(waits.len() > 20 && longest < Duration::from_secs(1), "{waits:?}");
-    eventually("the log has the table", async || {
-        client.read_all("/v1/entities/notes", "-1").await.0.len() == 60_000
+    assert_eq!(client.read_all("/v1/entities/notes", "-1").await.0.len(), ROWS);
+}
+
+#[tokio::test]
+async fn servers_of_different_configuration_do_not_rewrite_each_others_triggers() {
+    let tables = "CREATE TABLE notes (id TEXT PRIMARY KEY, body TEXT)";
+    let config = "[[entity]]\ntype = \"note\"\ntable = \"notes\"\n";
+    let one = Bourn::start_with(config, &[], |database| {
+        connect(database).execute_batch(tables).unwrap();
     })
     .await;
+    let more = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+    std::fs::write(more.path(), format!("{config}previous_values = true\n")).unwrap();
+    let two = Bourn::start_on(one.url(), &[("config", more.path().to_str().unwrap())]).await;
+    let mut state = serde_json::Value::Null;
+    eventually("the first one says that the other's configuration stands", async || {
+        state = one.client().get("/ready").await.json();
+        !state["entities"][0]["conditions"].is_null()
+    })
+    .await;
+    assert!(state["entities"][0]["conditions"].to_string().contains("another configuration"), "{state}");
+    let before = one.sql("PRAGMA schema_version");
+    for i in 0..20 {
+        one.sql(&format!("INSERT INTO notes VALUES ('n{i}', 'x')"));
+    }
+    for server in [&one, &two] {
+        eventually("both give the changes", async || {
+            server.client().read_all("/v1/entities/notes", "-1").await.0.len() == 20
+        })
+        .await;
+    }
+    assert_eq!(one.sql("PRAGMA schema_version"), before);
+    // A change of the table is taken in, and then it is quiet again.
+    one.sql("ALTER TABLE notes ADD COLUMN colour TEXT");
+    eventually("the column is streamed", async || {
+        one.sql("UPDATE notes SET colour = hex(randomblob(4)) WHERE id = 'n1'");
+        let (messages, _) = two.client().read_all("/v1/entities/notes", "-1").await;
+        !messages.last().unwrap()["value"]["colour"].is_null()
+    })
+    .await;
+    let after: i64 = one.sql("PRAGMA schema_version").parse().unwrap();
+    assert!(after - before.parse::<i64>().unwrap() < 60, "{before} {after}");
 }
 
 #[tokio::test]

@@ -150,3 +150,129 @@ async fn answer(listener: &tokio::net::TcpListener, with: &str) {
     assert!(text.starts_with("post /hook ") && text.contains("webhook-signature: t="), "{text}");
     socket.write_all(with.as_bytes()).await.unwrap();
 }
+
+/// Subscribes with a wake stream.
+async fn subscribe(client: &Client, id: &str, streams: &[&str], wake_stream: &str) {
+    let wanted = json!({ "type": "pull-wake", "streams": streams, "wake_stream": wake_stream });
+    let answer = control(client, Method::PUT, &format!("subscriptions/{id}"), "", &wanted).await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+}
+
+async fn wakes_of(client: &Client, wake_stream: &str) -> Vec<String> {
+    let answer = client.get(&format!("/v1/stream/{wake_stream}?offset=-1")).await;
+    if answer.status != 200 {
+        return Vec::new();
+    }
+    let events = answer.json();
+    let ids = events.as_array().unwrap().iter();
+    ids.map(|event| event["subscription_id"].as_str().unwrap().to_owned()).collect()
+}
+
+pub async fn an_append_right_after_the_subscription_wakes_it<G: Ground>() {
+    const SUBSCRIPTIONS: usize = 60;
+    let ground = G::new();
+    let bourn = ground.server(&[]).await;
+    let client = bourn.client();
+    stream(&client, Method::PUT, "wakes", "[]").await;
+    for i in 0..SUBSCRIPTIONS {
+        stream(&client, Method::PUT, &format!("s{i}"), "[]").await;
+    }
+    for i in 0..SUBSCRIPTIONS {
+        subscribe(&client, &format!("of-{i}"), &[&format!("s{i}")], "wakes").await;
+        stream(&client, Method::POST, &format!("s{i}"), "1").await;
+    }
+    let mut woken = std::collections::BTreeSet::new();
+    let all = crate::support::within(Duration::from_secs(20), async || {
+        woken.extend(wakes_of(&client, "wakes").await);
+        woken.len() == SUBSCRIPTIONS
+    });
+    let all = all.await;
+    assert!(all, "only {} of {SUBSCRIPTIONS} were woken", woken.len());
+}
+
+pub async fn a_wake_waits_for_its_stream_to_be_made<G: Ground>() {
+    let ground = G::new();
+    let bourn = ground.server(&[]).await;
+    let client = bourn.client();
+    stream(&client, Method::PUT, "s", "[]").await;
+    subscribe(&client, "one", &["s"], "later").await;
+    stream(&client, Method::POST, "s", "1").await;
+    let status = async || {
+        control(&client, Method::GET, "subscriptions/one", "", &json!({})).await.json()["status"].clone()
+    };
+    eventually("the failure is shown", async || status().await == "failed").await;
+    stream(&client, Method::PUT, "later", "[]").await;
+    eventually("the wake is written", async || wakes_of(&client, "later").await == ["one"]).await;
+    eventually("it is well again", async || status().await == "active").await;
+}
+
+pub async fn more_streams_than_allowed_are_refused_before_they_are_looked_up<G: Ground>() {
+    let ground = G::new();
+    let bourn = ground.server(&[]).await;
+    let client = bourn.client();
+    let names: Vec<String> = (0..110_000).map(|i| format!("{i}")).collect();
+    let wanted = json!({ "type": "pull-wake", "streams": names, "wake_stream": "wakes" });
+    let started = std::time::Instant::now();
+    let answer = control(&client, Method::PUT, "subscriptions/s", "", &wanted).await;
+    assert_control_error(&answer, 429, "TOO_MANY");
+    assert!(started.elapsed() < Duration::from_secs(1), "it took {:?}", started.elapsed());
+    let pattern = vec!["**"; 65].join("/");
+    let wanted = json!({ "type": "pull-wake", "pattern": pattern, "wake_stream": "wakes" });
+    let answer = control(&client, Method::PUT, "subscriptions/s", "", &wanted).await;
+    assert_control_error(&answer, 400, "INVALID_REQUEST");
+}
+
+#[tokio::test]
+async fn a_statement_that_fails_loses_no_wake() {
+    let bourn = crate::support::Bourn::start(&[]).await;
+    let client = bourn.client();
+    stream(&client, Method::PUT, "wakes", "[]").await;
+    stream(&client, Method::PUT, "s", "[]").await;
+    subscribe(&client, "one", &["s"], "wakes").await;
+    bourn.sql(
+        "CREATE TRIGGER refuse BEFORE UPDATE ON bourn_subscriptions BEGIN SELECT RAISE(ABORT, 'not now'); END",
+    );
+    stream(&client, Method::POST, "s", "1").await;
+    eventually("the failure is noticed", async || bourn.log().contains("subscriptions cannot be looked at"))
+        .await;
+    bourn.sql("DROP TRIGGER refuse");
+    eventually("the wake is written", async || wakes_of(&client, "wakes").await == ["one"]).await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_never_answers_has_one_webhook_on_its_way() {
+    const SUBSCRIPTIONS: usize = 20;
+    let settings = [("webhook_allow_private", "true"), ("webhooks", "2"), ("webhook_timeout", "1s")];
+    let bourn = crate::support::Bourn::start(&settings).await;
+    let client = bourn.client();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let (counted, mut accepted) = tokio::sync::watch::channel(0);
+    let receiver = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            held.push(socket);
+            counted.send_modify(|count| *count += 1);
+        }
+    });
+    stream(&client, Method::PUT, "s", "[]").await;
+    for i in 0..SUBSCRIPTIONS {
+        let wanted =
+            json!({ "type": "webhook", "streams": ["s"], "webhook": { "url": url }, "lease_ttl_ms": 1000 });
+        assert_eq!(
+            control(&client, Method::PUT, &format!("subscriptions/{i}"), "", &wanted).await.status,
+            201
+        );
+    }
+    stream(&client, Method::POST, "s", "1").await;
+    // Several leases go by.
+    tokio::time::timeout(Duration::from_secs(60), accepted.wait_for(|count| *count >= 8))
+        .await
+        .unwrap()
+        .unwrap();
+    let figures = client.get("/metrics").await;
+    let pending = figures.text().lines().find_map(|line| line.strip_prefix("bourn_webhooks_pending "));
+    let pending: usize = pending.unwrap_or_else(|| panic!("{}", figures.text())).parse().unwrap();
+    assert!(pending > 0 && pending <= SUBSCRIPTIONS, "{pending} webhooks wait");
+    receiver.abort();
+}

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Bourn, Client, eventually, page, sqlite3};
+use crate::support::{Bourn, Client, Event, PATIENCE, eventually, page, sqlite3};
 
 const PAGES: &str = "/v1/entities/pages";
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -105,7 +105,7 @@ async fn a_backup_restored_under_a_running_server_is_another_log() {
         restorable.client.get(&format!("{PAGES}?offset={}", restorable.last)).await.status == 410
     })
     .await;
-    while events.try_next(std::time::Duration::from_secs(20)).await.is_some() {}
+    while let Some(Event::Data(_) | Event::Control { .. }) = events.try_next(PATIENCE).await {}
     restorable.assert_started_anew().await;
 }
 
@@ -132,7 +132,11 @@ async fn a_file_that_is_removed_is_noticed_and_nothing_is_acknowledged_into_it()
     let restorable = Restorable::new().await;
     let database = restorable.bourn.database().to_owned();
     std::fs::remove_file(&database).unwrap();
-    restorable.client.post(PAGES, &[], &page("into-nothing", "x")).await.assert_error(503, "DATABASE_UNAVAILABLE");
+    restorable
+        .client
+        .post(PAGES, &[], &page("into-nothing", "x"))
+        .await
+        .assert_error(503, "DATABASE_UNAVAILABLE");
     let mut ready = Value::Null;
     eventually("the server says that it is not ready", async || {
         let answer = restorable.client.get("/ready").await;
@@ -176,7 +180,11 @@ async fn a_file_that_is_cut_to_nothing_is_noticed() {
     let restorable = Restorable::new().await;
     let file = std::fs::OpenOptions::new().write(true).open(restorable.bourn.database()).unwrap();
     file.set_len(0).unwrap();
-    restorable.client.post(PAGES, &[], &page("into-nothing", "x")).await.assert_error(503, "DATABASE_UNAVAILABLE");
+    restorable
+        .client
+        .post(PAGES, &[], &page("into-nothing", "x"))
+        .await
+        .assert_error(503, "DATABASE_UNAVAILABLE");
     eventually("it is noticed", async || restorable.client.get("/ready").await.status == 503).await;
     std::fs::rename(&restorable.backup, restorable.bourn.database()).unwrap();
     restorable.bourn.ready().await;
@@ -210,15 +218,14 @@ async fn a_stored_stream_that_went_back_gives_its_offsets_to_no_other_bytes() {
     assert_eq!(read.messages(), [json!("else")], "who had seen nothing of what was lost goes on");
     assert_ne!(read.header("etag"), lost.header("etag"));
     // It can still be forked, deleted and made again.
-    let forked = client.send(Method::PUT, "/v1/stream/f", &[("stream-forked-from", "/v1/stream/s")], "").await;
+    let forked =
+        client.send(Method::PUT, "/v1/stream/f", &[("stream-forked-from", "/v1/stream/s")], "").await;
     assert_eq!(forked.status, 201, "{}", forked.text());
     assert_eq!(client.delete("/v1/stream/f", &[]).await.status, 204);
     assert_eq!(client.delete("/v1/stream/s", &[]).await.status, 204);
     assert_eq!(client.send(Method::PUT, "/v1/stream/s", &[JSON], "").await.status, 201);
-    eventually("nothing is left of it", async || {
-        bourn.sql("SELECT count(*) FROM bourn_stream_data") == "0"
-    })
-    .await;
+    eventually("nothing is left of it", async || bourn.sql("SELECT count(*) FROM bourn_stream_data") == "0")
+        .await;
 }
 
 #[tokio::test]

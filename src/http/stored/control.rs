@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use bourn_protocol::limits::{
-    LEASE_DEFAULT_MILLIS, LEASE_MAX_MILLIS, LEASE_MIN_MILLIS, SUBSCRIPTION_TEXT_MAX_BYTES,
+    LEASE_DEFAULT_MILLIS, LEASE_MAX_MILLIS, LEASE_MIN_MILLIS, PATTERN_SEGMENTS_MAX,
+    SUBSCRIPTION_TEXT_MAX_BYTES,
 };
 use bourn_protocol::query::percent_decode;
 use bourn_protocol::{ErrorCode, StreamPath};
@@ -17,7 +18,8 @@ use serde_json::{Value, json};
 
 use super::super::respond::Build;
 use super::super::{ApiError, App, Reply, ReplyBody, intake};
-use crate::subscriptions::{Configuration, Delivery, Refusal, WakeRequest, check_url};
+use crate::config::Limits;
+use crate::subscriptions::{Configuration, Delivery, Refusal, TOO_MANY_STREAMS, WakeRequest, check_url};
 
 /// The body that makes a subscription.
 #[derive(Deserialize)]
@@ -71,7 +73,7 @@ pub(super) async fn dispatch(
     let method = request.method().clone();
     match (rest, method.as_str()) {
         ([], "PUT") => {
-            let wanted = configuration(body(app, request).await?, app.limits.webhook_allow_private)?;
+            let wanted = configuration(body(app, request).await?, &app.limits)?;
             let (shown, new) = subscriptions.create(id, wanted).await?;
             let status = if new { StatusCode::CREATED } else { StatusCode::OK };
             Ok(answer(status, &shown))
@@ -87,7 +89,7 @@ pub(super) async fn dispatch(
             if streams.is_empty() {
                 return Err(invalid("`streams` must name at least one stream"));
             }
-            subscriptions.link(id, paths(&streams)?).await?;
+            subscriptions.link(id, paths(&streams, app.limits.subscription_streams)?).await?;
             Ok(nothing())
         }
         (["streams", path], "DELETE") => {
@@ -137,7 +139,7 @@ fn invalid(message: &str) -> ApiError {
 }
 
 async fn body<T: DeserializeOwned>(app: &App, request: Request<Incoming>) -> Result<T, ApiError> {
-    let body = intake::collect(app, request, app.limits.body_limit).await?;
+    let (body, _room) = intake::collect(app, request, app.limits.body_limit, &app.bodies).await?;
     let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
     serde_json::from_slice(text)
         .map_err(|error| invalid(&format!("the body is not what it should be: {error}")))
@@ -155,7 +157,10 @@ fn stream(text: &str) -> Result<StreamPath, ApiError> {
 }
 
 /// Sorted, each once: the order they are given in makes no difference.
-fn paths(texts: &[String]) -> Result<Vec<StreamPath>, ApiError> {
+fn paths(texts: &[String], most: usize) -> Result<Vec<StreamPath>, ApiError> {
+    if texts.len() > most {
+        return Err(TOO_MANY_STREAMS.into());
+    }
     let mut paths: Vec<StreamPath> = texts.iter().map(|text| stream(text)).collect::<Result<_, _>>()?;
     paths.sort();
     paths.dedup();
@@ -172,12 +177,15 @@ fn bearer(headers: &HeaderMap) -> Result<String, ApiError> {
     }
 }
 
-fn configuration(wanted: Wanted, allow_private: bool) -> Result<Configuration, ApiError> {
+fn configuration(wanted: Wanted, limits: &Limits) -> Result<Configuration, ApiError> {
     let pattern = match wanted.pattern.as_deref().map(|pattern| pattern.trim_matches('/')) {
         None | Some("") => None,
+        Some(pattern) if pattern.split('/').count() > PATTERN_SEGMENTS_MAX => {
+            return Err(invalid(&format!("`pattern` must have at most {PATTERN_SEGMENTS_MAX} segments")));
+        }
         Some(pattern) => Some(short("`pattern`", pattern.to_owned())?),
     };
-    let streams = paths(&wanted.streams)?;
+    let streams = paths(&wanted.streams, limits.subscription_streams)?;
     if pattern.is_none() && streams.is_empty() {
         return Err(invalid("at least one of `pattern` and `streams` must be there"));
     }
@@ -188,7 +196,7 @@ fn configuration(wanted: Wanted, allow_private: bool) -> Result<Configuration, A
     let description = wanted.description.map(|text| short("`description`", text)).transpose()?;
     let (webhook, wake_stream) = match (wanted.kind.as_str(), wanted.webhook, wanted.wake_stream) {
         ("webhook", Some(Webhook { url }), _) => {
-            check_url(&url, allow_private)?;
+            check_url(&url, limits.webhook_allow_private)?;
             (Some(url), None)
         }
         ("webhook", None, _) => return Err(invalid("a subscription of type webhook needs `webhook.url`")),

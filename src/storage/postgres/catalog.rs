@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::layout::Layout;
-use super::sql::configured;
+use super::sql::{NAMED, configured, shape_of};
 use super::value::Form;
 use crate::entity::{Column, ColumnKind, EntityType, TableSchema, managed};
 use crate::storage::postgres::connect::{scalar, statement};
@@ -24,11 +24,15 @@ pub(super) struct Table {
     pub(super) sql: String,
     pub(super) schema: String,
     pub(super) name: String,
-    /// Without those that the database computes: the replication stream does not carry them.
+    /// Without those that the database computes and does not publish: the replication stream does not carry them.
     pub(super) columns: Vec<PgColumn>,
     pub(super) layout: Layout,
     /// What tells one shape of the table from another.
     pub(super) signature: String,
+    /// The table itself and the composite types of its columns.
+    pub(super) relations: Vec<u32>,
+    /// What [`shape_of`] gives for them: rows whose snapshot gives another number do not look like this.
+    pub(super) shape: i64,
     key: usize,
     /// The columns as requests are checked against them.
     pub(super) checked: Arc<TableSchema>,
@@ -45,8 +49,18 @@ pub(super) struct PgColumn {
     /// The type as SQL.
     pub(super) type_name: String,
     pub(super) form: Form,
-    /// Casting it to text gives what its output function gives.
-    pub(super) casts_plainly: bool,
+    pub(super) text: TextBy,
+}
+
+/// How a column's value becomes text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TextBy {
+    /// By a cast, which gives what the type's output function gives.
+    Cast,
+    /// By the output function; the cast of some types says another thing: `inet`, `char(n)`.
+    Output,
+    /// By way of JSON, which writes floating point in full digits: a key is to be the same text everywhere.
+    Json,
 }
 
 /// What the stream tells of a row's old version.
@@ -74,16 +88,28 @@ impl Table {
 pub(super) async fn table(
     connection: &mut PgConnection,
     entity: &EntityType,
+    publication: &str,
 ) -> Result<Result<Table, String>, sqlx::Error> {
     let name = &entity.table;
-    let found = statement(
-        "SELECT c.oid::int8, c.relkind::text, n.nspname::text, c.relname::text, quote_ident(n.nspname) || '.' || quote_ident(c.relname), \
-         c.relpersistence::text, current_setting('server_version_num')::int >= 180000 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1)",
-    )
-    .bind(configured(name))
-    .fetch_optional(&mut *connection)
-    .await?;
+    let (schema, bare) = configured(name);
+    if schema == Some("bourn") {
+        return Ok(Err(format!("`{name}` is the server's own; it cannot be streamed")));
+    }
+    let sql = format!(
+        "SELECT c.oid::int8, c.relkind::text, s.nspname::text, c.relname::text, quote_ident(s.nspname) || '.' || quote_ident(c.relname), \
+         c.relpersistence::text, current_setting('server_version_num')::int >= 180000, \
+         coalesce((SELECT to_jsonb(p) ->> 'pubgencols' = 's' FROM pg_publication p WHERE p.pubname = $3), false) \
+         FROM (SELECT $1::text AS schema, $2::text AS name) n JOIN pg_class c ON c.oid = {NAMED} \
+         JOIN pg_namespace s ON s.oid = c.relnamespace"
+    );
+    let found = statement(AssertSqlSafe(sql))
+        .bind(schema)
+        .bind(bare)
+        .bind(publication)
+        .fetch_optional(&mut *connection)
+        .await?;
     let Some(found) = found else { return Ok(Err(format!("the database has no table `{name}`"))) };
+    let computed_are_published: bool = found.try_get(7)?;
     let (oid, kind, persistence): (i64, String, String) =
         (found.try_get(0)?, found.try_get(1)?, found.try_get(5)?);
     if !matches!(kind.as_str(), "r" | "p") || persistence != "p" {
@@ -94,7 +120,7 @@ pub(super) async fn table(
     }
     let rows = statement(
         "SELECT a.attname::text, a.atttypid::int8, format_type(a.atttypid, a.atttypmod), a.attnotnull, \
-         a.atthasdef OR a.attidentity <> '', a.attgenerated <> '', a.attidentity = 'a' \
+         a.atthasdef OR a.attidentity <> '', a.attgenerated::text, a.attidentity = 'a' \
          FROM pg_attribute a WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
     )
     .bind(oid)
@@ -102,11 +128,13 @@ pub(super) async fn table(
     .await?;
     let types =
         rows.iter().map(|row| Ok(id(row.try_get(1)?))).collect::<Result<HashSet<u32>, sqlx::Error>>()?;
-    let types = forms(connection, types).await?;
+    let (types, mut relations) = forms(connection, types).await?;
+    relations.insert(0, id(oid));
     let (mut columns, mut checked) = (Vec::new(), Vec::new());
     let mut full_is_refused = false;
     for row in &rows {
-        if row.try_get(5)? {
+        let computed: &str = row.try_get(5)?;
+        if !computed.is_empty() && !(computed == "s" && computed_are_published) {
             full_is_refused = found.try_get(6)?;
             continue;
         }
@@ -117,15 +145,10 @@ pub(super) async fn table(
             name: name.clone(),
             required: row.try_get(3)?,
             has_default: row.try_get(4)?,
-            generated: row.try_get(6)?,
+            generated: row.try_get::<bool, _>(6)? || !computed.is_empty(),
         });
-        let column = PgColumn {
-            name,
-            type_id,
-            type_name: row.try_get(2)?,
-            form: known.form,
-            casts_plainly: known.casts_plainly,
-        };
+        let column =
+            PgColumn { name, type_id, type_name: row.try_get(2)?, form: known.form, text: known.text };
         columns.push(column);
     }
     let unique: bool = scalar(
@@ -160,6 +183,8 @@ pub(super) async fn table(
     .fetch_all(&mut *connection)
     .await?;
     let signature = signature(oid, entity, &columns, &parts);
+    let shape =
+        scalar(AssertSqlSafe(format!("SELECT {}", shape_of(&relations)))).fetch_one(connection).await?;
     let (schema, table_name, sql) = (found.try_get(2)?, found.try_get(3)?, found.try_get(4)?);
     let checked = Arc::new(checked);
     Ok(Ok(Table {
@@ -170,6 +195,8 @@ pub(super) async fn table(
         columns,
         layout,
         signature,
+        relations,
+        shape,
         key,
         checked,
         identity,
@@ -182,12 +209,12 @@ pub(super) async fn table(
 struct TypeInfo {
     form: Form,
     kind: ColumnKind,
-    casts_plainly: bool,
+    text: TextBy,
 }
 
 impl Default for TypeInfo {
     fn default() -> TypeInfo {
-        TypeInfo { form: Form::Text, kind: ColumnKind::Text, casts_plainly: false }
+        TypeInfo { form: Form::Text, kind: ColumnKind::Text, text: TextBy::Output }
     }
 }
 
@@ -196,7 +223,8 @@ pub(super) async fn type_forms(
     connection: &mut PgConnection,
     types: HashSet<u32>,
 ) -> Result<HashMap<u32, Form>, sqlx::Error> {
-    Ok(forms(connection, types).await?.into_iter().map(|(id, info)| (id, info.form)).collect())
+    let (types, _) = forms(connection, types).await?;
+    Ok(types.into_iter().map(|(id, info)| (id, info.form)).collect())
 }
 
 /// A row of `pg_type`, with the fields of a composite type.
@@ -208,12 +236,15 @@ struct Raw {
     base: u32,
     delimiter: u8,
     fields: Vec<(String, u32)>,
+    /// The number of a composite type as a relation; zero for others.
+    relation: u32,
 }
 
+/// What types are like, and the composite ones among them and in them, as relations.
 async fn forms(
     connection: &mut PgConnection,
     types: HashSet<u32>,
-) -> Result<HashMap<u32, TypeInfo>, sqlx::Error> {
+) -> Result<(HashMap<u32, TypeInfo>, Vec<u32>), sqlx::Error> {
     let mut known: HashMap<u32, Raw> = HashMap::new();
     let mut wanted: Vec<i64> = types.iter().copied().map(i64::from).collect();
     for _ in 0..TYPE_DEPTH_MAX {
@@ -222,9 +253,11 @@ async fn forms(
         }
         let rows = statement(
             "SELECT t.oid::int8, t.typtype::text, t.typcategory::text, \
-             CASE WHEN t.typnamespace = 'pg_catalog'::regnamespace THEN t.typname::text ELSE '' END, \
+             CASE WHEN t.typnamespace = 'pg_catalog'::regnamespace THEN t.typname::text \
+               WHEN EXISTS (SELECT 1 FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass \
+                 WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid AND e.extname = t.typname) THEN t.typname::text ELSE '' END, \
              CASE WHEN t.typsubscript = 'array_subscript_handler'::regproc THEN t.typelem::int8 ELSE 0 END, t.typbasetype::int8, t.typdelim::text, \
-             coalesce(f.names, '{}'), coalesce(f.types, '{}') FROM pg_type t LEFT JOIN LATERAL ( \
+             coalesce(f.names, '{}'), coalesce(f.types, '{}'), CASE WHEN t.typtype = 'c' THEN t.typrelid::int8 ELSE 0 END FROM pg_type t LEFT JOIN LATERAL ( \
                SELECT array_agg(a.attname::text ORDER BY a.attnum) AS names, array_agg(a.atttypid::int8 ORDER BY a.attnum) AS types \
                FROM pg_attribute a WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) f ON true \
              WHERE t.oid = ANY ($1::int8[]::oid[])",
@@ -243,6 +276,7 @@ async fn forms(
                 base: id(row.try_get(5)?),
                 delimiter: row.try_get::<String, _>(6)?.bytes().next().unwrap_or(b','),
                 fields: names.into_iter().zip(types.into_iter().map(id)).collect(),
+                relation: id(row.try_get(9)?),
             };
             wanted.extend(
                 raw.fields
@@ -255,12 +289,14 @@ async fn forms(
             known.insert(id(row.try_get(0)?), raw);
         }
     }
-    Ok(types.into_iter().map(|id| (id, info(id, &known, 0))).collect())
+    let mut relations: Vec<u32> = known.values().map(|raw| raw.relation).filter(|id| *id != 0).collect();
+    relations.sort_unstable();
+    Ok((types.into_iter().map(|id| (id, info(id, &known, 0))).collect(), relations))
 }
 
 fn info(id: u32, known: &HashMap<u32, Raw>, depth: usize) -> TypeInfo {
     let Some(raw) = known.get(&id).filter(|_| depth < TYPE_DEPTH_MAX) else { return TypeInfo::default() };
-    let is = |form, kind| TypeInfo { form, kind, casts_plainly: true };
+    let is = |form, kind| TypeInfo { form, kind, text: TextBy::Cast };
     match (raw.kind.as_str(), raw.name.as_str()) {
         ("d", _) => info(raw.base, known, depth + 1),
         ("e", _) => is(Form::Text, ColumnKind::Text),
@@ -268,6 +304,9 @@ fn info(id: u32, known: &HashMap<u32, Raw>, depth: usize) -> TypeInfo {
             let field = |(name, id): &(String, u32)| (name.clone(), info(*id, known, depth + 1).form);
             is(Form::Record(raw.fields.iter().map(field).collect()), ColumnKind::Json)
         }
+        (_, "int2vector") => is(Form::Words(Form::Number.into()), ColumnKind::Array),
+        (_, "oidvector") => is(Form::Words(Form::Text.into()), ColumnKind::Array),
+        (_, "hstore") => is(Form::Pairs, ColumnKind::Json),
         _ if raw.category == "A" && raw.element != 0 => {
             let element = info(raw.element, known, depth + 1);
             let delimiter = known.get(&raw.element).map_or(raw.delimiter, |element| element.delimiter);
@@ -275,7 +314,9 @@ fn info(id: u32, known: &HashMap<u32, Raw>, depth: usize) -> TypeInfo {
         }
         (_, "bool") => is(Form::Bool, ColumnKind::Boolean),
         (_, "int2" | "int4" | "int8") => is(Form::Number, ColumnKind::Integer),
-        (_, "float4" | "float8") => is(Form::Number, ColumnKind::Real),
+        (_, "float4" | "float8") => {
+            TypeInfo { form: Form::Number, kind: ColumnKind::Real, text: TextBy::Json }
+        }
         (_, "numeric") => is(Form::Number, ColumnKind::Numeric),
         (_, "json" | "jsonb") => is(Form::Json, ColumnKind::Json),
         (_, "bytea") => is(Form::Text, ColumnKind::Blob),
@@ -328,7 +369,8 @@ async fn in_primary_key(connection: &mut PgConnection, oid: i64, key: &str) -> R
 /// `parts` are those of a partitioned table and their files: the stream does not tell of parts that come, go, or are
 /// truncated by themselves.
 fn signature(oid: i64, entity: &EntityType, columns: &[PgColumn], parts: &[String]) -> String {
-    let columns: Vec<_> = columns.iter().map(|c| format!("{} {}", c.name, c.type_name)).collect();
+    let columns: Vec<_> =
+        columns.iter().map(|c| format!("{} {} {:?}", c.name, c.type_name, c.form)).collect();
     let (columns, parts) = (columns.join("\n"), parts.join("\n"));
     let text = format!("{oid}\n{}\n{:?}\n{columns}\n{parts}", entity.key, entity.scope);
     Sha256::digest(text).iter().take(12).map(|byte| format!("{byte:02x}")).collect()

@@ -1,146 +1,230 @@
-//! Reaching the database: the pool of ordinary connections, what the replication client needs to know, and the
-//! migrations that make the log's own tables.
+//! Reaching the database: the pools of connections and what their sessions are set to, and what the replication client
+//! needs to know. Serving, capturing and watching have pools of their own, so that none can take the others' last
+//! connection; every statement, lock and connection has a timeout.
 
+use std::future::Future;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bourn_protocol::Epoch;
 use pgwire_replication::{Lsn, ReplicationConfig, SslMode, TlsConfig};
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow, PgSslMode};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow, PgSslMode};
 use sqlx::query::{Query, QueryScalar};
-use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, FromRow, PgConnection, PgTransaction, Postgres, SqlSafeStr,
-};
+use sqlx::{ConnectOptions, Connection, FromRow, PgConnection, Postgres, SqlSafeStr};
 
+use super::session::{self, Connector, Pool, PoolTimeouts, Session, timed_out};
 use crate::config::Limits;
 
-const MIGRATIONS: [(i64, &str); 3] = [
-    (1, include_str!("../../../migrations/postgres/0001_log.sql")),
-    (2, include_str!("../../../migrations/postgres/0002_streams.sql")),
-    (3, include_str!("../../../migrations/postgres/0003_retention.sql")),
-];
-pub(super) const DEMO: &str = include_str!("../../../migrations/postgres/demo.sql");
-/// The advisory lock under which servers that start at once migrate one after the other.
-pub(super) const MIGRATION_LOCK: i64 = 0x626f_7572_6e00;
 /// The name by which the server's connections are known to the database.
 pub(super) const APPLICATION: &str = "bourn";
-/// The oldest PostgreSQL that is served.
-const OLDEST: i32 = 150_000;
 /// Prepared statements kept per connection.
 const STATEMENT_CACHE: usize = 128;
-/// How long a request waits for a connection of the pool.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections for capturing: appending, comparing, retention, and a look at the catalogue.
+const CAPTURE_CONNECTIONS: usize = 4;
+/// Connections for watching the log and the tables, and for marks in the replication stream.
+const WATCH_CONNECTIONS: usize = 2;
+/// How much longer than the database itself the server waits for the end of a statement.
+const GRACE: Duration = Duration::from_secs(1);
 /// Most bytes of one message of the replication stream: a row's largest value, as PostgreSQL bounds it.
 const MESSAGE_MAX: usize = 1 << 30;
 /// Events of the replication stream that wait to be looked at.
 const EVENTS_MAX: usize = 4_096;
-/// How values are written as text, whatever role and database are set to.
-const FORMS: [(&str, &str); 5] = [
+/// What every session is set to, whatever role and database are set to: how values are written as text, what a
+/// transaction sees, and that rows are refused where a policy would hide them. Whether it may write is left as it is set:
+/// operators of databases forbid that while a disk is nearly full.
+const SESSION: [(&str, &str); 11] = [
+    ("client_encoding", "UTF8"),
     ("datestyle", "ISO"),
     ("timezone", "UTC"),
     ("intervalstyle", "postgres"),
     ("bytea_output", "hex"),
     ("extra_float_digits", "1"),
+    ("standard_conforming_strings", "on"),
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_deferrable", "off"),
+    ("row_security", "off"),
+    ("idle_session_timeout", "0"),
 ];
+/// What sessions of the server's own connections are set to beside that. The database finds out by itself that the
+/// other end of a connection is gone.
+const CONNECTION: [(&str, &str); 4] = [
+    ("tcp_keepalives_idle", "30"),
+    ("tcp_keepalives_interval", "10"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "60000"),
+];
+/// PostgreSQL 17 and later can end transactions by their age.
+const OPENING: &str = "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout' AND setting <> '0'";
 
-/// The database, by way of a pool of connections.
+/// The database, by way of one of the pools.
 #[derive(Debug, Clone)]
 pub(super) struct Db {
-    pool: PgPool,
+    lane: Arc<Lane>,
+    all: Arc<All>,
+}
+
+/// A pool, and how what is done with it begins.
+#[derive(Debug)]
+struct Lane {
+    pool: Pool,
     /// How a transaction begins: behind a pooler in transaction mode nothing outlives one, so it brings its
     /// settings.
     begin: String,
     begin_snapshot: String,
     /// A pooler in transaction mode stands before the database: every statement needs a transaction.
     pooled: bool,
+    /// How long a piece of work may take in all.
+    work_timeout: Duration,
+}
+
+#[derive(Debug)]
+struct All {
+    serving: Arc<Lane>,
+    capturing: Arc<Lane>,
+    watching: Arc<Lane>,
     direct: PgConnectOptions,
+    connect_timeout: Duration,
     /// The files that the URL names for TLS: authorities, certificate, key.
     files: [Option<PathBuf>; 3],
 }
 
-/// A connection for single statements.
-pub(super) enum Single {
-    Plain(sqlx::pool::PoolConnection<sqlx::Postgres>),
-    InTransaction(PgTransaction<'static>),
+/// How long the statements of a lane may take, and how long they may wait for a lock.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    statement: Duration,
+    lock: Duration,
 }
 
-impl Single {
-    pub(super) fn connection(&mut self) -> &mut PgConnection {
-        match self {
-            Single::Plain(connection) => connection,
-            Single::InTransaction(transaction) => transaction,
-        }
-    }
-
-    /// Ends it so that what was done on it stays.
-    pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
-        match self {
-            Single::Plain(_) => Ok(()),
-            Single::InTransaction(transaction) => transaction.commit().await,
-        }
+impl Patience {
+    fn settings(self) -> [(&'static str, String); 3] {
+        let millis = |time: Duration| time.as_millis().to_string();
+        [
+            ("statement_timeout", millis(self.statement)),
+            ("lock_timeout", millis(self.lock)),
+            ("idle_in_transaction_session_timeout", millis(self.statement)),
+        ]
     }
 }
 
 impl Db {
-    /// A pool on the database; nothing is connected yet.
+    /// Pools on the database; nothing is connected yet.
     pub(super) fn new(url: &str, limits: &Limits) -> Result<Db, sqlx::Error> {
         let pooled = !limits.direct_database.is_empty();
         if pooled {
             NAMELESS.store(true, Ordering::Relaxed);
         }
-        let options =
-            PgConnectOptions::from_str(url)?.application_name(APPLICATION).disable_statement_logging();
         let direct_url = if pooled { &limits.direct_database } else { url };
-        let direct = PgConnectOptions::from_str(direct_url)?.application_name(APPLICATION).options(FORMS);
-        let options = match pooled {
-            // A pooler knows few of the parameters that a connection may begin with; transactions bring them.
-            true => options.statement_cache_capacity(0).extra_float_digits(None),
-            false => options.options(FORMS).statement_cache_capacity(STATEMENT_CACHE),
+        let plain = |url: &str| -> Result<PgConnectOptions, sqlx::Error> {
+            Ok(PgConnectOptions::from_str(url)?.application_name(APPLICATION).disable_statement_logging())
         };
-        let connections = u32::try_from(limits.database_connections).unwrap_or(u32::MAX);
-        let pool = PgPoolOptions::new()
-            .max_connections(connections)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .connect_lazy_with(options);
-        let set: String = match pooled {
-            true => FORMS.iter().map(|(name, value)| format!("; SET LOCAL {name} = '{value}'")).collect(),
-            false => String::new(),
+        let quick = Patience { statement: limits.statement_timeout.get(), lock: limits.lock_timeout.get() };
+        let slow = Patience { statement: limits.capture_timeout.get(), lock: limits.capture_timeout.get() };
+        let options = |url: &str, patience: Patience| -> Result<PgConnectOptions, sqlx::Error> {
+            Ok(plain(url)?.options(SESSION).options(CONNECTION).options(patience.settings()))
         };
-        Ok(Db {
-            pool,
-            begin: format!("BEGIN{set}"),
-            begin_snapshot: format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY{set}"),
-            pooled,
-            direct: direct.disable_statement_logging(),
+        let timeouts =
+            PoolTimeouts { acquire: limits.acquire_timeout.get(), connect: limits.connect_timeout.get() };
+        let lane = |url: &str, pooled: bool, connections: usize, patience: Patience| {
+            let (options, opening) = match pooled {
+                // A pooler knows few of the parameters that a connection may begin with; transactions bring them.
+                true => (plain(url)?.statement_cache_capacity(0).extra_float_digits(None), None),
+                false => (options(url, patience)?.statement_cache_capacity(STATEMENT_CACHE), Some(OPENING)),
+            };
+            let set: String = match pooled {
+                true => local_settings(patience),
+                false => String::new(),
+            };
+            Ok::<_, sqlx::Error>(Arc::new(Lane {
+                pool: session::pool(Connector::new(options, opening), connections, timeouts)?,
+                begin: format!("BEGIN ISOLATION LEVEL READ COMMITTED{set}"),
+                begin_snapshot: format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY{set}"),
+                pooled,
+                work_timeout: timeouts.acquire + timeouts.connect + patience.statement + GRACE,
+            }))
+        };
+        let serving = lane(url, pooled, limits.database_connections, quick)?;
+        let all = All {
+            capturing: lane(url, pooled, CAPTURE_CONNECTIONS, slow)?,
+            watching: lane(direct_url, false, WATCH_CONNECTIONS, quick)?,
+            serving: serving.clone(),
+            direct: options(direct_url, slow)?,
+            connect_timeout: timeouts.connect,
             files: [
                 ["sslrootcert", "ssl-root-cert", "ssl-ca"],
                 ["sslcert", "ssl-cert", ""],
                 ["sslkey", "ssl-key", ""],
             ]
             .map(|names| parameter(direct_url, &names)),
-        })
+        };
+        Ok(Db { lane: serving, all: Arc::new(all) })
+    }
+
+    fn by(&self, lane: &Arc<Lane>) -> Db {
+        Db { lane: lane.clone(), all: self.all.clone() }
+    }
+
+    /// The same database by way of the connections for capturing, whose statements may take long.
+    pub(super) fn capturing(&self) -> Db {
+        self.by(&self.all.capturing)
+    }
+
+    /// The same database by way of the connections for watching: past any pooler, for short statements only. Whoever
+    /// has one never waits for another.
+    pub(super) fn watching(&self) -> Db {
+        self.by(&self.all.watching)
     }
 
     /// A connection for statements of which each stands for itself; they may see different snapshots.
-    pub(super) async fn single(&self) -> Result<Single, sqlx::Error> {
-        Ok(match self.pooled {
-            true => Single::InTransaction(self.begin().await?),
-            false => Single::Plain(self.pool.acquire().await?),
-        })
+    pub(super) async fn single(&self) -> Result<Session, sqlx::Error> {
+        match self.lane.pooled {
+            true => self.begin().await,
+            false => Session::plain(&self.lane.pool).await,
+        }
     }
 
-    /// A transaction.
-    pub(super) async fn begin(&self) -> Result<PgTransaction<'static>, sqlx::Error> {
-        self.begin_with(&self.begin).await
+    /// A transaction. Each of its statements sees what is committed when it begins.
+    pub(super) async fn begin(&self) -> Result<Session, sqlx::Error> {
+        Session::begin(&self.lane.pool, &self.lane.begin).await
+    }
+
+    /// A transaction that reads one snapshot, which is taken by the first statement after these locks.
+    pub(super) async fn snapshot_of(&self, tables: &[&str]) -> Result<Session, sqlx::Error> {
+        let begin = &self.lane.begin_snapshot;
+        match tables {
+            [] => Session::begin(&self.lane.pool, begin).await,
+            tables => {
+                let lock = format!("{begin}; LOCK TABLE {} IN ACCESS SHARE MODE", tables.join(", "));
+                Session::begin(&self.lane.pool, &lock).await
+            }
+        }
+    }
+
+    /// A transaction that reads one snapshot.
+    pub(super) async fn snapshot(&self) -> Result<Session, sqlx::Error> {
+        self.snapshot_of(&[]).await
+    }
+
+    /// Does a piece of work that gets its own connection, within the time it may take in all. What does not end in
+    /// time is dropped, and its connection closed if the database does not answer.
+    pub(super) async fn within<T>(
+        &self,
+        work: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        self.in_time(work).await?
+    }
+
+    /// The same, for work whose failures have another type.
+    pub(super) async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, sqlx::Error> {
+        let done = tokio::time::timeout(self.lane.work_timeout, work).await;
+        done.map_err(|_| timed_out("the database does not answer in time"))
     }
 
     /// Puts a mark into the replication stream behind everything that is committed now; gives its place.
     pub(super) async fn mark(&self) -> Result<Lsn, sqlx::Error> {
         // A transaction of its own, so that the stream has something to tell of.
-        let mut transaction = self.begin().await?;
+        let mut transaction = self.watching().begin().await?;
         let mark: String = scalar("SELECT pg_logical_emit_message(true, 'bourn.mark', '')::text")
             .fetch_one(&mut *transaction)
             .await?;
@@ -148,58 +232,55 @@ impl Db {
         Lsn::parse(&mark).map_err(|error| sqlx::Error::Decode(error.to_string().into()))
     }
 
-    /// A transaction that reads one snapshot.
-    pub(super) async fn snapshot(&self) -> Result<PgTransaction<'static>, sqlx::Error> {
-        self.begin_with(&self.begin_snapshot).await
-    }
-
-    /// Begins a transaction in a task of its own. Whoever waits for it may be dropped; the library would then give the
-    /// connection back with the transaction begun and nobody to end it, and what is said on it next would be lost.
-    async fn begin_with(&self, sql: &str) -> Result<PgTransaction<'static>, sqlx::Error> {
-        let (pool, sql) = (self.pool.clone(), sql.to_owned());
-        let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(sql)).await });
-        begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
-    }
-
-    /// A connection past any pooler, outside the pool.
+    /// A connection past any pooler, outside the pools.
     pub(super) async fn connect_directly(&self) -> Result<PgConnection, sqlx::Error> {
-        PgConnection::connect_with(&self.direct).await
+        let connecting = PgConnection::connect_with(&self.all.direct);
+        match tokio::time::timeout(self.all.connect_timeout, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(timed_out("the database does not accept a connection in time")),
+        }
     }
 
     /// Options of connections past any pooler.
     pub(super) fn direct(&self) -> &PgConnectOptions {
-        &self.direct
+        &self.all.direct
     }
 
-    /// Lets no new work in and waits until what is under way has ended.
-    pub(super) async fn close(&self) {
-        self.pool.close().await;
+    /// Lets no new work in. Work that is under way keeps its connection to its end.
+    pub(super) fn close(&self) {
+        for lane in [&self.all.serving, &self.all.capturing, &self.all.watching] {
+            lane.pool.close();
+        }
     }
 
     /// What the replication client connects with.
     pub(super) fn replication(&self, limits: &Limits) -> ReplicationConfig {
-        let url = self.direct.to_url_lossy();
+        let url = self.all.direct.to_url_lossy();
         let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
-        let [authorities, certificate, key] = self.files.clone();
-        let host = match self.direct.get_socket() {
+        let [authorities, certificate, key] = self.all.files.clone();
+        let host = match self.all.direct.get_socket() {
             Some(directory) => directory.to_string_lossy().into_owned(),
-            None => self.direct.get_host().to_owned(),
+            None => self.all.direct.get_host().to_owned(),
         };
-        let user = self.direct.get_username().to_owned();
-        let forms: String = FORMS.iter().map(|(name, value)| format!("-c {name}={value} ")).collect();
+        let user = self.all.direct.get_username().to_owned();
+        let settings: String = SESSION
+            .iter()
+            .chain(&[("statement_timeout", "0"), ("lock_timeout", "0")])
+            .map(|(name, value)| format!("-c {name}={} ", value.replace(' ', "\\ ")))
+            .collect();
         let patience = limits.leader_timeout.get();
         let address = host.parse::<std::net::IpAddr>().is_ok().then(|| host.clone());
         let mut config = ReplicationConfig::new(
             host,
             &user,
             url.password().map(decode).unwrap_or_default(),
-            self.direct.get_database().unwrap_or(&user),
+            self.all.direct.get_database().unwrap_or(&user),
             &limits.slot,
             limits.publication.as_str(),
         )
-        .with_port(self.direct.get_port())
+        .with_port(self.all.direct.get_port())
         .with_tls(TlsConfig {
-            mode: match self.direct.get_ssl_mode() {
+            mode: match self.all.direct.get_ssl_mode() {
                 PgSslMode::Disable | PgSslMode::Allow => SslMode::Disable,
                 PgSslMode::Prefer => SslMode::Prefer,
                 PgSslMode::Require => SslMode::Require,
@@ -213,13 +294,13 @@ impl Db {
             client_key_pem_path: key,
         })
         // The database ends the connection of a server that hangs, and with it its hold on the slot.
-        .with_options(format!("{forms}-c wal_sender_timeout={}", patience.as_millis()))
+        .with_options(format!("{settings}-c wal_sender_timeout={}", patience.as_millis()))
         .with_status_interval(patience / 4)
         .with_wakeup_interval(patience / 4)
         .with_buffer_size(EVENTS_MAX)
         .with_max_message_size(MESSAGE_MAX);
         config.application_name = Some(APPLICATION.into());
-        if self.direct.get_socket().is_some() {
+        if self.all.direct.get_socket().is_some() {
             config.tls = TlsConfig::disabled();
         }
         config
@@ -251,66 +332,13 @@ where
     sqlx::query_scalar(sql).persistent(!NAMELESS.load(Ordering::Relaxed))
 }
 
-/// Why a database cannot be served, in words, if it cannot.
-pub(super) async fn unfit(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
-    let version: i32 =
-        scalar("SELECT current_setting('server_version_num')::int").fetch_one(connection).await?;
-    Ok((version < OLDEST).then(|| {
-        format!(
-            "it is PostgreSQL {}; logical replication as it is needed here begins with PostgreSQL 15",
-            version / 10_000
-        )
-    }))
-}
-
-/// Makes the log's own tables, as far as they are missing.
-pub(super) async fn migrate(db: &Db, demo: bool) -> Result<(), sqlx::Error> {
-    let mut transaction = db.begin().await?;
-    // Several servers may start at once.
-    statement("SELECT pg_advisory_xact_lock($1)").bind(MIGRATION_LOCK).execute(&mut *transaction).await?;
-    if demo && is_new(&mut transaction).await? {
-        sqlx::raw_sql(DEMO).execute(&mut *transaction).await?;
-    }
-    let done = migrated(&mut transaction).await?;
-    if done < MIGRATIONS.iter().map(|(version, _)| *version).max().unwrap_or(0) {
-        sqlx::raw_sql(AssertSqlSafe(preparation(done, Epoch::draw()))).execute(&mut *transaction).await?;
-    }
-    transaction.commit().await
-}
-
-/// The last migration that was done; zero where the log's tables are missing.
-pub(super) async fn migrated(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
-    let there: bool =
-        scalar("SELECT to_regclass('bourn.migrations') IS NOT NULL").fetch_one(&mut *connection).await?;
-    match there {
-        true => scalar("SELECT coalesce(max(version), 0) FROM bourn.migrations").fetch_one(connection).await,
-        false => Ok(0),
-    }
-}
-
-/// The statements of the migrations after a version, for a log of this epoch.
-pub(super) fn preparation(done: i64, epoch: Epoch) -> String {
-    // Not `IF NOT EXISTS`, which asks for the right to make schemas even where there is nothing to make.
-    let schema = "DO $$ BEGIN IF to_regnamespace('bourn') IS NULL THEN CREATE SCHEMA bourn; END IF; END $$;\nCREATE TABLE bourn.migrations (version bigint PRIMARY KEY, \
-                  applied_at timestamptz NOT NULL DEFAULT now());\n";
-    let pending = MIGRATIONS.into_iter().filter(|(version, _)| *version > done).map(|(version, sql)| {
-        format!(
-            "{}\nINSERT INTO bourn.migrations VALUES ({version});\n",
-            sql.replace("{epoch}", epoch.as_str())
-        )
-    });
-    let pending: String = pending.collect();
-    format!("{}{pending}", if done == 0 { schema } else { "" })
-}
-
-/// Whether the database holds no table yet, neither ours nor another's.
-pub(super) async fn is_new(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    scalar(
-        "SELECT NOT EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-         WHERE c.relkind IN ('r', 'p') AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema')",
-    )
-    .fetch_one(connection)
-    .await
+/// The settings of a session as statements for the transaction that has begun.
+fn local_settings(patience: Patience) -> String {
+    let fixed = SESSION.iter().map(|(name, value)| format!("; SET LOCAL {name} = '{value}'"));
+    let timeouts = patience.settings();
+    let timeouts = timeouts.iter().map(|(name, value)| format!("; SET LOCAL {name} = '{value}'"));
+    // A session before may have left another one behind.
+    fixed.chain(timeouts).chain(["; SET LOCAL search_path TO DEFAULT".to_owned()]).collect()
 }
 
 #[cfg(test)]

@@ -12,13 +12,15 @@ pub(super) fn storage(error: &sqlx::Error) -> StorageError {
     match (code(error).as_deref(), error) {
         (Some("53100" | "53400"), _) => StorageError::Full,
         (Some("25006"), _) => StorageError::ReadOnly,
-        // Deadlocks, serialization, lock timeouts, too many connections.
-        (Some("40001" | "40P01" | "55P03" | "53300"), _) => StorageError::Busy,
-        // There is no connection to be had: the database is down, or everybody waits for it.
-        (None, sqlx::Error::PoolTimedOut) => StorageError::Unavailable,
+        // Deadlocks, serialization, too many connections.
+        (Some("40001" | "40P01" | "53300"), _) => StorageError::Busy,
+        (Some("55P03"), _) => StorageError::Locked,
+        // A statement, or all connections, took too long.
+        (Some("57014"), _) | (None, sqlx::Error::PoolTimedOut) => StorageError::Slow,
+        (None, sqlx::Error::Io(error)) if error.kind() == std::io::ErrorKind::TimedOut => StorageError::Slow,
         (None, sqlx::Error::PoolClosed) => StorageError::Closed,
         // The table is not what it was when it was looked at; the next look will say so.
-        (Some("42P01" | "42703" | "42804" | "0A000"), _) => {
+        _ if super::rows::table_changed(error) => {
             tracing::warn!(%error, "a table has changed");
             StorageError::Entity("the table has changed just now; try again".into())
         }
@@ -42,7 +44,8 @@ pub(super) fn write(error: &sqlx::Error) -> WriteError {
         (Some("23503"), _) => "the row refers to a row that does not exist, or another row refers to it",
         (Some("23502"), _) => "a column that must have a value has none",
         (Some("23514" | "23P01" | "44000"), _) => "a check of the database refuses the row",
-        (_, Some("22")) => "a value does not fit its column's type",
+        // Types of extensions call what they cannot read a syntax error.
+        (Some("42601"), _) | (_, Some("22")) => "a value does not fit its column's type",
         (Some("P0001"), _) => "a trigger of the database refuses the row",
         (Some("54000"), _) => "the database refuses the row: a value is too large",
         (_, Some("23")) => "a rule of the database refuses the row",

@@ -3,15 +3,17 @@
 
 use std::time::Duration;
 
-use bourn_protocol::{ClientId, TransactionId};
+use bourn_protocol::{Action, ClientId, TransactionId};
 use sqlx::{PgConnection, Row};
 
 use super::mutate::Done;
 use crate::storage::postgres::connect::statement;
-use crate::storage::{Mutation, undo};
+use crate::storage::{Mutation, Operation, undo};
 
 /// Rows of the ledger removed at a time.
 const EXPIRE_MAX: i64 = 20_000;
+/// Changes of one transaction that are looked at to tell what it was.
+const LOGGED_MAX: i64 = 1_000;
 /// The prefix of logical messages that say who writes.
 pub(super) const MESSAGE_PREFIX: &str = "bourn";
 
@@ -30,7 +32,8 @@ pub(super) struct Found {
     pub(super) outcome: Option<String>,
 }
 
-/// Notes a mutation as done and tells capture whose it is; false if it had been noted before, and nothing is said.
+/// Notes a mutation as done and tells capture whose it is; false if it had been noted before, or the log has its id: then
+/// nothing is noted.
 pub(super) async fn record(
     connection: &mut PgConnection,
     entry: &Entry<'_>,
@@ -44,6 +47,8 @@ pub(super) async fn record(
     let noted = statement(
         "INSERT INTO bourn.ledger (transaction_id, operation, entity_type, entity_id, fingerprint, position, expires_at) \
          SELECT $1, $2, $3, $4, $5, pg_logical_emit_message(true, $6, $7), now() + make_interval(secs => $8) \
+         WHERE NOT EXISTS (SELECT 1 FROM bourn.activities WHERE transaction_id = $1) \
+         AND NOT EXISTS (SELECT 1 FROM bourn.audit WHERE transaction_id = $1) \
          ON CONFLICT DO NOTHING",
     )
     .bind(mutation.transaction_id.as_str())
@@ -95,6 +100,49 @@ pub(super) async fn find(
         })
     };
     row.map(read).transpose()
+}
+
+/// A change that the log has under a transaction's id.
+pub(super) struct LoggedChange {
+    pub(super) action: Action,
+    pub(super) entity_type: String,
+    pub(super) entity_id: String,
+}
+
+impl LoggedChange {
+    /// Whether a mutation like this makes such a change.
+    pub(super) fn may_be_of(&self, operation: &Operation) -> bool {
+        let (entity, key, action) = match operation {
+            Operation::Create { entity, key, .. } => (entity, key.as_ref(), Action::Create),
+            Operation::Update { entity, key, .. } => (entity, Some(key), Action::Update),
+            Operation::Delete { entity, key, .. } => (entity, Some(key), Action::Delete),
+            Operation::Rollback { .. } => return true,
+        };
+        // An update that moves a row to another scope is logged as a creation there.
+        let fits = self.action == action || (action == Action::Update && self.action == Action::Create);
+        fits && *self.entity_type == *entity.name && key.is_none_or(|key| key.as_str() == self.entity_id)
+    }
+}
+
+/// The changes that the log, or the audit trail, has under a transaction's id.
+pub(super) async fn logged(
+    connection: &mut PgConnection,
+    id: &TransactionId,
+) -> Result<Vec<LoggedChange>, sqlx::Error> {
+    let rows = statement(
+        "SELECT action, entity_type, entity_id, seq FROM bourn.activities WHERE transaction_id = $1 \
+         UNION ALL SELECT action, entity_type, entity_id, seq FROM bourn.audit WHERE transaction_id = $1 ORDER BY seq LIMIT $2",
+    )
+    .bind(id.as_str())
+    .bind(LOGGED_MAX)
+    .fetch_all(connection)
+    .await?;
+    let read = |row: sqlx::postgres::PgRow| {
+        let action = Action::from_log(row.try_get(0)?)
+            .ok_or_else(|| sqlx::Error::Decode("the log holds an impossible action".into()))?;
+        Ok(LoggedChange { action, entity_type: row.try_get(1)?, entity_id: row.try_get(2)? })
+    };
+    rows.into_iter().map(read).collect()
 }
 
 /// Removes some of what has expired.

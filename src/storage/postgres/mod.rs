@@ -13,24 +13,28 @@ mod follow;
 mod layout;
 mod ledger;
 mod log;
+mod migrate;
 mod mutate;
 mod pgoutput;
 mod recent;
 mod refresh;
 mod rollback;
 mod rows;
+mod session;
 mod shared;
 mod sql;
 mod streams;
 mod subscriptions;
+mod turns;
 mod value;
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bourn_protocol::chunk::ChunkBuilder;
-use bourn_protocol::{EntityKey, Selector, Seq, TransactionId};
+use bourn_protocol::{EntityKey, Scope, Selector, Seq, TransactionId};
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -45,12 +49,35 @@ use crate::entity::{Catalog, EntityType};
 use crate::supervisor::Supervisor;
 pub use admin::{check, prepare, prepare_sql};
 use catalog::Table;
-use connect::Db;
+use connect::{Db, scalar};
 use shared::Shared;
 use streams::{Queues, Stored};
+use turns::Turns;
 
 /// How long the background may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a request looks at a table again that changes under it.
+const LOOKS_MAX: usize = 2;
+
+/// The longest pause between two attempts to reach the database at a start.
+const START_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Connects, and tries again for a while where the database is away.
+async fn reach(db: &Db, most: Duration) -> Result<sqlx::PgConnection, sqlx::Error> {
+    let deadline = tokio::time::Instant::now() + most;
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match db.connect_directly().await {
+            Err(failure) if admin::may_come(&failure) && tokio::time::Instant::now() + pause < deadline => {
+                let reason = admin::advice(&failure);
+                tracing::warn!(reason, "the database cannot be reached yet; it is tried again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(START_PAUSE_MAX);
+            }
+            reached => return reached,
+        }
+    }
+}
 
 /// What the server's tasks share.
 #[derive(Clone)]
@@ -65,12 +92,11 @@ struct Inner {
 
 /// An open PostgreSQL database.
 pub struct PostgresStorage {
-    db: Db,
-    catalog: Arc<Catalog>,
-    shared: Arc<Shared>,
-    stored: Arc<Stored>,
+    inner: Inner,
     queues: Queues,
-    ledger_retention: Duration,
+    turns: Turns,
+    /// The database's encoding has every character.
+    unicode: bool,
     /// Fires when the storage is closed, or dropped.
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -97,16 +123,17 @@ impl PostgresStorage {
         let shown = DatabaseUrl::Postgres(url.into()).shown();
         let failed = |e: sqlx::Error| OpenError::new(&shown, &admin::advice(&e));
         let db = Db::new(url, limits).map_err(failed)?;
-        let mut connection = db.connect_directly().await.map_err(failed)?;
-        if let Some(reason) = connect::unfit(&mut connection).await.map_err(failed)? {
+        let limits = &admin::named(limits, &db);
+        let mut connection = reach(&db, limits.startup_timeout.get()).await.map_err(failed)?;
+        if let Some(reason) = migrate::unfit(&mut connection).await.map_err(failed)? {
             return Err(OpenError::new(&shown, &reason));
         }
-        match connect::migrate(&db, demo).await {
+        match migrate::migrate(&db, demo).await {
             Ok(()) => {}
             // What there is can be read all the same.
             Err(e)
-                if error::storage(&e) == StorageError::ReadOnly
-                    && connect::migrated(&mut connection).await.map_err(failed)? > 0 => {}
+                if error::code(&e).as_deref() == Some("25006")
+                    && migrate::migrated(&mut connection).await.map_err(failed)? > 0 => {}
             Err(e) => return Err(failed(e)),
         }
         if demo {
@@ -134,39 +161,81 @@ impl PostgresStorage {
         refresh::look(&inner, true).await.map_err(failed)?;
         follow::look(&inner).await.map_err(failed)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let (following, follows) = (inner.clone(), stop.clone());
+        let following = Inner { db: db.watching(), ..inner.clone() };
+        let follows = stop.clone();
         tasks.spawn(supervisor.watch("follow", async move { follow::run(&following, &follows).await }));
-        let (capturing, captures) = (inner.clone(), stop.clone());
+        let capturing = Inner { db: db.capturing(), ..inner.clone() };
+        let captures = stop.clone();
         tasks.spawn(supervisor.watch("capture", async move { capture::run(&capturing, &captures).await }));
         let queues = Queues::start(&inner, &stop, &tasks);
         tasks.close();
-        let ledger_retention = limits.ledger_retention.get();
-        let Inner { shared, stored, .. } = inner;
-        Ok(PostgresStorage { db, catalog, shared, stored, queues, ledger_retention, stop, tasks })
+        let turns = Turns::new(limits, &catalog);
+        let unicode = scalar("SELECT current_setting('server_encoding') = 'UTF8'").fetch_one(&mut connection);
+        let unicode = unicode.await.map_err(failed)?;
+        Ok(PostgresStorage { inner, queues, turns, unicode, stop, tasks })
     }
 
     /// What is known of an entity type's table.
     fn table(&self, entity: &EntityType) -> Result<Arc<Table>, StorageError> {
-        let known = self.shared.tables().get(&entity.name).cloned();
+        let known = self.inner.shared.tables().get(&entity.name).cloned();
         let missing = || entity.schema().err().unwrap_or_else(|| "the table is being looked at".into());
         known.ok_or_else(|| StorageError::Entity(missing()))
+    }
+
+    /// Does a piece of work within the time that a request has for it.
+    async fn serve<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StorageError> {
+        self.inner.db.within(work).await.map_err(|e| error::storage(&e))
+    }
+
+    /// Whether the database's encoding can write a scope; if not, no row has it.
+    async fn can_write(&self, scope: Option<&Scope>) -> Result<bool, StorageError> {
+        let Some(scope) = scope.filter(|scope| !self.unicode && !scope.as_str().is_ascii()) else {
+            return Ok(true);
+        };
+        self.serve(async {
+            let mut reading = self.inner.db.single().await?;
+            let asked = scalar::<String>("SELECT $1::text").bind(scope.as_str());
+            match asked.fetch_one(reading.connection()).await {
+                Ok(_) => Ok(true),
+                Err(failure) if rows::names_nothing(&failure) => Ok(false),
+                Err(failure) => Err(failure),
+            }
+        })
+        .await
+    }
+
+    /// Looks at the tables again: one is not what it was taken for.
+    async fn look_again(&self) -> Result<(), StorageError> {
+        refresh::look(&self.inner, true).await.map_err(|e| error::storage(&e))
     }
 }
 
 #[async_trait]
 impl Log for PostgresStorage {
     async fn bounds(&self) -> Result<Head, StorageError> {
-        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
-        log::head(reading.connection()).await.map_err(|e| error::storage(&e))
+        // By way of the connections for watching: requests that wait for a lock do not hold those.
+        self.serve(async {
+            let mut reading = self.inner.db.watching().single().await?;
+            let head = log::head(reading.connection()).await?;
+            reading.commit().await?;
+            Ok(head)
+        })
+        .await
     }
 
     async fn stream_tail(&self, stream: &Selector) -> Result<Head, StorageError> {
+        let nothing = !self.can_write(stream.scope.as_ref()).await?;
         let read = async {
-            let mut reading = self.db.single().await?;
-            let seq = log::stream_tail(reading.connection(), stream, i64::MAX).await?;
-            Ok(Head { epoch: log::head(reading.connection()).await?.epoch, seq })
+            let mut reading = self.inner.db.single().await?;
+            let seq = match nothing {
+                true => Seq::default(),
+                false => log::stream_tail(reading.connection(), stream, i64::MAX).await?,
+            };
+            let epoch = log::head(reading.connection()).await?.epoch;
+            reading.commit().await?;
+            Ok(Head { epoch, seq })
         };
-        read.await.map_err(|e| error::storage(&e))
+        self.serve(read).await
     }
 
     async fn fill(
@@ -174,53 +243,109 @@ impl Log for PostgresStorage {
         stream: &Selector,
         chunk: ChunkBuilder,
     ) -> Result<(ChunkBuilder, Kept), StorageError> {
+        let nothing = !self.can_write(stream.scope.as_ref()).await?;
         let read = async {
-            let mut reading = self.db.single().await?;
+            let mut reading = self.inner.db.single().await?;
+            if nothing {
+                let everything = Selector { scope: None, ..stream.clone() };
+                return Ok((chunk, log::kept(reading.connection(), &everything).await?));
+            }
             let chunk = log::fill(reading.connection(), stream, chunk).await?;
             // Afterwards: what has left since then is taken for having left before.
             let kept = log::kept(reading.connection(), stream).await?;
+            reading.commit().await?;
             Ok((chunk, kept))
         };
-        read.await.map_err(|e| error::storage(&e))
+        self.serve(read).await
     }
 
     async fn follow(&self, after: Seq, rows: usize, bytes: usize) -> Result<Gained, StorageError> {
-        if let Some((activities, cut)) = self.shared.recent.after(after, rows, bytes) {
-            let epoch = self.shared.head().borrow().epoch;
+        if let Some((activities, cut)) = self.inner.shared.recent.after(after, rows, bytes) {
+            let epoch = self.inner.shared.head().borrow().epoch;
             return Ok(Gained { activities, cut, epoch, lost: false });
         }
         let read = async {
-            let mut reading = self.db.single().await?;
+            let mut reading = self.inner.db.single().await?;
             let (activities, cut) = log::follow(reading.connection(), after, rows, bytes).await?;
             let epoch = log::head(reading.connection()).await?.epoch;
+            reading.commit().await?;
             Ok(Gained { activities, cut, epoch, lost: false })
         };
-        read.await.map_err(|e| error::storage(&e))
+        self.serve(read).await
     }
 
     async fn activities(&self, query: &ActivityQuery) -> Result<Vec<Activity>, StorageError> {
-        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
-        log::query(reading.connection(), query).await.map_err(|e| error::storage(&e))
+        self.serve(async {
+            let mut reading = self.inner.db.single().await?;
+            match log::query(reading.connection(), query).await {
+                // The database's encoding has no such text, so nothing in the log is called by it.
+                Err(failure) if rows::names_nothing(&failure) => Ok(Vec::new()),
+                found => found,
+            }
+        })
+        .await
     }
 
     async fn transaction(&self, id: &TransactionId) -> Result<TransactionState, StorageError> {
-        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
-        log::transaction(reading.connection(), id).await.map_err(|e| error::storage(&e))
+        self.serve(async {
+            let mut reading = self.inner.db.single().await?;
+            let state = log::transaction(reading.connection(), id).await?;
+            reading.commit().await?;
+            Ok(state)
+        })
+        .await
     }
 }
 
 #[async_trait]
 impl Tables for PostgresStorage {
     async fn list(&self, entity: &Arc<EntityType>, query: &ListQuery) -> Result<ListPage, StorageError> {
-        let table = self.table(entity)?;
-        let mut snapshot = self.db.snapshot().await.map_err(|e| error::storage(&e))?;
-        rows::list(&mut snapshot, entity, &table, query).await.map_err(|e| error::storage(&e))
+        if !self.can_write(query.scope.as_ref()).await? {
+            let tail = *self.inner.shared.head().borrow();
+            return Ok(ListPage { rows: Bytes::from_static(b"[]"), next_after: None, tail });
+        }
+        let _turn = self.turns.read(&entity.name).await?;
+        let mut looks = 0;
+        loop {
+            let table = self.table(entity)?;
+            let list = async {
+                // Locked before the snapshot is taken: a rewrite of the table does not heed snapshots.
+                let mut snapshot = self.inner.db.snapshot_of(&[&table.sql]).await?;
+                let page = rows::list(&mut snapshot, entity, &table, query).await?;
+                snapshot.commit().await?;
+                Ok(page)
+            };
+            match self.inner.db.within(list).await {
+                Ok(page) => return Ok(page),
+                Err(failure) if rows::table_changed(&failure) && looks < LOOKS_MAX => {
+                    looks += 1;
+                    self.look_again().await?;
+                }
+                Err(failure) => return Err(error::storage(&failure)),
+            }
+        }
     }
 
     async fn row(&self, entity: &Arc<EntityType>, key: &EntityKey) -> Result<Option<Bytes>, StorageError> {
-        let table = self.table(entity)?;
-        let mut reading = self.db.single().await.map_err(|e| error::storage(&e))?;
-        rows::row(reading.connection(), &table, key).await.map_err(|e| error::storage(&e))
+        let _turn = self.turns.read(&entity.name).await?;
+        let mut looks = 0;
+        loop {
+            let table = self.table(entity)?;
+            let read = async {
+                let mut reading = self.inner.db.single().await?;
+                let row = rows::row(reading.connection(), &table, key).await?;
+                reading.commit().await?;
+                Ok(row)
+            };
+            match self.inner.db.within(read).await {
+                Ok(row) => return Ok(row),
+                Err(failure) if rows::table_changed(&failure) && looks < LOOKS_MAX => {
+                    looks += 1;
+                    self.look_again().await?;
+                }
+                Err(failure) => return Err(error::storage(&failure)),
+            }
+        }
     }
 }
 
@@ -235,20 +360,20 @@ impl Writer for PostgresStorage {
         if tokio::time::timeout(END_TIMEOUT, self.tasks.wait()).await.is_err() {
             tracing::warn!("capture does not end in time");
         }
-        self.db.close().await;
+        self.inner.db.close();
     }
 }
 
 impl Capture for PostgresStorage {
     fn head(&self) -> watch::Receiver<Head> {
-        self.shared.head()
+        self.inner.shared.head()
     }
 
     fn version(&self) -> watch::Receiver<Version> {
-        self.shared.version_of_log()
+        self.inner.shared.version_of_log()
     }
 
     fn status(&self) -> CaptureStatus {
-        self.shared.status()
+        self.inner.shared.status()
     }
 }

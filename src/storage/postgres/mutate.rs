@@ -1,11 +1,13 @@
 //! Mutations as SQL: each is a transaction of its own on a connection of the pool, done once whatever is
 //! retried, and capture sees it as it sees any other writer's. The ids travel with it as a logical message.
 
+use std::time::Duration;
+
 use bourn_protocol::{ClientId, EntityKey, TransactionId};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgConnection, PgTransaction, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::catalog::Table;
 use super::connect::Db;
@@ -19,6 +21,10 @@ use crate::entity::{ConflictPolicy, EntityType, managed};
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{Mutation, Operation, StorageError, Undone, WriteError, Written, undo};
 
+/// How often a mutation is tried in all.
+const ATTEMPTS: usize = 4;
+/// How long an optimistic lock waits for capture to log the row's last change.
+const LOCK_PATIENCE: Patience = Patience { most: Duration::from_secs(2), between: Duration::from_millis(5) };
 /// Characters of a key that the server makes up.
 const MADE_KEY_LENGTH: usize = 21;
 
@@ -44,28 +50,43 @@ pub(super) struct Sets {
     pub(super) now: Vec<&'static str>,
 }
 
-/// Does a mutation that was not done before, or says what became of it.
+/// Does a mutation that was not done before, or says what became of it. What another session's work has foiled, a
+/// deadlock or a change of the table, is tried again.
 pub(super) async fn apply(storage: &PostgresStorage, mutation: &Mutation) -> Result<Written, WriteError> {
+    let _turn = storage.turns.write(&mutation.operation).await?;
+    let mut attempts = 1;
+    loop {
+        let attempt = Box::pin(attempt(storage, mutation));
+        let written = storage.inner.db.in_time(attempt).await.map_err(|e| error::write(&e))?;
+        match &written {
+            Err(WriteError::Storage(StorageError::Busy)) if attempts < ATTEMPTS => {}
+            Err(WriteError::Storage(StorageError::Entity(_))) if attempts < ATTEMPTS => {
+                storage.look_again().await?;
+            }
+            _ => return written,
+        }
+        attempts += 1;
+    }
+}
+
+async fn attempt(storage: &PostgresStorage, mutation: &Mutation) -> Result<Written, WriteError> {
     let context =
         Context { storage, transaction: &mutation.transaction_id, client: mutation.client_id.as_ref() };
-    let mut transaction = storage.db.begin().await.map_err(|e| error::write(&e))?;
+    let mut transaction = storage.inner.db.begin().await.map_err(|e| error::write(&e))?;
     let (name, key) = context.target(&mutation.operation)?;
     let entry = Entry { mutation, entity_type: name, entity_id: key.as_deref().unwrap_or_default() };
     // First of all the ledger: whoever tries the same at the same time waits here for the outcome.
-    if !ledger::record(&mut transaction, &entry, storage.ledger_retention)
-        .await
-        .map_err(|e| error::write(&e))?
-    {
-        let found =
-            ledger::find(&mut transaction, context.transaction).await.map_err(|e| error::write(&e))?;
-        return match found {
-            Some(found) if found.fingerprint == mutation.fingerprint() => {
-                context.repeated(&mut transaction, found).await
-            }
-            Some(_) => Err(WriteError::Reused),
-            // It expired between two looks.
-            None => Err(WriteError::Storage(StorageError::Busy)),
-        };
+    let keep = storage.inner.limits.ledger_retention.get();
+    let recorded = match ledger::record(&mut transaction, &entry, keep).await {
+        Err(failure) if rows::names_nothing(&failure) && mutation.operation.changes() => {
+            return Err(WriteError::NotFound(entry.entity_id.to_owned()));
+        }
+        recorded => recorded.map_err(|e| error::write(&e))?,
+    };
+    if !recorded {
+        let written = context.done_before(&mut transaction, mutation).await?;
+        transaction.commit().await.map_err(|e| error::write(&e))?;
+        return Ok(written);
     }
     let done = match &mutation.operation {
         Operation::Create { entity, columns, .. } => {
@@ -83,7 +104,7 @@ pub(super) async fn apply(storage: &PostgresStorage, mutation: &Mutation) -> Res
     };
     let done = match (done, &mutation.operation, &key) {
         (Err(WriteError::NotUnique), Operation::Create { entity, .. }, Some(key)) => {
-            drop(transaction);
+            transaction.rollback().await.map_err(|e| error::write(&e))?;
             return Err(context.not_unique(entity, key.clone()).await);
         }
         (done, ..) => done?,
@@ -168,7 +189,7 @@ impl Context<'_> {
             ),
         };
         let select = statement(AssertSqlSafe(format!("{insert} RETURNING {}", texts(table))));
-        let select = if names.is_empty() { select } else { select.bind(record(&sets.values)) };
+        let select = if names.is_empty() { select } else { select.bind(record(table, &sets.values)) };
         let row = select.fetch_optional(connection).await.map_err(|e| error::write(&e))?;
         row.ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
     }
@@ -199,7 +220,7 @@ impl Context<'_> {
         let table = self.storage.table(entity)?;
         let stamps = self.expect(connection, entity, &table, key, expected).await?;
         let row = self.remove(connection, &table, key.as_str(), &stamps).await?;
-        Ok(Done { key: key.to_string(), row: Some(rows::json(&table, &row).into()), ..Done::default() })
+        Ok(Done { key: key.to_string(), row: Some(json(&table, &row)?), ..Done::default() })
     }
 
     /// Sets columns of a row, and with them its transaction, client and time; gives the row.
@@ -251,7 +272,7 @@ impl Context<'_> {
                 texts(table)
             ),
         };
-        let select = statement(AssertSqlSafe(sql)).bind(record(&sets.values)).bind(key);
+        let select = statement(AssertSqlSafe(sql)).bind(record(table, &sets.values)).bind(key);
         let row = select.fetch_optional(connection).await.map_err(|e| error::write(&e))?;
         row.ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
     }
@@ -287,18 +308,70 @@ impl Context<'_> {
         let row = locked(connection, table, key.as_str(), &visible(table)).await?;
         let Some(row) = row else { return Err(WriteError::NotFound(key.to_string())) };
         let stamps = stamps_of(table, &row);
-        let actual = stamps.update.clone().or_else(|| stamps.insert.clone());
-        match expected {
-            None if entity.conflict == ConflictPolicy::OptimisticLock => Err(WriteError::ExpectationRequired),
-            None => Ok(stamps),
-            Some(_) if table.layout.transactions.is_none() => Err(WriteError::NoExpectations),
-            Some(expected) if actual.as_deref() == Some(expected.as_str()) => Ok(stamps),
-            Some(expected) => Err(WriteError::Conflict {
-                row: rows::json(table, &row).into(),
-                expected: expected.to_string(),
-                actual,
-            }),
+        let Some(expected) = expected else {
+            return match entity.conflict {
+                ConflictPolicy::OptimisticLock => Err(WriteError::ExpectationRequired),
+                ConflictPolicy::LastWriteWins => Ok(stamps),
+            };
+        };
+        if table.layout.transactions.is_none() {
+            return Err(WriteError::NoExpectations);
         }
+        let actual = self.current_id(connection, entity, table, key, &stamps).await?;
+        if actual.as_deref() == Some(expected.as_str()) {
+            return Ok(stamps);
+        }
+        Err(WriteError::Conflict { row: json(table, &row)?, expected: expected.to_string(), actual })
+    }
+
+    /// The id of the transaction that last changed a locked row, as clients see it in the stream. The row's own stamp is
+    /// that only if its last writer has set it: one in SQL may have left it alone.
+    async fn current_id(
+        &self,
+        connection: &mut PgConnection,
+        entity: &EntityType,
+        table: &Table,
+        key: &EntityKey,
+        stamps: &Stamps,
+    ) -> Result<Option<String>, WriteError> {
+        let stamp = stamps.update.clone().or_else(|| stamps.insert.clone());
+        let failed = |e: sqlx::Error| error::write(&e);
+        // The ledger's row was written by the same database transaction as the row's version, if that is the stamp's.
+        let sql = format!(
+            "SELECT (t.xmin::text::int8) AS writer, EXISTS (SELECT 1 FROM bourn.ledger l WHERE l.transaction_id = $2 AND l.xmin = t.xmin) \
+             FROM {} t WHERE {}",
+            table.sql,
+            by_key(table, 1)
+        );
+        let row = statement(AssertSqlSafe(sql)).bind(key.as_str()).bind(&stamp).fetch_one(&mut *connection);
+        let row = row.await.map_err(failed)?;
+        let (writer, stamped): (i64, bool) =
+            (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
+        if stamped {
+            return Ok(stamp);
+        }
+        let mut last = last_change(connection, &entity.name, key.as_str()).await.map_err(failed)?;
+        let logged = |last: &Option<LastChange>| {
+            last.as_ref().is_some_and(|last| last.commit_id & i64::from(u32::MAX) == writer)
+        };
+        if !logged(&last) {
+            // Capture is behind, or the log has nothing of the row's last version. The row is locked: what the log has
+            // of it once it has caught up is all there is.
+            let db = &self.storage.inner.db;
+            if !caught_up(db, connection, LOCK_PATIENCE).await.map_err(failed)? {
+                return Err(WriteError::Storage(StorageError::Slow));
+            }
+            last = last_change(connection, &entity.name, key.as_str()).await.map_err(failed)?;
+        }
+        Ok(match last {
+            None => stamp,
+            Some(last) => match last.transaction_id {
+                Some(id) => Some(id),
+                // It was found by comparing, not captured: the stamp may be all that clients know.
+                None if last.created && stamp.is_some() => stamp,
+                None => Some(last.commit_id.to_string()),
+            },
+        })
     }
 
     fn client_value(&self) -> Value {
@@ -307,7 +380,7 @@ impl Context<'_> {
 
     fn done(&self, table: &Table, row: &PgRow) -> Result<Done, WriteError> {
         let key: Option<String> = row.try_get(table.layout.key).map_err(|e| error::write(&e))?;
-        Ok(Done { key: key.unwrap_or_default(), row: Some(rows::json(table, row).into()), ..Done::default() })
+        Ok(Done { key: key.unwrap_or_default(), row: Some(json(table, row)?), ..Done::default() })
     }
 
     /// Whether it was the key that is there already, or another value.
@@ -322,40 +395,108 @@ impl Context<'_> {
     async fn exists(&self, entity: &EntityType, key: &str) -> Result<bool, WriteError> {
         let table = self.storage.table(entity)?;
         let sql = format!("SELECT EXISTS (SELECT 1 FROM {} t WHERE {})", table.sql, by_key(&table, 1));
-        let mut reading = self.storage.db.single().await.map_err(|e| error::write(&e))?;
+        let mut reading = self.storage.inner.db.single().await.map_err(|e| error::write(&e))?;
         let select = scalar(AssertSqlSafe(sql)).bind(key);
         select.fetch_one(reading.connection()).await.map_err(|e| error::write(&e))
+    }
+
+    /// What became of the mutation that was done under this id: by the ledger, or, where that has forgotten it, by the log.
+    async fn done_before(
+        &self,
+        connection: &mut PgConnection,
+        mutation: &Mutation,
+    ) -> Result<Written, WriteError> {
+        let failed = |e: sqlx::Error| error::write(&e);
+        if let Some(found) = ledger::find(connection, self.transaction).await.map_err(failed)? {
+            return match found.fingerprint == mutation.fingerprint() {
+                true => self.repeated(connection, found.entity_type, found.entity_id, found.outcome).await,
+                false => Err(WriteError::Reused),
+            };
+        }
+        let logged = ledger::logged(connection, self.transaction).await.map_err(failed)?;
+        if logged.is_empty() {
+            // It expired between two looks, or another attempt was taken back.
+            return Err(WriteError::Storage(StorageError::Busy));
+        }
+        let same = logged.into_iter().find(|change| change.may_be_of(&mutation.operation));
+        match same {
+            Some(change) => {
+                let rollback = matches!(mutation.operation, Operation::Rollback { .. });
+                let (name, key) = match rollback {
+                    true => (String::new(), String::new()),
+                    false => (change.entity_type, change.entity_id),
+                };
+                self.repeated(connection, name, key, None).await
+            }
+            None => Err(WriteError::Reused),
+        }
     }
 
     /// The answer to a mutation that was done before: the row as it is, or, where it is gone, as the mutation
     /// left it.
     async fn repeated(
         &self,
-        transaction: &mut PgTransaction<'static>,
-        found: ledger::Found,
+        connection: &mut PgConnection,
+        entity_type: String,
+        key: String,
+        outcome: Option<String>,
     ) -> Result<Written, WriteError> {
         let mut row = None;
-        if let Some(table) =
-            self.storage.catalog.by_name(&found.entity_type).and_then(|e| self.storage.table(e).ok())
-        {
-            row = locked(transaction, &table, &found.entity_id, "true")
-                .await?
-                .map(|row| Bytes::from(rows::json(&table, &row)));
+        let entity = self.storage.inner.catalog.by_name(&entity_type);
+        if let Some(table) = entity.and_then(|entity| self.storage.table(entity).ok()) {
+            let sql = format!("SELECT {} FROM {} t WHERE {}", texts(&table), table.sql, by_key(&table, 1));
+            let select = statement(AssertSqlSafe(sql)).bind(&key).fetch_optional(&mut *connection);
+            row = select.await.map_err(|e| error::write(&e))?.map(|row| json(&table, &row)).transpose()?;
         }
         if row.is_none() {
             let sql = "SELECT coalesce(value, previous_values) FROM bourn.activities \
                        WHERE transaction_id = $1 AND entity_id = $2 ORDER BY seq DESC LIMIT 1";
             let logged: Option<Option<String>> = scalar(sql)
                 .bind(self.transaction.as_str())
-                .bind(&found.entity_id)
-                .fetch_optional(&mut **transaction)
+                .bind(&key)
+                .fetch_optional(&mut *connection)
                 .await
                 .map_err(|e| error::write(&e))?;
             row = logged.flatten().map(Bytes::from);
         }
-        let undone = found.outcome.as_deref().map(undo::read_outcome).unwrap_or_default();
-        Ok(Written { repeated: true, row, key: Some(found.entity_id), undone })
+        let undone = outcome.as_deref().map(undo::read_outcome).unwrap_or_default();
+        Ok(Written { repeated: true, row, key: Some(key), undone })
     }
+}
+
+/// The last change of a row that the log has.
+struct LastChange {
+    transaction_id: Option<String>,
+    commit_id: i64,
+    created: bool,
+}
+
+async fn last_change(
+    connection: &mut PgConnection,
+    entity_type: &str,
+    key: &str,
+) -> Result<Option<LastChange>, sqlx::Error> {
+    let row = statement(
+        "SELECT transaction_id, commit_id, action = 'create' FROM bourn.activities \
+         WHERE entity_id = $1 AND entity_type = $2 ORDER BY seq DESC LIMIT 1",
+    )
+    .bind(key)
+    .bind(entity_type)
+    .fetch_optional(connection)
+    .await?;
+    let read = |row: PgRow| {
+        Ok(LastChange {
+            transaction_id: row.try_get(0)?,
+            commit_id: row.try_get(1)?,
+            created: row.try_get(2)?,
+        })
+    };
+    row.map(read).transpose()
+}
+
+/// A row that was selected by [`texts`], as JSON.
+fn json(table: &Table, row: &PgRow) -> Result<Bytes, WriteError> {
+    rows::checked_json(table, row).map(Bytes::from).map_err(|e| error::write(&e))
 }
 
 /// A row of this key, locked until the transaction ends.
@@ -390,28 +531,39 @@ fn now_as(table: &Table, name: &str) -> String {
     format!("now()::{type_name}")
 }
 
-fn record(values: &Map<String, Value>) -> String {
-    serde_json::to_string(values).unwrap_or_default()
+/// The values as a JSON object that the database reads a row from. It takes those that it writes as objects or arrays by
+/// a cast of their own only as the text of their type.
+fn record(table: &Table, values: &Map<String, Value>) -> String {
+    let as_taken = |(name, value): (&String, &Value)| {
+        let form = table.column(name).map(|column| &column.form);
+        let value = form.and_then(|form| form.input(value)).unwrap_or_else(|| value.clone());
+        (name.clone(), value)
+    };
+    let values: Map<String, Value> = values.iter().map(as_taken).collect();
+    serde_json::to_string(&values).unwrap_or_default()
 }
 
 /// How long to wait for capture, and how often to look.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    pub(super) most: std::time::Duration,
-    pub(super) between: std::time::Duration,
+    pub(super) most: Duration,
+    pub(super) between: Duration,
 }
 
-/// Waits until everything that is committed now is in the log; says whether it came to that.
-pub(super) async fn caught_up(db: &Db, patience: Patience) -> Result<bool, sqlx::Error> {
+/// Waits until everything that is committed now is in the log; says whether it came to that. The caller's own
+/// transaction looks: each of its statements sees what is committed by then.
+pub(super) async fn caught_up(
+    db: &Db,
+    connection: &mut PgConnection,
+    patience: Patience,
+) -> Result<bool, sqlx::Error> {
     let deadline = tokio::time::Instant::now() + patience.most;
     let mark = db.mark().await?.to_pg_string();
     loop {
-        let mut reading = db.single().await?;
         let there: bool = scalar("SELECT coalesce(position > $1::text::pg_lsn, false) FROM bourn.log")
             .bind(&mark)
-            .fetch_one(reading.connection())
+            .fetch_one(&mut *connection)
             .await?;
-        drop(reading);
         if there || tokio::time::Instant::now() >= deadline {
             return Ok(there);
         }

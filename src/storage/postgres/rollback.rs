@@ -34,26 +34,28 @@ pub(super) async fn undo(
     let mut rounds = 0;
     let plan = loop {
         let storage = context.storage;
-        if rounds == ROUNDS_MAX || !caught_up(&storage.db, PATIENCE).await.map_err(|e| error::write(&e))? {
-            return Err(WriteError::Storage(StorageError::Busy));
+        let db = &storage.inner.db;
+        if rounds == ROUNDS_MAX
+            || !caught_up(db, transaction, PATIENCE).await.map_err(|e| error::write(&e))?
+        {
+            return Err(WriteError::Storage(StorageError::Slow));
         }
         rounds += 1;
-        let mut reading = storage.db.single().await.map_err(|e| error::write(&e))?;
-        let plan = plan(reading.connection(), target, cascade).await?;
-        drop(reading);
+        let plan = plan(transaction, target, cascade).await?;
         let new: Vec<_> = plan.rows().into_iter().filter(|row| !held.contains(row)).collect();
         if new.is_empty() {
             break plan;
         }
         for (name, key) in new {
-            if let Some(table) = storage.catalog.by_name(&name).and_then(|entity| storage.table(entity).ok())
+            if let Some(table) =
+                storage.inner.catalog.by_name(&name).and_then(|entity| storage.table(entity).ok())
             {
                 locked(transaction, &table, &key, "true").await?;
             }
             held.insert((name, key));
         }
     };
-    let undo = plan.finish(&context.storage.catalog)?;
+    let undo = plan.finish(&context.storage.inner.catalog)?;
     for first in &undo.firsts {
         take_back(context, transaction, first).await?;
     }
@@ -114,6 +116,7 @@ async fn take_back(
 ) -> Result<(), WriteError> {
     let storage = context.storage;
     let entity = storage
+        .inner
         .catalog
         .by_name(&activity.entity_type)
         .ok_or_else(|| undo::not_reversible(activity, "its type is not served any more"))?;

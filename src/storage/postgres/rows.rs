@@ -72,14 +72,15 @@ pub(super) async fn list(
         let row = match rows.try_next().await {
             Ok(Some(row)) => row,
             Ok(None) => break,
-            Err(failure) if names_nothing(&failure) => break,
+            // No row has this scope, or this key to begin after.
+            Err(failure) if count == 0 && !values.is_empty() && names_nothing(&failure) => break,
             Err(failure) => return Err(failure),
         };
         if count > 0 {
             body.push(b',');
         }
         count += 1;
-        body.extend_from_slice(json(table, &row).as_bytes());
+        body.extend_from_slice(checked_json(table, &row)?.as_bytes());
         if count == query.limit || body.len() > ANSWER_MAX_BYTES {
             last = row.try_get(table.layout.key)?;
             break;
@@ -111,15 +112,39 @@ pub(super) async fn row(
         visible(table)
     );
     match statement(AssertSqlSafe(sql)).bind(key.as_str()).fetch_optional(connection).await {
-        Ok(row) => Ok(row.map(|row| json(table, &row).into())),
+        Ok(row) => row.map(|row| checked_json(table, &row).map(Into::into)).transpose(),
         Err(failure) if names_nothing(&failure) => Ok(None),
         Err(failure) => Err(failure),
     }
 }
 
-/// Whether a statement failed because a text is no value of the type it is compared with: then nothing has it.
+/// Whether a statement failed because a text is no value of the type it is compared with, breaks a rule of its domain,
+/// or has characters that the database's encoding lacks: then nothing has it.
 pub(super) fn names_nothing(failure: &sqlx::Error) -> bool {
-    matches!(error::code(failure).as_deref(), Some("22P02" | "22003" | "22007" | "22008"))
+    error::code(failure).is_some_and(|code| code.starts_with("22") || code == "23514")
+}
+
+/// A row does not have the columns that its table had when it was looked at.
+#[derive(Debug, thiserror::Error)]
+#[error("the table has changed since it was looked at")]
+struct TableChanged;
+
+/// Whether a statement failed because the table is not what it was when it was looked at.
+pub(super) fn table_changed(failure: &sqlx::Error) -> bool {
+    match failure {
+        sqlx::Error::Decode(reason) => reason.is::<TableChanged>(),
+        failure => {
+            matches!(error::code(failure).as_deref(), Some("42P01" | "42703" | "42704" | "42804" | "0A000"))
+        }
+    }
+}
+
+/// The row as JSON, if it has the columns and types that the table is known to have.
+pub(super) fn checked_json(table: &Table, row: &PgRow) -> Result<String, sqlx::Error> {
+    match row.try_get::<Option<i64>, _>(table.columns.len())? {
+        Some(shape) if shape == table.shape => Ok(json(table, row)),
+        _ => Err(sqlx::Error::Decode(Box::new(TableChanged))),
+    }
 }
 
 /// A row that was selected by [`texts`], as JSON.

@@ -1,7 +1,7 @@
 //! SQL text: quoting, and a column's value as the text that its type's output function gives, which is what the
 //! replication stream carries.
 
-use super::catalog::{PgColumn, Table};
+use super::catalog::{PgColumn, Table, TextBy};
 use crate::entity::managed;
 
 /// A name, quoted.
@@ -9,13 +9,20 @@ pub(super) fn ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A table's name as SQL, from the name in the configuration: `pages`, or `app.pages`.
-pub(super) fn configured(table: &str) -> String {
+/// The schema and the name of a table, from its name in the configuration: `pages`, or `app.pages`.
+pub(super) fn configured(table: &str) -> (Option<&str>, &str) {
     match table.split_once('.') {
-        Some((schema, name)) => format!("{}.{}", ident(schema), ident(name)),
-        None => ident(table),
+        Some((schema, name)) => (Some(schema), name),
+        None => (None, table),
     }
 }
+
+/// The number of the table that `n.schema` and `n.name` call, as a subquery: with no schema, the first one on the search
+/// path. The server's own schema is left out, even where a role of its name puts it on the path.
+pub(super) const NAMED: &str = "(SELECT c.oid FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace \
+     LEFT JOIN unnest(current_schemas(true)) WITH ORDINALITY p (name, place) ON p.name = s.nspname \
+     WHERE c.relname = n.name AND s.nspname <> 'bourn' AND CASE WHEN n.schema IS NULL THEN p.place IS NOT NULL ELSE s.nspname = n.schema END \
+     ORDER BY p.place LIMIT 1)";
 
 /// `t.column`, quoted.
 pub(super) fn field(column: &str) -> String {
@@ -25,16 +32,29 @@ pub(super) fn field(column: &str) -> String {
 /// The column's value as text, or NULL.
 pub(super) fn text_of(column: &PgColumn) -> String {
     let x = field(&column.name);
-    match column.casts_plainly {
-        true => format!("{x}::text"),
-        // The cast of some types says another thing than their output function: `inet`, `char(n)`.
-        false => format!("CASE WHEN {x} IS NOT NULL THEN format('%s', {x}) END"),
+    match column.text {
+        TextBy::Cast => format!("{x}::text"),
+        TextBy::Output => format!("CASE WHEN {x} IS NOT NULL THEN format('%s', {x}) END"),
+        TextBy::Json => format!("to_jsonb({x}) #>> '{{}}'"),
     }
 }
 
-/// All columns as text, in their order.
+/// All columns as text, in their order, and behind them the mark of the table's shape.
 pub(super) fn texts(table: &Table) -> String {
-    table.columns.iter().map(text_of).collect::<Vec<_>>().join(", ")
+    let columns = table.columns.iter().map(text_of);
+    columns.chain([shape_of(&table.relations)]).collect::<Vec<_>>().join(", ")
+}
+
+/// A number that changes with the columns and types of a table, as the statement's snapshot has them. `relations` are
+/// the table and the composite types in it.
+pub(super) fn shape_of(relations: &[u32]) -> String {
+    let relations: Vec<String> = relations.iter().map(ToString::to_string).collect();
+    format!(
+        "(SELECT hashtextextended(string_agg(concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, \
+         a.attisdropped), ',' ORDER BY a.attrelid, a.attnum), 0) FROM pg_catalog.pg_attribute a \
+         WHERE a.attrelid = ANY ('{{{}}}'::oid[]) AND a.attnum > 0)",
+        relations.join(",")
+    )
 }
 
 /// A parameter that holds text, as a value of the column's type.

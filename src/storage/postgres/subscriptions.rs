@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::{PostgresStorage, error};
+use super::PostgresStorage;
 use crate::storage::StorageError;
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::streams::{Secrets, StoredSubscription, Subscriptions};
@@ -20,7 +20,7 @@ fn read(row: &PgRow) -> Result<StoredSubscription, sqlx::Error> {
 
 impl PostgresStorage {
     async fn try_secrets(&self) -> Result<Option<Secrets>, sqlx::Error> {
-        let mut reading = self.db.single().await?;
+        let mut reading = self.inner.db.single().await?;
         let rows = statement("SELECT name, value FROM bourn.secrets").fetch_all(reading.connection()).await?;
         let key = |wanted: &str| {
             let row = rows.iter().find(|row| row.try_get::<&str, _>(0).is_ok_and(|name| name == wanted));
@@ -31,7 +31,7 @@ impl PostgresStorage {
 
     async fn draw_secrets(&self) -> Result<(), sqlx::Error> {
         let drawn: [[u8; 32]; 2] = [rand::random(), rand::random()];
-        let mut changing = self.db.single().await?;
+        let mut changing = self.inner.db.single().await?;
         statement("INSERT INTO bourn.secrets VALUES ('webhook', $1), ('token', $2) ON CONFLICT DO NOTHING")
             .bind(&drawn[0][..])
             .bind(&drawn[1][..])
@@ -41,7 +41,7 @@ impl PostgresStorage {
     }
 
     async fn try_save(&self, subscription: &StoredSubscription) -> Result<bool, sqlx::Error> {
-        let mut changing = self.db.single().await?;
+        let mut changing = self.inner.db.single().await?;
         let sql = match subscription.version {
             0 => {
                 "INSERT INTO bourn.subscriptions (id, version, due_at, state) VALUES ($1, $2 + 1, $3, $4) \
@@ -64,7 +64,7 @@ impl PostgresStorage {
     }
 
     async fn try_delete(&self, id: &str) -> Result<bool, sqlx::Error> {
-        let mut changing = self.db.single().await?;
+        let mut changing = self.inner.db.single().await?;
         let removed = statement("DELETE FROM bourn.subscriptions WHERE id = $1")
             .bind(id)
             .execute(changing.connection())
@@ -79,11 +79,11 @@ impl PostgresStorage {
         bind: impl FnOnce(Query) -> Query + Send,
     ) -> Result<Vec<StoredSubscription>, StorageError> {
         let select = async {
-            let mut reading = self.db.single().await?;
+            let mut reading = self.inner.db.single().await?;
             let rows = bind(statement(sql)).fetch_all(reading.connection()).await?;
             rows.iter().map(read).collect::<Result<_, sqlx::Error>>()
         };
-        select.await.map_err(|e| error::storage(&e))
+        self.serve(select).await
     }
 }
 
@@ -99,7 +99,7 @@ impl Subscriptions for PostgresStorage {
             self.draw_secrets().await?;
             self.try_secrets().await
         };
-        secrets.await.map_err(|e: sqlx::Error| error::storage(&e))?.ok_or(StorageError::Unavailable)
+        self.serve(secrets).await?.ok_or(StorageError::Unavailable)
     }
 
     async fn subscription(&self, id: &str) -> Result<Option<StoredSubscription>, StorageError> {
@@ -125,17 +125,17 @@ impl Subscriptions for PostgresStorage {
 
     async fn next_due_subscription(&self) -> Result<Option<i64>, StorageError> {
         let select = async {
-            let mut reading = self.db.single().await?;
+            let mut reading = self.inner.db.single().await?;
             scalar("SELECT min(due_at) FROM bourn.subscriptions").fetch_one(reading.connection()).await
         };
-        select.await.map_err(|e| error::storage(&e))
+        self.serve(select).await
     }
 
     async fn save_subscription(&self, subscription: StoredSubscription) -> Result<bool, StorageError> {
-        self.try_save(&subscription).await.map_err(|e| error::storage(&e))
+        self.serve(self.try_save(&subscription)).await
     }
 
     async fn delete_subscription(&self, id: &str) -> Result<bool, StorageError> {
-        self.try_delete(id).await.map_err(|e| error::storage(&e))
+        self.serve(self.try_delete(id)).await
     }
 }

@@ -17,11 +17,14 @@ use crate::storage::{Finding, OpenError};
 /// When the file cannot be opened or read.
 pub fn check(path: &Path, config: &Config) -> Result<Vec<Finding>, OpenError> {
     if !path.exists() {
-        let directory = missing_directory(path);
-        return Ok(vec![Finding {
-            fine: directory.is_none(),
-            text: directory.unwrap_or_else(|| format!("{}: is missing; `bourn serve` will make it", path.display())),
-        }]);
+        let finding = match missing_file(path, config.demo) {
+            Some(error) => Finding { fine: false, text: error.to_string() },
+            None => Finding {
+                fine: true,
+                text: format!("{}: is missing; `bourn serve` will make it", path.display()),
+            },
+        };
+        return Ok(vec![finding]);
     }
     let connection = open_existing(path)?;
     let failed = |e: rusqlite::Error| open_error(path, &e);
@@ -106,6 +109,9 @@ pub fn prepare_sql(path: &Path, config: &Config) -> Result<String, OpenError> {
 /// # Errors
 /// When the file cannot be opened or written.
 pub fn prepare(path: &Path, config: &Config) -> Result<(), OpenError> {
+    if let Some(error) = missing_file(path, config.demo) {
+        return Err(error);
+    }
     let failed = |e: rusqlite::Error| open_error(path, &e);
     let (mut connection, new) = open(path, config.limits.busy_timeout.get(), config.demo)?;
     History::begin(path, &connection, new).map_err(failed)?;
@@ -137,8 +143,8 @@ pub fn renew_log(path: &Path, config: &Config) -> Result<(), OpenError> {
 /// were missing.
 pub(super) fn open(path: &Path, busy: Duration, demo: bool) -> Result<(Connection, bool), OpenError> {
     let failed = |e: rusqlite::Error| open_error(path, &e);
-    if let Some(reason) = missing_directory(path) {
-        return Err(OpenError::new(&path.display(), &reason));
+    if let Some(error) = missing_file(path, demo) {
+        return Err(error);
     }
     let mut connection = connect::new_writer(path, busy).map_err(failed)?;
     if let Some(reason) = connect::unfit(&connection).map_err(failed)? {
@@ -161,10 +167,16 @@ pub(super) fn take_over(mut connection: Connection) -> Result<(Connection, bool)
     Ok((connection, new))
 }
 
-/// Why a missing file cannot be made, where that is because of its directory.
-fn missing_directory(path: &Path) -> Option<String> {
-    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty())?;
-    (!directory.is_dir()).then(|| format!("the directory {} does not exist", directory.display()))
+/// Why a file that is missing cannot be made: only the demo's can, for another one lacks the application's tables.
+pub(super) fn missing_file(path: &Path, demo: bool) -> Option<OpenError> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    let reason = match directory {
+        _ if path.exists() => return None,
+        Some(directory) if !directory.is_dir() => "there is no such file, and no such directory",
+        _ if demo => return None,
+        _ => "there is no such file; it must have the application's tables before they can be streamed",
+    };
+    Some(OpenError::new(&path.display(), &reason))
 }
 
 fn open_existing(path: &Path) -> Result<Connection, OpenError> {

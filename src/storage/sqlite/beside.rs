@@ -141,7 +141,7 @@ impl Beside {
                 Err(error) => return Err(error.into()),
             }
         }
-        let marks = read_marks(handle, epoch);
+        let marks = read_marks(handle, epoch, &self.marks.load());
         let locked = Locked { beside: self, file, epoch };
         locked.publish(marks?);
         Ok(locked)
@@ -167,8 +167,8 @@ impl Locked<'_> {
     /// Adds a mark behind the others; it is on the disk when this returns.
     pub(super) fn add(&self, mark: Mark) -> io::Result<()> {
         let mut marks = Marks::clone(&self.marks());
-        let index = marks.0.len() as u64;
-        self.file()?.write_all_at(&encode_mark(self.epoch, index, mark), MARKS_AT + index * MARK_BYTES as u64)?;
+        let index = marks.0.len();
+        self.file()?.write_all_at(&encode_mark(self.epoch, index as u64, mark), place_of(index))?;
         self.file()?.sync_data()?;
         marks.0.push(mark);
         self.publish(marks);
@@ -231,8 +231,7 @@ fn encode(witness: &Witness) -> [u8; WITNESS_BYTES] {
     let mut bytes = [0; WITNESS_BYTES];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..12].copy_from_slice(witness.epoch.as_str().as_bytes());
-    let numbers =
-        [witness.inode, witness.seq.get(), witness.fingerprint, witness.streams.cast_unsigned()];
+    let numbers = [witness.inode, witness.seq.get(), witness.fingerprint, witness.streams.cast_unsigned()];
     for (i, number) in numbers.into_iter().enumerate() {
         bytes[16 + i * 8..24 + i * 8].copy_from_slice(&number.to_le_bytes());
     }
@@ -267,6 +266,11 @@ fn number(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
+/// Where a mark is in the file.
+fn place_of(index: usize) -> u64 {
+    MARKS_AT + (index * MARK_BYTES) as u64
+}
+
 fn encode_mark(epoch: Epoch, index: u64, mark: Mark) -> [u8; MARK_BYTES] {
     let mut bytes = [0; MARK_BYTES];
     bytes[..8].copy_from_slice(&mark.from.get().to_le_bytes());
@@ -276,13 +280,23 @@ fn encode_mark(epoch: Epoch, index: u64, mark: Mark) -> [u8; MARK_BYTES] {
     bytes
 }
 
-/// The marks of this epoch; they end where one is not whole.
-fn read_marks(file: &File, epoch: Epoch) -> io::Result<Marks> {
-    let length = usize::try_from(file.metadata()?.len().saturating_sub(MARKS_AT)).unwrap_or(usize::MAX);
-    let mut bytes = vec![0; length - length % MARK_BYTES];
-    file.read_exact_at(&mut bytes, MARKS_AT)?;
+/// The marks of this epoch; they end where one is not whole. Those that are known are not read again where the last of them
+/// is still in its place: seqs only grow, so no other marks can lie before it.
+fn read_marks(file: &File, epoch: Epoch, known: &Marks) -> io::Result<Marks> {
+    let count = known.0.len();
     let mut marks: Vec<Mark> = Vec::new();
-    for (index, bytes) in (0_u64..).zip(bytes.chunks_exact(MARK_BYTES)) {
+    let mut last = [0; MARK_BYTES];
+    if let Some(mark) = known.0.last()
+        && file.read_exact_at(&mut last, place_of(count - 1)).is_ok()
+        && last == encode_mark(epoch, (count - 1) as u64, *mark)
+    {
+        marks.clone_from(&known.0);
+    }
+    let from = place_of(marks.len());
+    let length = usize::try_from(file.metadata()?.len().saturating_sub(from)).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; length - length % MARK_BYTES];
+    file.read_exact_at(&mut bytes, from)?;
+    for (index, bytes) in (marks.len() as u64..).zip(bytes.chunks_exact(MARK_BYTES)) {
         let place = |at| number(bytes, at).and_then(Seq::new);
         let (Some(from), Some(to)) = (place(0), place(8)) else { break };
         let mark = Mark { from, to };

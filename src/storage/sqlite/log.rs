@@ -119,8 +119,9 @@ pub(super) fn stream_tail(view: &View<'_>, stream: &Selector) -> rusqlite::Resul
     let newest = |condition: &str, value: &[&dyn ToSql]| -> rusqlite::Result<Seq> {
         let sealed = view.sealed.as_i64();
         let value = [&[&sealed as &dyn ToSql], value].concat();
-        let mut statement = connection
-            .prepare_cached(&format!("SELECT seq FROM activities WHERE {condition} seq <= ?1 {newest_first}"))?;
+        let mut statement = connection.prepare_cached(&format!(
+            "SELECT seq FROM activities WHERE {condition} seq <= ?1 {newest_first}"
+        ))?;
         let value = value.as_slice();
         let mut rows = statement.query(value)?;
         Ok(rows.next()?.map(|row| row.get(0)).transpose()?.and_then(Seq::from_i64).unwrap_or_default())

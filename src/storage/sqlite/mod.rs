@@ -27,7 +27,7 @@ mod triggers;
 mod watch;
 mod writer;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,8 +39,8 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Activity, ActivityQuery, Capture, CaptureStatus, Gained, Head, Kept, ListPage, ListQuery, Log, Mutation,
-    OpenError, StorageError, Tables, TransactionState, Version, WriteError, Writer, Written,
+    Activity, ActivityQuery, Capture, CaptureStatus, Condition, Gained, Head, Kept, ListPage, ListQuery, Log,
+    Mutation, OpenError, StorageError, Tables, TransactionState, Version, WriteError, Writer, Written,
 };
 use crate::config::Limits;
 use crate::entity::{Catalog, EntityType, TableSchema};
@@ -52,6 +52,11 @@ use history::History;
 use log::View;
 use pool::ReadPool;
 use writer::{Job, WriterThread};
+
+const SHARED_DIFFERENTLY: &str =
+    "another server on this file streams the table with another configuration, which stands";
+const SAME_CONFIGURATION: &str =
+    "give all servers of the file the same version and configuration, and restart them";
 
 /// Everything [`SqliteStorage`] shares with its threads: how capture is doing, and what is asked for already.
 #[derive(Debug, Default)]
@@ -75,6 +80,8 @@ struct Status {
     lag: u64,
     /// Keys compared so far, by the entity type that is being reconciled.
     reconciling: BTreeMap<String, u64>,
+    /// Entity types whose triggers another server made for another configuration.
+    shared_differently: BTreeSet<String>,
 }
 
 impl Shared {
@@ -92,6 +99,20 @@ impl Shared {
             matches!(failure, StorageError::Full | StorageError::ReadOnly | StorageError::Unavailable)
         });
         self.with(|status| status.refused = lasting.map(ToString::to_string));
+    }
+
+    /// Notes whether another server's configuration of an entity type stands.
+    fn shared_differently(&self, entity: &str, differently: bool) {
+        let news = self.with(|status| match differently {
+            true => status.shared_differently.insert(entity.to_owned()),
+            false => {
+                status.shared_differently.remove(entity);
+                false
+            }
+        });
+        if news {
+            tracing::warn!(entity, "{SHARED_DIFFERENTLY}; {SAME_CONFIGURATION}");
+        }
     }
 
     fn file_stands(&self, reason: Option<&'static str>) {
@@ -144,14 +165,16 @@ impl SqliteStorage {
         demo: bool,
         supervisor: &Supervisor,
     ) -> Result<SqliteStorage, OpenError> {
+        if let Some(error) = admin::missing_file(path, demo) {
+            return Err(error);
+        }
         let busy = limits.busy_timeout.get();
         let failed = |e: rusqlite::Error| open_error(path, &e);
         let (connection, new) = admin::open(path, busy, demo)?;
         let history = Arc::new(History::begin(path, &connection, new).map_err(failed)?);
         // What was committed while no server ran is in the log before anybody reads it.
         let sealed = history.number(&connection).map_err(failed)?;
-        let (head, _) =
-            tokio::sync::watch::channel(Head { epoch: history.served().epoch, seq: sealed });
+        let (head, _) = tokio::sync::watch::channel(Head { epoch: history.served().epoch, seq: sealed });
         let (version, _) = tokio::sync::watch::channel(log::version(&connection).map_err(failed)?);
         let (jobs, queue) = mpsc::channel(limits.write_queue);
         let shared = Arc::new(Shared::default());
@@ -309,11 +332,24 @@ impl Capture for SqliteStorage {
 
     fn status(&self) -> CaptureStatus {
         self.shared.with(|status| CaptureStatus {
-            stalled: status.file.or(status.refused.as_deref()).map(str::to_owned).or_else(|| {
-                status.writer.clone().or_else(|| status.watcher.clone())
-            }),
+            stalled: status
+                .file
+                .or(status.refused.as_deref())
+                .map(str::to_owned)
+                .or_else(|| status.writer.clone().or_else(|| status.watcher.clone())),
             lag: Some(status.lag),
             reconciling: status.reconciling.clone(),
+            conditions: status
+                .shared_differently
+                .iter()
+                .map(|entity_type| Condition {
+                    entity_type: entity_type.clone(),
+                    stopped: false,
+                    key: None,
+                    reason: SHARED_DIFFERENTLY.into(),
+                    remedy: SAME_CONFIGURATION.into(),
+                })
+                .collect(),
             ..CaptureStatus::default()
         })
     }

@@ -21,12 +21,7 @@ pub(super) struct ReadPool {
 
 impl ReadPool {
     pub(super) fn new(history: Arc<History>, busy: Duration, connections: usize) -> ReadPool {
-        ReadPool {
-            history,
-            busy,
-            permits: Arc::new(Semaphore::new(connections)),
-            idle: Arc::default(),
-        }
+        ReadPool { history, busy, permits: Arc::new(Semaphore::new(connections)), idle: Arc::default() }
     }
 
     /// Runs a read on a connection of its own.

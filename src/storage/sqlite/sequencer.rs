@@ -168,7 +168,9 @@ pub(super) fn seal(connection: &Connection, from: Seq, to: Seq) -> rusqlite::Res
 pub(super) fn seal_gaps(connection: &Connection) -> rusqlite::Result<()> {
     let head = head(connection)?;
     let first = |after: Seq, lacking: &str| -> rusqlite::Result<Option<Seq>> {
-        let sql = format!("SELECT seq FROM activities WHERE seq > ?1 AND commit_id IS {lacking} ORDER BY seq LIMIT 1");
+        let sql = format!(
+            "SELECT seq FROM activities WHERE seq > ?1 AND commit_id IS {lacking} ORDER BY seq LIMIT 1"
+        );
         let seq: Option<i64> =
             connection.prepare_cached(&sql)?.query_row([after.as_i64()], |row| row.get(0)).optional()?;
         Ok(seq.and_then(Seq::from_i64))

@@ -19,6 +19,11 @@ use crate::storage::{Head, Version};
 
 /// How often it is looked whether stored streams have expired.
 const COLLECT_EVERY: Duration = Duration::from_secs(1);
+/// The same while other processes write: what has expired is not seen any more, and removing it can fail one of their
+/// transactions.
+const COLLECT_AMONG_WRITERS: Duration = Duration::from_secs(60);
+/// How long after another process's commit it counts as writing.
+pub(super) const WRITING_FOR: Duration = Duration::from_secs(2);
 /// How long the next look waits where the last one found another process's commit: they come in numbers.
 const AFTER_NEWS: Duration = Duration::from_micros(500);
 /// The same where it found none: the event was one of our own commits.
@@ -51,12 +56,15 @@ pub(super) struct Watcher {
 impl Watcher {
     /// Looks at the file until the storage is closed.
     pub(super) fn run(mut self) {
-        let (mut collected_at, mut retained_at) = (Instant::now(), Instant::now());
+        let (mut collected_at, mut probed_at, mut retained_at) =
+            (Instant::now(), Instant::now(), Instant::now());
+        let mut news_at: Option<Instant> = None;
         // The first look is at once; one that failed is repeated at the next poll.
         let mut again = true;
         loop {
             crate::failpoint!("bourn-watcher", |_| ());
-            let waited = self.events.wait(if again { Duration::ZERO } else { self.interval.min(COLLECT_EVERY) });
+            let waited =
+                self.events.wait(if again { Duration::ZERO } else { self.interval.min(COLLECT_EVERY) });
             if waited == Waited::Stopped {
                 return;
             }
@@ -66,14 +74,19 @@ impl Watcher {
             {
                 retained_at = Instant::now();
             }
-            if collected_at.elapsed() >= COLLECT_EVERY {
+            let among_writers = news_at.is_some_and(|at| at.elapsed() < WRITING_FOR);
+            if collected_at.elapsed() >= if among_writers { COLLECT_AMONG_WRITERS } else { COLLECT_EVERY } {
                 collected_at = Instant::now();
                 self.collect();
+            }
+            if probed_at.elapsed() >= COLLECT_EVERY {
+                probed_at = Instant::now();
                 self.probe();
             }
             again = false;
             match self.look() {
                 Ok(news) => {
+                    news_at = if news { Some(Instant::now()) } else { news_at };
                     self.shared.watcher_stands(None);
                     if waited == Waited::Event {
                         std::thread::sleep(if news { AFTER_NEWS } else { AFTER_NOTHING });
@@ -149,7 +162,12 @@ impl Watcher {
             let snapshot = self.connection.unchecked_transaction()?;
             let view = log::View::of(&snapshot, &self.history)?;
             let all = sequencer::head(&snapshot)?;
-            (view.head(), view.version, streams::version(&snapshot)?, all.get().saturating_sub(view.sealed.get()))
+            (
+                view.head(),
+                view.version,
+                streams::version(&snapshot)?,
+                all.get().saturating_sub(view.sealed.get()),
+            )
         };
         self.shared.lag(unnumbered);
         let sealed = if unnumbered > 0 { self.history.number(&self.connection)? } else { head.seq };

@@ -12,12 +12,15 @@ use bourn_protocol::Seq;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::history::History;
 use super::reconcile::Reconcile;
 use super::streams::{StreamJob, StreamWriter};
 use super::subscriptions::SubscriptionJob;
-use super::history::History;
-use super::{Shared, admin, advance, connect, error, introspect, log, mutate, retention, sequencer, triggers};
-use crate::entity::{Catalog, TableState};
+use super::watch::WRITING_FOR;
+use super::{
+    Shared, admin, advance, connect, error, introspect, log, mutate, retention, sequencer, triggers,
+};
+use crate::entity::{Catalog, EntityType, TableSchema, TableState};
 use crate::storage::retention::Retention;
 use crate::storage::{Head, Mutation, StorageError, Version, WriteError, Written};
 
@@ -31,8 +34,6 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 const GAP: u32 = 1;
 /// The same while other processes write.
 const GAP_AMONG_WRITERS: u32 = 3;
-/// How long after another process's commit it counts as writing.
-const WRITING_FOR: Duration = Duration::from_secs(2);
 
 /// How long the thread sleeps at a time while nothing is to be done yet.
 const TICK: Duration = Duration::from_millis(1);
@@ -431,15 +432,7 @@ impl WriterThread {
     pub(super) fn refresh(&self, mut under_way: VecDeque<Reconcile>) -> VecDeque<Reconcile> {
         let mut reconciles = VecDeque::new();
         for entity in self.catalog.iter() {
-            let looked = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)
-                .and_then(|transaction| {
-                    let schema = introspect::table(&transaction, entity)?;
-                    let wanted =
-                        schema.as_ref().map(|schema| triggers::all(entity, schema)).unwrap_or_default();
-                    let compare = triggers::install(&transaction, entity, &wanted)?;
-                    transaction.commit()?;
-                    Ok((schema, compare))
-                });
+            let looked = self.look_at(entity);
             match looked {
                 Ok((Ok(schema), compare)) => {
                     let schema = Arc::new(schema);
@@ -479,6 +472,38 @@ impl WriterThread {
             }
         }
         reconciles
+    }
+
+    /// Looks at a table, and makes sure the triggers fit it; gives its columns, or why it cannot be streamed, and whether it is to
+    /// be compared with the log. Nothing is locked where the triggers fit.
+    fn look_at(&self, entity: &EntityType) -> rusqlite::Result<(Result<TableSchema, String>, bool)> {
+        let plan = |connection: &Connection| {
+            let schema = introspect::table(connection, entity)?;
+            let wanted = schema.as_ref().map(|schema| triggers::all(entity, schema)).unwrap_or_default();
+            let found = triggers::look(connection, entity, &wanted)?;
+            Ok::<_, rusqlite::Error>((schema, wanted, found))
+        };
+        {
+            let snapshot = self.connection.unchecked_transaction()?;
+            let (schema, _, found) = plan(&snapshot)?;
+            if found.fit {
+                self.shared.shared_differently(&entity.name, false);
+                return Ok((schema, found.compare));
+            }
+        }
+        let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+        let (schema, wanted, found) = plan(&transaction)?;
+        // The server that started last has its way, and whichever is first to notice that the table has changed: were each to
+        // insist, they would go on for ever.
+        let unchanged = matches!((&schema, entity.schema()), (Ok(now), Ok(known)) if *now == *known);
+        let yields = found.others && unchanged;
+        self.shared.shared_differently(&entity.name, yields);
+        if yields {
+            return Ok((schema, false));
+        }
+        let compare = triggers::install(&transaction, entity, &wanted)?;
+        transaction.commit()?;
+        Ok((schema, compare))
     }
 
     /// Takes out some of what is old; says whether there may be more.

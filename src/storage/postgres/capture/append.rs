@@ -9,13 +9,14 @@ use bourn_protocol::{Action, Seq};
 use pgwire_replication::Lsn;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
-use sqlx::{PgConnection, PgTransaction, Postgres, Row};
+use sqlx::{PgConnection, Postgres, Row};
 
 use super::super::connect::Db;
 use super::Lost;
 use super::entry::{CommitMark, Entry};
 use crate::entity::EntityType;
 use crate::storage::postgres::connect::statement;
+use crate::storage::postgres::session::Session;
 
 /// Feeds whose numbers are kept in memory.
 const FEEDS_MAX: usize = 100_000;
@@ -334,7 +335,7 @@ impl<'a> Columns<'a> {
 
 /// A transaction that appends in parts. Nobody sees any of it before its end.
 pub(super) struct Long {
-    pub(super) transaction: PgTransaction<'static>,
+    pub(super) transaction: Session,
     pub(super) head: Seq,
     /// The last change of each feed, and of each entity type.
     feeds: HashMap<i32, i64>,

@@ -3,12 +3,13 @@
 //! shorter. The leader does it beside capture, step by step, under the same fence; what it takes out is kept
 //! without its payload, in a partition for each month.
 
-use sqlx::{AssertSqlSafe, PgTransaction, Row};
+use sqlx::{AssertSqlSafe, Row};
 use tokio_util::sync::CancellationToken;
 
 use super::super::Inner;
 use super::Lost;
 use crate::storage::postgres::connect::{scalar, statement};
+use crate::storage::postgres::session::Session;
 use crate::storage::retention::Retention;
 
 /// Activities looked at in one step.
@@ -42,7 +43,7 @@ async fn work(
 }
 
 /// A transaction of the leader; nothing if this server is not the leader any more.
-async fn fenced(inner: &Inner, fence: i64) -> Result<PgTransaction<'static>, Lost> {
+async fn fenced(inner: &Inner, fence: i64) -> Result<Session, Lost> {
     let mut transaction = inner.db.begin().await?;
     let leads: bool =
         scalar("SELECT fence = $1 FROM bourn.log").bind(fence).fetch_one(&mut *transaction).await?;

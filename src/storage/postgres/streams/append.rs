@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use bourn_protocol::StreamPath;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgTransaction, Row};
+use sqlx::{PgConnection, Row};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -16,9 +16,10 @@ use super::news::Counter;
 use super::rows::{columns, entry, forked_from, number};
 use crate::storage::StorageError;
 use crate::storage::postgres::connect::statement;
+use crate::storage::postgres::session::Session;
 use crate::storage::streams::entry::{Entry, FRESH_ROOM_BYTES};
 use crate::storage::streams::rules::ProducerState;
-use crate::storage::streams::{AppendError, AppendStream, Appended, StreamChange, unix_millis};
+use crate::storage::streams::{AppendError, AppendStream, Appended, StreamChange};
 
 /// Most bytes of appends that share a commit, but for the one that crosses the last of them.
 const BATCH_BYTES: usize = 16 << 20;
@@ -122,7 +123,10 @@ impl Lane {
         let mut attempts = 0;
         let done = loop {
             attempts += 1;
-            match self.try_commit(&jobs).await {
+            let db = self.inner.db.clone();
+            let tried = db.in_time(self.try_commit(&jobs)).await;
+            // What was given up may have been done all the same.
+            match tried.unwrap_or_else(|error| Err(Failed { error, unsure: true })) {
                 Ok(answers) => break Ok(answers),
                 Err(failed) => {
                     if failed.unsure {
@@ -150,7 +154,7 @@ impl Lane {
     }
 
     async fn try_commit(&mut self, jobs: &[Job]) -> Result<Answers, Failed> {
-        let now = unix_millis();
+        let now = self.inner.stored.now();
         let mut transaction = self.inner.db.begin().await?;
         let mut entries = self.lock(&mut transaction, jobs).await?;
         know_producers(&mut transaction, jobs, &mut entries).await?;
@@ -202,7 +206,7 @@ impl Lane {
     /// The streams as they are, and will be until the transaction ends.
     async fn lock(
         &self,
-        transaction: &mut PgTransaction<'static>,
+        transaction: &mut Session,
         jobs: &[Job],
     ) -> Result<HashMap<StreamPath, Entry>, sqlx::Error> {
         let mut paths: Vec<&str> = jobs.iter().map(|job| job.path().as_str()).collect();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bourn_protocol::StreamPath;
-use sqlx::{PgTransaction, Row};
+use sqlx::Row;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -14,10 +14,11 @@ use super::news::Counter;
 use super::rows::{append_at, columns, entry};
 use crate::storage::StorageError;
 use crate::storage::postgres::connect::{scalar, statement};
+use crate::storage::postgres::session::Session;
 use crate::storage::streams::beginning::{Beginning, Unborn, leaves_at};
 use crate::storage::streams::entry::Entry;
 use crate::storage::streams::rules::{lifetime_columns, matches};
-use crate::storage::streams::{CreateError, CreateStream, Created, FindError, StreamChange, unix_millis};
+use crate::storage::streams::{CreateError, CreateStream, Created, FindError, StreamChange};
 
 /// How often something is tried that another server came before.
 const ATTEMPTS: usize = 8;
@@ -76,7 +77,7 @@ impl Worker {
     /// Commits, and tells everybody.
     pub(super) async fn commit(
         &mut self,
-        transaction: PgTransaction<'static>,
+        transaction: Session,
         changes: Vec<StreamChange>,
     ) -> Result<(), sqlx::Error> {
         let done = transaction.commit().await;
@@ -89,7 +90,7 @@ impl Worker {
     }
 
     async fn delete(&mut self, path: &StreamPath) -> Result<(), FindError> {
-        let removed = remove(self, path, false).await.map_err(|e| error::storage(&e))?;
+        let removed = self.remove_in_time(path, false).await.map_err(|e| error::storage(&e))?;
         match removed {
             Removed::Missing => Err(FindError::Missing),
             Removed::Kept => Err(FindError::Gone),
@@ -99,14 +100,41 @@ impl Worker {
         }
     }
 
+    /// What a piece of work came to. What was given up may have been done all the same.
+    fn known<T>(&mut self, tried: Result<Result<T, sqlx::Error>, sqlx::Error>) -> Result<T, sqlx::Error> {
+        tried.unwrap_or_else(|late| {
+            self.inner.stored.unsure(&mut self.counter);
+            Err(late)
+        })
+    }
+
+    /// Removes the stream at a path within the time that is for it.
+    pub(super) async fn remove_in_time(
+        &mut self,
+        path: &StreamPath,
+        expired_only: bool,
+    ) -> Result<Removed, sqlx::Error> {
+        let db = self.inner.db.clone();
+        let tried = db.in_time(remove(self, path, expired_only)).await;
+        self.known(tried)
+    }
+
     async fn create(&mut self, create: &CreateStream) -> Result<Created, CreateError> {
         for _ in 0..ATTEMPTS {
-            let attempt = self.try_create(create).await.map_err(|e| error::storage(&e))?;
+            let db = self.inner.db.clone();
+            let tried = db.in_time(self.try_create(create)).await;
+            let attempt = match self.known(tried) {
+                // A deadlock: the database gave this one up for another's sake.
+                Err(failure) if matches!(error::code(&failure).as_deref(), Some("40001" | "40P01")) => {
+                    Attempt::Again
+                }
+                attempt => attempt.map_err(|e| error::storage(&e))?,
+            };
             match attempt {
                 Attempt::Done(result) => return result,
                 Attempt::Again => {}
                 Attempt::Expired => {
-                    remove(self, &create.path, true).await.map_err(|e| error::storage(&e))?;
+                    self.remove_in_time(&create.path, true).await.map_err(|e| error::storage(&e))?;
                 }
             }
         }
@@ -114,7 +142,7 @@ impl Worker {
     }
 
     async fn try_create(&mut self, create: &CreateStream) -> Result<Attempt, sqlx::Error> {
-        let now = unix_millis();
+        let now = self.inner.stored.now();
         let mut transaction = self.inner.db.begin().await?;
         let source = create.fork.as_ref().map(|fork| &fork.source);
         let (there, source) = self.lock(&mut transaction, &create.path, source).await?;
@@ -175,7 +203,7 @@ impl Worker {
     /// The stream at the path and the source, locked in the order of their numbers.
     async fn lock(
         &self,
-        transaction: &mut PgTransaction<'static>,
+        transaction: &mut Session,
         path: &StreamPath,
         source: Option<&StreamPath>,
     ) -> Result<(Option<Entry>, Option<Entry>), sqlx::Error> {
@@ -207,7 +235,7 @@ const TOTAL: &str = "SELECT coalesce(sum(streams), 0)::bigint FROM bourn.stream_
 
 /// Makes the stream's row, unless there are as many as there may be, or another server has made one there.
 async fn insert(
-    transaction: &mut PgTransaction<'static>,
+    transaction: &mut Session,
     create: &CreateStream,
     unborn: &Unborn,
     most: i64,

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 
 use bourn_protocol::StreamPath;
 use bourn_protocol::stored::Payload;
@@ -24,6 +25,8 @@ use crate::storage::streams::{
 
 /// Most streams that the writer keeps in mind.
 const MOST_HEADS: usize = 10_000;
+/// How long what is to be removed is removed in one commit.
+const COLLECT_SLICE: Duration = Duration::from_millis(5);
 /// Most bytes of an append that its row holds itself. With the row's other columns they must fit into a page, of whose 4 KiB
 /// SQLite gives a row of such a table a quarter.
 const IN_PLACE_BYTES: usize = 900;
@@ -240,7 +243,15 @@ impl StreamWriter {
                     outcome.touched = true;
                 }
             }
-            StreamJob::Collect => outcome.more |= collect::step(self, transaction, now, outcome)?,
+            StreamJob::Collect => {
+                // Some steps together: each commit can fail a transaction of another process.
+                let started = Instant::now();
+                let mut more = true;
+                while more && started.elapsed() < COLLECT_SLICE {
+                    more = collect::step(self, transaction, now, outcome)?;
+                }
+                outcome.more |= more;
+            }
         }
         Ok(())
     }
@@ -285,7 +296,15 @@ impl StreamWriter {
             heads::know_producer(transaction, entry, &producer.id)?;
         }
         let taken = match entry.append(append, now, most_bytes) {
-            Err(refused) => return Ok(Err(refused)),
+            Err(refused) => {
+                // One that the stream has not heard of is not remembered for having asked.
+                if let Some(producer) = &append.producer
+                    && entry.producers.get(&producer.id).is_some_and(Option::is_none)
+                {
+                    entry.producers.remove(&producer.id);
+                }
+                return Ok(Err(refused));
+            }
             Ok(taken) => taken,
         };
         if let Some(start) = taken.start {
