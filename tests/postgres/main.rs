@@ -23,6 +23,7 @@ mod site;
 #[path = "."]
 mod postgres {
     mod backfill;
+    mod changes;
     mod commands;
     mod crashes;
     mod failover;
@@ -30,6 +31,7 @@ mod postgres {
     mod forms;
     mod identities;
     mod large;
+    mod late;
     mod obstacles;
     mod outages;
     mod partitions;
