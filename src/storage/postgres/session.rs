@@ -72,7 +72,8 @@ impl Manager for Connector {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<Pooled, sqlx::Error> {
-        let mut connection = PgConnection::connect_with(&self.options).await?;
+        // Boxed, so that whatever waits for a connection is not as large as opening one.
+        let mut connection = Box::pin(PgConnection::connect_with(&self.options)).await?;
         if let Some(opening) = self.opening {
             sqlx::raw_sql(opening).execute(&mut connection).await?;
         }
