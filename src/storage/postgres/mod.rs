@@ -326,6 +326,7 @@ impl Tables for PostgresStorage {
                     looks += 1;
                     self.look_again().await?;
                 }
+                Err(failure) if session::broken(&failure) && looks < LOOKS_MAX => looks += 1,
                 Err(failure) => return Err(error::storage(&failure)),
             }
         }
@@ -348,6 +349,7 @@ impl Tables for PostgresStorage {
                     looks += 1;
                     self.look_again().await?;
                 }
+                Err(failure) if session::broken(&failure) && looks < LOOKS_MAX => looks += 1,
                 Err(failure) => return Err(error::storage(&failure)),
             }
         }
