@@ -16,6 +16,10 @@ const KNOWN_TROUBLE: &[&str] = &[
     "nul-text",
     "odd-keys",
     "real-keys",
+    // A row that is changed before the first comparison has come to it is told as changed, not as made.
+    "strict-beginning",
+    // Lists that are read while the table is compared for the first time.
+    "list-while-compared",
     // Schema changes.
     "change-type",
     "rewrite-values",

@@ -135,10 +135,10 @@ impl World for Postgres {
         world
     }
 
-    async fn server(&self) -> Bourn {
+    async fn server(&self) -> Result<Bourn, String> {
         let settings = self.settings();
         let settings: Vec<(&str, &str)> = settings.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-        Bourn::begin_on(&self.url(), &settings).await
+        Bourn::try_begin_on(&self.url(), &settings).await
     }
 
     fn write(self: &Arc<Self>, orders: Orders) -> JoinHandle<()> {

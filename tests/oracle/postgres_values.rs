@@ -55,21 +55,9 @@ const KEYS: &[KeyKind] = &[
         odd: &["1e30", "'NaN'::numeric"],
         feature: "numeric-keys",
     },
-    KeyKind {
-        sql: "date",
-        make: |n| format!("'2026-01-01'::date + {n}"),
-        odd: &["'infinity'::date"],
-        feature: "",
-    },
     KeyKind { sql: "inet", make: |n| format!("'10.0.0.{n}'::inet"), odd: &["'::1/64'::inet"], feature: "" },
     KeyKind { sql: "float8", make: |n| format!("{n}.1"), odd: &["1e20", "1e-7"], feature: "float-keys" },
     KeyKind { sql: "positive", make: |n| format!("{}", n + 1), odd: &[], feature: "" },
-    KeyKind {
-        sql: "bytea",
-        make: |n| format!("'\\x00ff{n:02}'::bytea"),
-        odd: &["''::bytea"],
-        feature: "bytea-keys",
-    },
 ];
 
 const fn kind(sql: &'static str, values: &'static [&'static str]) -> Kind {

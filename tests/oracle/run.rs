@@ -17,7 +17,7 @@ use crate::readers::{Reader, Shared, Way};
 use crate::rest::RestWriter;
 use crate::schema::Table;
 use crate::statements::{Alterations, transaction};
-use crate::support::Client;
+use crate::support::{Bourn, Client};
 use crate::trouble::{Server, Trouble};
 use crate::world::{Orders, Script, World};
 
@@ -50,11 +50,20 @@ pub struct Scene<W: World> {
     pub servers: Vec<Arc<Server>>,
     pub clients: Vec<Client>,
     pub shared: Arc<Shared>,
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     work: Vec<JoinHandle<()>>,
     pub readers: Vec<(usize, Option<&'static str>, Reader)>,
     pace: Pace,
     seed: u64,
+}
+
+/// Ends the work when it is dropped, also by a failure.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Runs a world for this long and asserts that it was sound.
@@ -88,7 +97,7 @@ impl<W: World> Scene<W> {
         }
         let world = Arc::new(W::make(&tables, seed).await);
         let journal = Arc::new(Journal::new());
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Stop(Arc::new(AtomicBool::new(false)));
         let shared = Arc::new(Shared { cache: Cache::default(), journal, stop: AtomicBool::new(false) });
         let mut scene = Scene {
             world,
@@ -106,7 +115,7 @@ impl<W: World> Scene<W> {
         scene.write();
         scene.committed(30).await;
         for i in 0..SERVERS {
-            let process = scene.world.server().await;
+            let process = scene.server().await;
             let front = Proxy::start(process.address().parse().unwrap());
             scene.clients.push(Client::new(&front.address().to_string()));
             let mortal = !pace.one_lives || i + 1 < SERVERS;
@@ -115,6 +124,20 @@ impl<W: World> Scene<W> {
         scene.write_over_rest();
         scene.read();
         scene
+    }
+
+    /// A server; the writers may hold the database for a while.
+    async fn server(&self) -> Bourn {
+        let deadline = Instant::now() + AGREEMENT;
+        loop {
+            match self.world.server().await {
+                Ok(server) => return server,
+                Err(said) => {
+                    self.shared.journal.count("starts that failed");
+                    assert!(Instant::now() < deadline, "{said}");
+                }
+            }
+        }
     }
 
     async fn committed(&self, count: u64) {
@@ -132,7 +155,7 @@ impl<W: World> Scene<W> {
             seed: self.seed.wrapping_mul(31).wrapping_add(number),
             script,
             pause,
-            stop: self.stop.clone(),
+            stop: self.stop.0.clone(),
             journal: self.shared.journal.clone(),
         }
     }
@@ -160,7 +183,7 @@ impl<W: World> Scene<W> {
                 tables: self.tables.clone(),
                 seed: self.seed.wrapping_add(100 + number),
                 pause: 3 * self.pace.writers,
-                stop: self.stop.clone(),
+                stop: self.stop.0.clone(),
                 journal: self.shared.journal.clone(),
             };
             self.work.push(tokio::spawn(writer.run()));
@@ -192,7 +215,7 @@ impl<W: World> Scene<W> {
             tables: self.tables.clone(),
             servers: self.servers.clone(),
             journal: self.shared.journal.clone(),
-            stop: self.stop.clone(),
+            stop: self.stop.0.clone(),
             pause: self.pace.trouble,
             calm: Mutex::new(()),
         });
@@ -202,7 +225,7 @@ impl<W: World> Scene<W> {
 
     /// Ends writers and trouble.
     pub async fn quiet(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.0.store(true, Ordering::Relaxed);
         for work in self.work.drain(..) {
             if let Err(failed) = work.await {
                 self.shared.journal.fault(format!("a writer or a troublemaker failed: {failed}"));
@@ -220,7 +243,7 @@ impl<W: World> Scene<W> {
     /// Works on after [`Scene::quiet`].
     pub fn go_on(&mut self, round: u64) {
         self.seed = self.seed.wrapping_add(round.wrapping_mul(1_000_003));
-        self.stop = Arc::new(AtomicBool::new(false));
+        self.stop = Stop(Arc::new(AtomicBool::new(false)));
         self.write();
         self.write_over_rest();
         self.make_trouble();

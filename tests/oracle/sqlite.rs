@@ -58,7 +58,7 @@ impl World for Sqlite {
         world
     }
 
-    async fn server(&self) -> Bourn {
+    async fn server(&self) -> Result<Bourn, String> {
         let file = self.directory.path().join("bourn.toml");
         let settings = [
             ("config", file.to_str().unwrap()),
@@ -66,7 +66,7 @@ impl World for Sqlite {
             ("sse_lifetime", "8s"),
             ("sse_lifetime_jitter", "4s"),
         ];
-        Bourn::begin_on(&sqlite_url(&self.file()), &settings).await
+        Bourn::try_begin_on(&sqlite_url(&self.file()), &settings).await
     }
 
     fn write(self: &Arc<Self>, orders: Orders) -> JoinHandle<()> {

@@ -41,8 +41,8 @@ pub trait World: Send + Sync + Sized + 'static {
     /// A database with these tables, ready to be served.
     fn make(tables: &[Table], seed: u64) -> impl Future<Output = Self> + Send;
 
-    /// A server of it.
-    fn server(&self) -> impl Future<Output = Bourn> + Send;
+    /// A server of it, or why it does not start at the moment.
+    fn server(&self) -> impl Future<Output = Result<Bourn, String>> + Send;
 
     /// Starts a foreign writer.
     fn write(self: &Arc<Self>, orders: Orders) -> JoinHandle<()>;

@@ -83,6 +83,12 @@ impl Bourn {
         bourn
     }
 
+    /// The same, for a server that may fail to start at the moment; gives what it said then.
+    pub async fn try_begin_on(database: &str, settings: &[(&str, &str)]) -> Result<Bourn, String> {
+        let mut bourn = Self::new(tempfile::tempdir().unwrap(), database.to_owned(), settings);
+        bourn.try_listen().await.map(|()| bourn)
+    }
+
     async fn start_in(directory: TempDir, database: String, settings: &[(&str, &str)]) -> Bourn {
         let mut bourn = Self::new(directory, database, settings);
         bourn.restart().await;
