@@ -28,6 +28,7 @@ mod postgres {
     mod failover;
     mod faults;
     mod forms;
+    mod hostile_rows;
     mod identities;
     mod large;
     mod obstacles;
