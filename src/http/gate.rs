@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use bourn_protocol::ErrorCode;
 use http::header::{CONTENT_ENCODING, HOST, ORIGIN, TRANSFER_ENCODING};
 use http::uri::Authority;
-use http::{HeaderMap, Request, Version};
+use http::{HeaderMap, Method, Request, Version};
 
 use super::ApiError;
 use crate::config::Limits;
@@ -54,7 +54,9 @@ impl Gate {
             );
             return Err(ApiError::new(ErrorCode::HostNotAllowed, &message));
         }
+        // A preflight does nothing by itself; the request that it asks for is refused in words that a page can read.
         if self.origins_are_checked
+            && *request.method() != Method::OPTIONS
             && let Some(origin) = request.headers().get(ORIGIN)
         {
             let origin = origin.to_str().unwrap_or_default();

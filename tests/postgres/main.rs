@@ -23,6 +23,7 @@ mod site;
 #[path = "."]
 mod postgres {
     mod backfill;
+    mod changes;
     mod commands;
     mod crashes;
     mod failover;
@@ -31,6 +32,7 @@ mod postgres {
     mod hostile_rows;
     mod identities;
     mod large;
+    mod late;
     mod obstacles;
     mod outages;
     mod partitions;

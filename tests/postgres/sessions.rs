@@ -166,7 +166,6 @@ async fn what_a_role_is_set_to_changes_nothing() {
     ));
     for setting in [
         "default_transaction_isolation = 'serializable'",
-        "default_transaction_read_only = on",
         "default_transaction_deferrable = on",
         "idle_session_timeout = '500ms'",
         "idle_in_transaction_session_timeout = '1ms'",

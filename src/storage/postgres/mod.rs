@@ -132,7 +132,7 @@ impl PostgresStorage {
             Ok(()) => {}
             // What there is can be read all the same.
             Err(e)
-                if error::storage(&e) == StorageError::ReadOnly
+                if error::code(&e).as_deref() == Some("25006")
                     && migrate::migrated(&mut connection).await.map_err(failed)? > 0 => {}
             Err(e) => return Err(failed(e)),
         }
