@@ -254,9 +254,8 @@ impl World for Postgres {
         ));
         rows.lines()
             .map(|line| {
-                let (key, scope, value): (String, Option<String>, Value) =
-                    serde_json::from_str(line).unwrap();
-                (key, Row { scope, value })
+                let (scope, value): (Option<String>, Value) = serde_json::from_str(line).unwrap();
+                (text(&value[&table.key]), Row { scope, value })
             })
             .collect()
     }
