@@ -36,7 +36,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Activity, ActivityQuery, Capture, CaptureStatus, Gained, Head, Kept, ListPage, ListQuery, Log, Mutation,
+    Activity, ActivityQuery, Capture, CaptureStatus, Condition, Gained, Head, Kept, ListPage, ListQuery, Log, Mutation,
     OpenError, StorageError, Tables, TransactionState, Version, WriteError, Writer, Written,
 };
 use crate::config::Limits;
@@ -66,6 +66,8 @@ struct Status {
     lag: u64,
     /// Keys compared so far, by the entity type that is being reconciled.
     reconciling: BTreeMap<String, u64>,
+    /// Rows that are left out, by entity type; in words.
+    left_out: BTreeMap<String, String>,
 }
 
 impl Shared {
@@ -83,6 +85,21 @@ impl Shared {
 
     fn lag(&self, lag: u64) {
         self.with(|status| status.lag = lag);
+    }
+
+    /// Takes what there is to say of the rows of an entity type that are left out.
+    fn left_out(&self, entity: &str, reason: Option<String>) {
+        if let Some(reason) = &reason {
+            tracing::warn!(entity, reason, remedy = introspect::LEFT_OUT_REMEDY);
+        }
+        self.with(|status| match reason {
+            Some(reason) => {
+                status.left_out.insert(entity.to_owned(), reason);
+            }
+            None => {
+                status.left_out.remove(entity);
+            }
+        });
     }
 
     fn reconciling(&self, entity: &str, looked_at: Option<u64>) {
@@ -289,6 +306,17 @@ impl Capture for SqliteStorage {
             stalled: status.writer.clone().or_else(|| status.watcher.clone()),
             lag: Some(status.lag),
             reconciling: status.reconciling.clone(),
+            conditions: status
+                .left_out
+                .iter()
+                .map(|(entity_type, reason)| Condition {
+                    entity_type: entity_type.clone(),
+                    stopped: false,
+                    key: None,
+                    reason: reason.clone(),
+                    remedy: introspect::LEFT_OUT_REMEDY.into(),
+                })
+                .collect(),
             ..CaptureStatus::default()
         })
     }

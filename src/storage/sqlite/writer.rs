@@ -280,6 +280,7 @@ impl WriterThread {
                 });
             match looked {
                 Ok((Ok(schema), compare)) => {
+                    self.count_left_out(entity, &schema);
                     let schema = Arc::new(schema);
                     entity.set_state(TableState::Ready(schema.clone()));
                     let same = |reconcile: &Reconcile| {
@@ -317,6 +318,14 @@ impl WriterThread {
             }
         }
         reconciles
+    }
+
+    /// Looks for rows whose keys cannot be told.
+    fn count_left_out(&self, entity: &crate::entity::EntityType, schema: &crate::entity::TableSchema) {
+        match introspect::left_out(&self.connection, entity, schema) {
+            Ok(reason) => self.shared.left_out(&entity.name, reason),
+            Err(error) => tracing::warn!(entity = &*entity.name, %error, "cannot count the rows that are left out"),
+        }
     }
 
     /// Takes out some of what is old; says whether there may be more.
@@ -365,6 +374,7 @@ impl WriterThread {
                         keys = current.looked_at,
                         "the log has the table as it is"
                     );
+                    self.count_left_out(&current.entity, &current.schema);
                     reconciles.pop_front();
                 }
             }
