@@ -12,10 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Turns the tables of a database into HTTP streams: resumable, cacheable, live.
 #[derive(Parser)]
-#[command(name = "bourn", version, max_term_width = 100)]
+#[command(name = "bourn", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
+    #[command(flatten)]
+    serve: Options,
 }
 
 #[derive(Subcommand)]
@@ -33,7 +35,13 @@ enum Command {
         apply: bool,
     },
     /// Print the configuration in force, as a file that would give it again.
-    Config(Options),
+    Config {
+        #[command(flatten)]
+        options: Options,
+        /// Print passwords, too.
+        #[arg(long)]
+        show_secrets: bool,
+    },
 }
 
 #[derive(Args)]
@@ -45,17 +53,32 @@ struct Options {
     settings: SettingsLayer,
 }
 
+impl Options {
+    fn load(self) -> Result<Config, String> {
+        Config::load(self.settings, self.config.as_deref()).map_err(|error| error.to_string())
+    }
+
+    /// The same for a command about the database's tables. Without a file that names tables it is about the demo's, which
+    /// its user may not know.
+    fn load_tables(self) -> Result<Config, String> {
+        let named = self.config.is_some();
+        let config = self.load()?;
+        if config.demo && !named {
+            let database = config.limits.database.shown();
+            let text = format!(
+                "bourn: no configuration file names tables, so this is about the demo's tables in {database}; name yours with \
+                 --config FILE"
+            );
+            say(&mut std::io::stderr(), &text);
+        }
+        Ok(config)
+    }
+}
+
 /// Runs the command; failures go to standard error, in one line.
 pub(super) fn main() -> ExitCode {
-    let command = match Cli::parse().command {
-        Some(command) => command,
-        // `bourn` alone: the same parser once more, so that the environment is read the same way.
-        None => match Cli::parse_from(["bourn", "serve"]).command {
-            Some(command) => command,
-            None => return ExitCode::FAILURE,
-        },
-    };
-    match run(command) {
+    let Cli { command, serve } = Cli::parse();
+    match run(command.unwrap_or(Command::Serve(serve))) {
         Ok(code) => code,
         Err(error) => {
             say(&mut std::io::stderr(), &format!("bourn: {error}"));
@@ -65,20 +88,19 @@ pub(super) fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode, String> {
-    refuse_unknown_variables()?;
-    let load = |options: Options| {
-        Config::load(options.settings, options.config.as_deref()).map_err(|error| error.to_string())
-    };
+    warn_of_unknown_variables();
     let text = |error: OpenError| error.to_string();
     let mut out = std::io::stdout();
     match command {
-        Command::Serve(options) => serve(load(options)?),
-        Command::Config(options) => {
-            say(&mut out, load(options)?.to_toml().trim_end());
+        Command::Serve(options) => serve(options.load()?),
+        Command::Config { options, show_secrets } => {
+            let config = options.load()?;
+            let config = if show_secrets { config } else { config.without_secrets() };
+            say(&mut out, config.to_toml().trim_end());
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(options) => {
-            let findings = runtime()?.block_on(storage::check(&load(options)?)).map_err(text)?;
+            let findings = runtime()?.block_on(storage::check(&options.load_tables()?)).map_err(text)?;
             for finding in &findings {
                 say(&mut out, &format!("{} {}", if finding.fine { "ok  " } else { "FAIL" }, finding.text));
             }
@@ -89,11 +111,17 @@ fn run(command: Command) -> Result<ExitCode, String> {
             })
         }
         Command::Prepare { options, apply: false } => {
-            say(&mut out, &runtime()?.block_on(storage::prepare_sql(&load(options)?)).map_err(text)?);
+            say(&mut out, &runtime()?.block_on(storage::prepare_sql(&options.load_tables()?)).map_err(text)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::Prepare { options, apply: true } => {
-            runtime()?.block_on(storage::prepare(&load(options)?)).map_err(text)?;
+            let config = options.load_tables()?;
+            for line in runtime()?.block_on(storage::prepare(&config)).map_err(text)? {
+                say(&mut out, &line);
+            }
+            let tables: Vec<&str> = config.entities.iter().map(|entity| entity.table.as_str()).collect();
+            let database = config.limits.database.shown();
+            say(&mut out, &format!("{database} is prepared for {}", tables.join(", ")));
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -104,20 +132,22 @@ fn say(out: &mut dyn std::io::Write, line: &str) {
     let _ = writeln!(out, "{line}");
 }
 
-/// A misspelt variable must not be passed over in silence.
-fn refuse_unknown_variables() -> Result<(), String> {
+/// A misspelt variable must not be passed over in silence. It is no error: Kubernetes makes variables of these names by
+/// itself for every Service that is called `bourn`.
+fn warn_of_unknown_variables() {
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
         if name.starts_with("BOURN_")
             && name != "BOURN_CONFIG"
             && !Limits::ENVIRONMENT.contains(&name.as_ref())
         {
-            return Err(format!(
-                "there is no setting for the environment variable {name}; `bourn serve --help` lists them"
-            ));
+            let text = format!(
+                "bourn: there is no setting for the environment variable {name}, so it is ignored; `bourn serve --help` lists \
+                 them"
+            );
+            say(&mut std::io::stderr(), &text);
         }
     }
-    Ok(())
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, String> {
@@ -131,32 +161,39 @@ fn serve(config: Config) -> Result<ExitCode, String> {
     let _failpoints = fail::FailScenario::setup();
     runtime()?.block_on(async {
         let stop = stop_on_signal()?;
-        let introduction = introduction(&config);
+        let described = config.clone();
         let server = Server::start(config).await.map_err(|error| error.to_string())?;
         let address = server.address().map_err(|error| error.to_string())?;
         if !address.ip().is_loopback() {
             tracing::warn!(%address, "anyone who reaches this address can read and write: there is no access control yet");
         }
         tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
-        say(&mut std::io::stdout(), &introduction.replace("{address}", &address.to_string()));
+        let introduction = introduction(&described, &address.to_string(), &server.unavailable());
+        say(&mut std::io::stdout(), &introduction);
         server.run(stop).await.map_err(|failure| format!("{failure}; the server has stopped"))
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Three lines on how to try it.
-fn introduction(config: &Config) -> String {
-    let table = config.entities.first().map_or("pages", |entity| entity.table.as_str());
-    let sample = match config.demo {
-        true => r#"{"organization_id":"acme","name":"Hello"}"#,
-        false => r#"{…}"#,
-    };
-    format!(
-        "bourn serves {} on http://{{address}}\n  \
-         follow:  curl -N 'http://{{address}}/v1/entities/{table}?offset=-1&live=sse'\n  \
-         write:   curl -X POST http://{{address}}/v1/entities/{table} -H 'Content-Type: application/json' -d '{sample}'",
-        config.limits.database.shown()
-    )
+/// A few lines on how to try it, and on what cannot be served.
+fn introduction(config: &Config, address: &str, unavailable: &[(std::sync::Arc<str>, String)]) -> String {
+    let mut text = format!("bourn serves {} on http://{address}", config.limits.database.shown());
+    let is_available = |name: &str| unavailable.iter().all(|(other, _)| **other != *name);
+    if let Some(entity) = config.entities.iter().find(|entity| is_available(&entity.name)) {
+        let table = &entity.table;
+        let sample = match config.demo {
+            true => r#"{"organization_id":"acme","name":"Hello"}"#,
+            false => r#"{…}"#,
+        };
+        text += &format!(
+            "\n  follow:  curl -N 'http://{address}/v1/entities/{table}?offset=-1&live=sse'\n  \
+             write:   curl -X POST http://{address}/v1/entities/{table} -H 'Content-Type: application/json' -d '{sample}'"
+        );
+    }
+    for (name, reason) in unavailable {
+        text += &format!("\n  not served: {name}: {reason}");
+    }
+    text
 }
 
 /// A token that fires on SIGTERM or SIGINT.

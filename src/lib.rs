@@ -8,6 +8,7 @@
 pub mod config;
 pub mod entity;
 pub mod http;
+mod log_text;
 pub mod read;
 pub mod server;
 pub mod stopping;

@@ -10,6 +10,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
+use crate::log_text;
 use crate::storage::{CaptureStatus, Head};
 use crate::tail::Tail;
 
@@ -30,7 +31,7 @@ pub fn init_logs(filter: &str, format: LogFormat) -> Result<(), String> {
         .with_ansi(std::io::stderr().is_terminal())
         // A log line that cannot be written is no reason to say so, which would panic for the same reason.
         .log_internal_errors(false)
-        .with_writer(std::io::stderr);
+        .with_writer(log_text::stderr);
     let started = match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().try_init(),
@@ -89,9 +90,31 @@ pub struct Metrics {
     catch_up: ModeFigures,
     long_poll: ModeFigures,
     sse: ModeFigures,
-    latency: HashMap<&'static str, Histogram>,
+    requests: HashMap<&'static str, EndpointFigures>,
     connections: Gauge,
     accepted: Counter,
+}
+
+/// Figures of one endpoint.
+#[derive(Clone)]
+struct EndpointFigures {
+    latency: Histogram,
+    /// Requests by status, for those statuses that are on a hot path.
+    usual: [(StatusCode, Counter); 4],
+}
+
+impl EndpointFigures {
+    fn new(endpoint: &'static str) -> EndpointFigures {
+        let usual = [StatusCode::OK, StatusCode::NOT_MODIFIED, StatusCode::NO_CONTENT, StatusCode::CREATED];
+        EndpointFigures {
+            latency: metrics::histogram!("bourn_request_seconds", "endpoint" => endpoint),
+            usual: usual.map(|status| (status, requests_counter(endpoint, status))),
+        }
+    }
+}
+
+fn requests_counter(endpoint: &'static str, status: StatusCode) -> Counter {
+    metrics::counter!("bourn_requests_total", "endpoint" => endpoint, "status" => status.as_str().to_owned())
 }
 
 /// One more in a gauge, for as long as it is kept.
@@ -120,6 +143,7 @@ impl Metrics {
         let handle = handle.clone()?;
         describe();
         let endpoints = [
+            "refused",
             "entities",
             "row",
             "activities",
@@ -131,17 +155,15 @@ impl Metrics {
             "metrics",
             "unknown",
         ];
-        let latency = endpoints
-            .map(|name| (name, metrics::histogram!("bourn_request_seconds", "endpoint" => name)))
-            .into();
-        let connections = metrics::gauge!("bourn_connections");
+        let requests = endpoints.map(|name| (name, EndpointFigures::new(name))).into();
+        let connections = metrics::gauge!("bourn_open_connections");
         let accepted = metrics::counter!("bourn_connections_total", "outcome" => "accepted");
         Ok(Metrics {
             handle,
             catch_up: ModeFigures::new(ReadMode::CatchUp),
             long_poll: ModeFigures::new(ReadMode::LongPoll),
             sse: ModeFigures::new(ReadMode::Sse),
-            latency,
+            requests,
             connections,
             accepted,
         })
@@ -180,8 +202,12 @@ impl Metrics {
 
     /// A request was answered.
     pub fn answered(&self, endpoint: &'static str, status: StatusCode, elapsed: Duration) {
-        if let Some(histogram) = self.latency.get(endpoint) {
-            histogram.record(elapsed.as_secs_f64());
+        if let Some(figures) = self.requests.get(endpoint) {
+            figures.latency.record(elapsed.as_secs_f64());
+            match figures.usual.iter().find(|(usual, _)| *usual == status) {
+                Some((_, count)) => count.increment(1),
+                None => requests_counter(endpoint, status).increment(1),
+            }
         }
         if status.is_client_error() || status.is_server_error() {
             let status = status.as_str().to_owned();
@@ -237,6 +263,7 @@ fn describe() {
         ("bourn_chunk_cache_total", "Look-ups in the chunk cache, by outcome"),
         ("bourn_writes_total", "Mutations, by operation and outcome"),
         ("bourn_webhooks_total", "Webhooks, by outcome"),
+        ("bourn_requests_total", "Requests answered, by endpoint and status"),
         ("bourn_errors_total", "Answers with an error status, by endpoint and status"),
         ("bourn_connections_total", "Connections, by outcome"),
         (
@@ -261,7 +288,8 @@ fn describe() {
         ("bourn_slot_retained_bytes", "Bytes of write-ahead log that PostgreSQL keeps for the slot"),
         ("bourn_slot_lost", "Whether PostgreSQL has given up the slot's write-ahead log: 1 or 0"),
         ("bourn_tail_bytes", "Bytes held by the live tail"),
-        ("bourn_connections", "Connections open now"),
+        ("bourn_open_connections", "Connections open now"),
+        ("bourn_webhooks_pending", "Subscriptions whose webhook waits to be sent or answered"),
     ];
     for (name, text) in gauges {
         metrics::describe_gauge!(name, text);
@@ -269,7 +297,7 @@ fn describe() {
     metrics::describe_histogram!(
         "bourn_request_seconds",
         Unit::Seconds,
-        "Time to the head of the answer, by endpoint; final answers at hand are not in it"
+        "Time to the head of the answer, by endpoint"
     );
     metrics::describe_histogram!("bourn_commit_seconds", Unit::Seconds, "Time of one shared commit");
     metrics::describe_histogram!("bourn_write_batch_size", "Mutations that shared a commit");

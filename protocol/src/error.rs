@@ -68,6 +68,10 @@ codes! {
     TokenExpired = "TOKEN_EXPIRED", 401;
     /// A newer life of the producer has appended.
     StaleProducer = "STALE_PRODUCER", 403;
+    /// The request is for a name that this server is not reached under.
+    HostNotAllowed = "HOST_NOT_ALLOWED", 403;
+    /// Pages of this origin may not use the server.
+    OriginNotAllowed = "ORIGIN_NOT_ALLOWED", 403;
     /// No row has this id.
     NotFound = "NOT_FOUND", 404;
     /// No entity type has this table.

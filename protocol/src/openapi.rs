@@ -25,18 +25,18 @@ pub fn document() -> Value {
             "/v1/entities/{table}": {
                 "parameters": [path("table", "A streamed table")],
                 "get": entity_get(),
-                "head": operation("streamMetadata", "Where the stream's tail is", &[scope()], &[(200, described("No body; the tail is in the headers", tail_headers()))], &[404]),
+                "head": operation("streamMetadata", "Where the stream's tail is", &[scope()], &[(200, described("No body; the tail is in the headers", tail_headers()))], &[400, 403, 404, 410, 503]),
                 "post": create(),
             },
             "/v1/entities/{table}/{id}": {
                 "parameters": [path("table", "A streamed table"), path("id", "The row's key")],
-                "get": operation("readRow", "One living row", &[], &[(200, body("The row", schema("Row"), &[]))], &[400, 404, 503]),
+                "get": operation("readRow", "One living row", &[], &[(200, body("The row", schema("Row"), &[]))], &[400, 403, 404, 503]),
                 "patch": write("updateRow", "Change columns of a row", true),
                 "delete": write("deleteRow", "Delete a row; softly where the table has `deleted_at`", false),
             },
             "/v1/activities": {
                 "get": activities_get(),
-                "head": operation("activitiesMetadata", "Where the stream's tail is", &[], &[(200, described("No body; the tail is in the headers", tail_headers()))], &[400]),
+                "head": operation("activitiesMetadata", "Where the stream's tail is", &[], &[(200, described("No body; the tail is in the headers", tail_headers()))], &[400, 403, 410, 503]),
             },
             "/v1/transactions/{id}": {
                 "parameters": [path("id", "A transaction id")],
@@ -45,7 +45,7 @@ pub fn document() -> Value {
                     "What became of a transaction",
                     &[number("wait", "Seconds to wait for it to be confirmed", 0, usize::try_from(limits::TRANSACTION_WAIT_MAX_SECS).unwrap_or(0), 0)],
                     &[(200, body("Its state", schema("Transaction"), &[]))],
-                    &[400, 503],
+                    &[400, 403, 503],
                 ),
             },
             "/v1/transactions/{id}/rollback": {
@@ -59,7 +59,7 @@ pub fn document() -> Value {
                         header_parameter(headers::CLIENT_ID, "The device it comes from"),
                     ],
                     &[(200, body("What was undone, newest first", schema("Rollback"), &[headers::TRANSACTION_ID, headers::IDEMPOTENT_HIT]))],
-                    &[400, 404, 409, 422, 503],
+                    &[400, 403, 404, 409, 422, 503],
                 ),
             },
             "/health": { "get": operation("health", "The process answers", &[], &[(200, body("It does", json!({ "type": "object" }), &[]))], &[]) },
@@ -196,7 +196,7 @@ fn entity_get() -> Value {
         "Without `offset` the list of living rows; with it the stream of changes",
         &parameters,
         &stream_answers("Row"),
-        &[400, 404, 410, 414, 503],
+        &[400, 403, 404, 410, 414, 503],
     );
     let any = json!({ "type": "array", "items": { "oneOf": [schema("Row"), schema("Change")] } });
     get["responses"]["200"]["content"]["application/json"]["schema"] = any;
@@ -219,7 +219,7 @@ fn activities_get() -> Value {
         "Without `offset` the matching activities, newest first; with it their stream (by `entityType` and `organizationId`)",
         &parameters,
         &stream_answers("Activity"),
-        &[400, 410, 414, 503],
+        &[400, 403, 410, 414, 503],
     )
 }
 
@@ -269,7 +269,7 @@ fn create() -> Value {
         "Make a row",
         &write_parameters(false),
         &[(201, body("The row", schema("Row"), &answered))],
-        &[400, 404, 408, 409, 413, 415, 422, 503],
+        &[400, 403, 404, 408, 409, 413, 415, 422, 429, 503],
     );
     create["requestBody"] = request_body();
     create
@@ -278,9 +278,9 @@ fn create() -> Value {
 fn write(id: &str, summary: &str, has_body: bool) -> Value {
     let answered = [headers::TRANSACTION_ID, headers::IDEMPOTENT_HIT];
     let failures: &[u16] = if has_body {
-        &[400, 404, 408, 409, 413, 415, 422, 428, 503]
+        &[400, 403, 404, 408, 409, 413, 415, 422, 428, 429, 503]
     } else {
-        &[400, 404, 409, 422, 428, 503]
+        &[400, 403, 404, 409, 422, 428, 503]
     };
     let mut write = operation(
         id,

@@ -56,6 +56,15 @@ pub fn push_retry(out: &mut Vec<u8>, millis: u64) {
     out.extend_from_slice(b"\n\n");
 }
 
+/// Appends a reconnect hint and the place to resume at: a browser remembers an id also where no data comes with it.
+pub fn push_retry_at(out: &mut Vec<u8>, millis: u64, place: Place) {
+    out.extend_from_slice(b"retry: ");
+    push_number(out, millis);
+    out.extend_from_slice(b"\nid: ");
+    out.extend_from_slice(place.to_string().as_bytes());
+    out.extend_from_slice(b"\n\n");
+}
+
 /// What stands before a payload of one line, and what after it, in a `data` event.
 pub const DATA_BEGIN: &[u8] = b"event: data\ndata:";
 /// See [`DATA_BEGIN`].

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 pub use entities::{ConflictPolicy, EntityConfig, KeptColumn, KeptColumns, demo_entities};
 pub use settings::{Limits, SettingsLayer};
-pub use values::{DatabaseUrl, LogFormat, Size, Span};
+pub use values::{DatabaseUrl, ListenAddress, LogFormat, Size, Span};
 
 /// Why the configuration was refused; the text is for the operator's terminal.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +80,16 @@ impl Config {
         let entities: String = self.entities.iter().map(EntityConfig::to_toml).collect();
         format!("{}{entities}", self.limits.to_toml())
     }
+
+    /// The same, fit to be shown to anybody: without the passwords of databases.
+    #[must_use]
+    pub fn without_secrets(mut self) -> Config {
+        self.limits.database = self.limits.database.without_password();
+        if let Ok(direct) = self.limits.direct_database.parse::<DatabaseUrl>() {
+            self.limits.direct_database = direct.without_password().to_string();
+        }
+        self
+    }
 }
 
 fn read_file(path: &Path) -> Result<(SettingsLayer, Vec<EntityConfig>), ConfigError> {
@@ -117,7 +127,7 @@ mod tests {
              [[entity]]\ntype = 'task'\ntable = 'tasks'\nconflict = 'optimistic-lock'\n",
         )
         .unwrap();
-        assert_eq!(config.limits.listen.port(), 9000);
+        assert_eq!(config.limits.listen.get().port(), 9000);
         assert_eq!(config.limits.long_poll_timeout.get().as_secs(), 2);
         assert_eq!(config.entities[0].key, "id");
         assert_eq!(config.entities[0].conflict, ConflictPolicy::OptimisticLock);

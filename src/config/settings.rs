@@ -1,11 +1,10 @@
 //! Every setting once: its name, its default and its meaning. Flags, environment variables, the file's keys
 //! and what `bourn config` prints all come from this one table.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::ConfigError;
-use super::values::{DatabaseUrl, LogFormat, Size, Span};
+use super::values::{DatabaseUrl, ListenAddress, LogFormat, Size, Span};
 
 macro_rules! settings {
     ($($(#[doc = $doc:literal])+ $name:ident ($env:literal): $kind:ty = $default:expr;)*) => {
@@ -13,8 +12,10 @@ macro_rules! settings {
         #[derive(Debug, Clone, Default, clap::Args, serde::Deserialize)]
         #[serde(deny_unknown_fields)]
         pub struct SettingsLayer {
-            $($(#[doc = $doc])+ #[doc = concat!("[default: ", $default, "]")]
-            #[arg(long, env = $env, hide_env_values = true)] pub $name: Option<$kind>,)*
+            $($(#[doc = $doc])+
+            #[arg(long, env = $env, hide_env_values = true,
+                  help = concat!($($doc,)+ " [default: ", $default, "]").trim_start())]
+            pub $name: Option<$kind>,)*
         }
 
         /// The settings in force.
@@ -56,16 +57,23 @@ fn default<T: std::str::FromStr>(text: &str) -> T {
 }
 
 settings! {
-    /// Address and port to serve on.
-    listen("BOURN_LISTEN"): SocketAddr = "127.0.0.1:4437";
+    /// Address and port to serve on; a port alone means this machine only.
+    listen("BOURN_LISTEN"): ListenAddress = "127.0.0.1:4437";
     /// The database: `sqlite:PATH` or `postgres://USER@HOST/DATABASE`.
     database("BOURN_DATABASE"): DatabaseUrl = "sqlite:bourn.db";
     /// PostgreSQL past a pooler in transaction mode, for replication and LISTEN; empty where there is no pooler.
     direct_database("BOURN_DIRECT_DATABASE"): String = "";
-    /// The replication slot in PostgreSQL. Every server of one database must have the same.
-    slot("BOURN_SLOT"): String = "bourn";
+    /// The replication slot in PostgreSQL; empty: `bourn_` and the database's name. Every server of one database must have
+    /// the same.
+    slot("BOURN_SLOT"): String = "";
     /// The publication in PostgreSQL that names the streamed tables.
     publication("BOURN_PUBLICATION"): String = "bourn";
+    /// Names under which a server on loopback is reached beside `localhost` and `public_url`, separated by commas. A
+    /// request for another name is refused, so that no web page can reach the server by a name of its own.
+    allowed_hosts("BOURN_ALLOWED_HOSTS"): String = "";
+    /// Origins whose pages may use a server on loopback beside those on loopback, separated by commas:
+    /// `https://app.example.com`; `*` for any.
+    allowed_origins("BOURN_ALLOWED_ORIGINS"): String = "";
     /// What to log: a level, or `target=level` pairs.
     log("BOURN_LOG"): String = "info";
     /// Form of the log lines: `text` or `json`.
@@ -90,6 +98,9 @@ settings! {
     connections("BOURN_CONNECTIONS"): usize = "20000";
     /// Most bytes of a request's body.
     body_limit("BOURN_BODY_LIMIT"): Size = "1MiB";
+    /// Maximum size of all bodies of rows and subscriptions that are being received or written at once; one more is answered
+    /// with 429.
+    body_memory("BOURN_BODY_MEMORY"): Size = "64MiB";
     /// Most bytes of a request's line and headers.
     header_limit("BOURN_HEADER_LIMIT"): Size = "32KiB";
     /// How long a request's headers may take to arrive, and how long a connection may idle between requests.
@@ -98,6 +109,8 @@ settings! {
     body_timeout("BOURN_BODY_TIMEOUT"): Span = "10s";
     /// How long a reader may take nothing of what is ready for it before it is cut off.
     write_timeout("BOURN_WRITE_TIMEOUT"): Span = "10s";
+    /// Least bytes a second, on average over `write_timeout`, that a reader must take of what is ready for it; `0B` for any.
+    write_rate("BOURN_WRITE_RATE"): Size = "4KiB";
     /// How long a stop may take before what is left is cut off.
     shutdown_timeout("BOURN_SHUTDOWN_TIMEOUT"): Span = "10s";
 
@@ -199,6 +212,9 @@ impl Limits {
         if self.append_memory.get() < self.append_limit.get() {
             return invalid("`append_memory` must be at least `append_limit`".into());
         }
+        if self.body_memory.get() < self.body_limit.get() {
+            return invalid("`body_memory` must be at least `body_limit`".into());
+        }
         if !(8 << 10..=1 << 20).contains(&self.header_limit.get()) {
             return invalid("`header_limit` must be from 8KiB to 1MiB".into());
         }
@@ -230,7 +246,7 @@ impl Limits {
             return invalid("`leader_timeout` must be at least 1s".into());
         }
         let slot_fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
-        if self.slot.is_empty() || self.slot.len() > 63 || !self.slot.bytes().all(slot_fits) {
+        if self.slot.len() > 63 || !self.slot.bytes().all(slot_fits) {
             return invalid("`slot` must be made of lower-case letters, digits and `_`, 63 at most".into());
         }
         if self.publication.is_empty()

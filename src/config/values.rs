@@ -1,13 +1,49 @@
 //! The kinds of value a setting may have: durations, sizes, the database's URL, the form of the logs.
 
 use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// A duration such as `250ms`, `2s`, `5m`, `12h` or `365d`.
+/// The address of a listener: `127.0.0.1:4437`, `[::1]:4437`, `localhost:4437`; or `:4437` or `4437`, which is a port of
+/// this machine's own loopback address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ListenAddress(SocketAddr);
+
+impl ListenAddress {
+    /// The address.
+    #[must_use]
+    pub const fn get(self) -> SocketAddr {
+        self.0
+    }
+}
+
+impl FromStr for ListenAddress {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = text.strip_prefix("localhost:").or_else(|| text.strip_prefix(':')).unwrap_or(text);
+        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let address = port.parse().map(loopback).or_else(|_| text.parse());
+        address.map(ListenAddress).map_err(|_| {
+            format!(
+                "`{text}` is not an address to listen on; write `127.0.0.1:4437`, `0.0.0.0:4437`, `[::1]:4437`, \
+                 `localhost:4437` or a port alone, `4437`"
+            )
+        })
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A duration such as `250ms`, `1.5s`, `5m`, `12h` or `365d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Span(Duration);
@@ -27,14 +63,17 @@ impl FromStr for Span {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         scaled(text, &SPAN_UNITS).map(|millis| Span(Duration::from_millis(millis))).ok_or_else(|| {
-            format!("`{text}` is not a duration; write it as `250ms`, `2s`, `5m`, `12h` or `365d`")
+            format!("`{text}` is not a duration; write it as `250ms`, `1.5s`, `5m`, `12h` or `365d`")
         })
     }
 }
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        display_scaled(f, u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX), &SPAN_UNITS)
+        match u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX) {
+            0 => f.write_str("0s"),
+            millis => display_scaled(f, millis, &SPAN_UNITS),
+        }
     }
 }
 
@@ -75,11 +114,18 @@ impl fmt::Display for Size {
     }
 }
 
+/// A number with a unit, as a whole number of the smallest unit; a fraction must come out even.
 fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(split);
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
     let (_, scale) = units.iter().find(|(name, _)| *name == unit)?;
-    digits.parse::<u64>().ok()?.checked_mul(*scale)
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let parts = 10_u64.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let part = fraction.parse::<u64>().ok()?.checked_mul(*scale)?;
+    if !part.is_multiple_of(parts) {
+        return None;
+    }
+    whole.parse::<u64>().ok()?.checked_mul(*scale)?.checked_add(part / parts)
 }
 
 /// The largest unit that divides the number evenly.
@@ -102,6 +148,22 @@ pub enum DatabaseUrl {
 }
 
 impl DatabaseUrl {
+    /// The same database, without what only its owner may know.
+    #[must_use]
+    pub fn without_password(&self) -> DatabaseUrl {
+        let DatabaseUrl::Postgres(text) = self else { return self.clone() };
+        let Ok(mut url) = url::Url::parse(text) else { return DatabaseUrl::Postgres(without_password(text)) };
+        // Neither can fail for a URL that has a host, and others have no password.
+        let _ = url.set_password(None);
+        let kept: Vec<(String, String)> =
+            url.query_pairs().into_owned().filter(|(name, _)| !name.contains("password")).collect();
+        url.set_query(None);
+        if !kept.is_empty() {
+            url.query_pairs_mut().extend_pairs(kept);
+        }
+        DatabaseUrl::Postgres(url.into())
+    }
+
     /// The database as it may be shown to anybody: without the password.
     #[must_use]
     pub fn shown(&self) -> String {
@@ -188,11 +250,28 @@ macro_rules! from_string {
         }
     )* };
 }
-from_string!(Span, Size, DatabaseUrl, LogFormat);
+from_string!(ListenAddress, Span, Size, DatabaseUrl, LogFormat);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_may_be_a_port_alone() {
+        for (text, read) in [
+            ("127.0.0.1:4000", "127.0.0.1:4000"),
+            ("[::1]:4000", "[::1]:4000"),
+            ("0.0.0.0:4000", "0.0.0.0:4000"),
+            ("localhost:4000", "127.0.0.1:4000"),
+            (":4000", "127.0.0.1:4000"),
+            ("4000", "127.0.0.1:4000"),
+        ] {
+            assert_eq!(text.parse::<ListenAddress>().unwrap().to_string(), read);
+        }
+        for bad in ["", ":", "localhost", "example.com:80", "127.0.0.1", "70000", "::1:4000x"] {
+            assert!(bad.parse::<ListenAddress>().unwrap_err().contains("`127.0.0.1:4437`"), "{bad}");
+        }
+    }
 
     #[test]
     fn a_password_is_not_shown() {
@@ -200,17 +279,26 @@ mod tests {
         assert_eq!(shown("postgres://app:se@cret@db:5432/app?password=x"), "postgres://app@db:5432/app");
         assert_eq!(shown("postgres://db/app"), "postgres://db/app");
         assert_eq!(shown("sqlite:a.db"), "a.db");
+        let without = |url: &str| url.parse::<DatabaseUrl>().unwrap().without_password().to_string();
+        assert_eq!(
+            without("postgres://app:secret@db:5432/app?sslmode=require&password=x"),
+            "postgres://app@db:5432/app?sslmode=require"
+        );
+        assert_eq!(without("postgres://db/app"), "postgres://db/app");
     }
 
     #[test]
     fn durations_and_sizes_read_back_as_they_are_printed() {
-        for text in ["0ms", "250ms", "2s", "90s", "5m", "365d"] {
+        for (text, read) in [("0ms", "0s"), ("1.5s", "1500ms"), ("0.5d", "12h"), ("2.0s", "2s")] {
+            assert_eq!(text.parse::<Span>().unwrap().to_string(), read);
+        }
+        for text in ["0s", "250ms", "2s", "90s", "5m", "365d"] {
             assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
         }
         for text in ["0B", "512B", "64KiB", "8MiB", "3GiB"] {
             assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
         }
-        for bad in ["", "s", "2", "-1s", "1.5s", "2 s", "99999999999999999999d"] {
+        for bad in ["", "s", "2", "-1s", "1.0005s", ".5s", "1.s", "1.2.3s", "2 s", "99999999999999999999d"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
         }
     }

@@ -15,19 +15,29 @@ use crate::storage::ActivityQuery;
 /// `GET /v1/activities`: a query, or with an offset the stream.
 pub(super) async fn read<B>(app: &Arc<App>, request: &Request<B>) -> Result<Reply, ApiError> {
     let query = intake::query(request)?;
-    match StreamRead::parse(&query)? {
-        Some(read) => {
-            query.only(&["offset", "live", "cursor", "entityType", "organizationId"])?;
-            streams::serve(app, selector(app, &query)?, read, request).await
-        }
-        None => history(app, &query).await,
+    match stream_of(app, &query)? {
+        Some((stream, read)) => streams::serve(app, stream, read, request).await,
+        None => history(app, &history_query(app, &query)?).await,
     }
 }
 
 /// `HEAD /v1/activities`: where the stream's tail is.
 pub(super) async fn head<B>(app: &Arc<App>, request: &Request<B>) -> Result<Reply, ApiError> {
     let query = intake::query(request)?;
-    streams::metadata(app, &selector(app, &query)?).await
+    match stream_of(app, &query)? {
+        Some((stream, read)) => streams::metadata(app, &stream, Some(read), request).await,
+        None => {
+            history_query(app, &query)?;
+            streams::metadata(app, &selector(app, &query)?, None, request).await
+        }
+    }
+}
+
+/// The stream that the parameters ask for, and how it is to be read; none where they ask for a query.
+fn stream_of(app: &App, query: &Query) -> Result<Option<(Selector, StreamRead)>, ApiError> {
+    let Some(read) = StreamRead::parse(query)? else { return Ok(None) };
+    query.only(&["offset", "live", "cursor", "entityType", "organizationId"])?;
+    Ok(Some((selector(app, query)?, read)))
 }
 
 fn selector(app: &App, query: &Query) -> Result<Selector, ApiError> {
@@ -39,7 +49,8 @@ fn selector(app: &App, query: &Query) -> Result<Selector, ApiError> {
     Ok(Selector { kind: MessageKind::Activity, entity_type, scope })
 }
 
-async fn history(app: &Arc<App>, query: &Query) -> Result<Reply, ApiError> {
+/// What the parameters ask the history for.
+fn history_query(app: &App, query: &Query) -> Result<ActivityQuery, ApiError> {
     query.only(&[
         "transactionId",
         "clientId",
@@ -72,7 +83,11 @@ async fn history(app: &Arc<App>, query: &Query) -> Result<Reply, ApiError> {
         let message = "`entityId` needs `entityType`: ids of different types may be the same";
         return Err(ApiError::new(ErrorCode::InvalidParameter, message));
     }
-    let found = app.storage.activities(&wanted).await?;
+    Ok(wanted)
+}
+
+async fn history(app: &Arc<App>, wanted: &ActivityQuery) -> Result<Reply, ApiError> {
+    let found = app.storage.activities(wanted).await?;
     let mut body = vec![b'['];
     for (i, activity) in found.iter().enumerate() {
         if i > 0 {

@@ -49,6 +49,16 @@ pub(super) fn scope(entity: &EntityType, query: &Query) -> Result<Option<Scope>,
     Ok(Some(Scope::new(text)?))
 }
 
+/// What the parameters ask a list for.
+pub(super) fn list_query(entity: &EntityType, query: &Query) -> Result<ListQuery, ApiError> {
+    query.only(&["organizationId", "limit", "after", "offset", "live", "cursor"])?;
+    Ok(ListQuery {
+        scope: scope(entity, query)?,
+        after: query.get("after")?.map(EntityKey::new).transpose()?,
+        limit: query.number("limit", limits::LIST_DEFAULT, 1, limits::LIST_MAX)?,
+    })
+}
+
 /// `GET /v1/entities/{table}` without an offset: a page of living rows.
 pub(super) async fn list<B>(
     app: &Arc<App>,
@@ -56,12 +66,7 @@ pub(super) async fn list<B>(
     query: &Query,
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
-    query.only(&["organizationId", "limit", "after", "offset", "live", "cursor"])?;
-    let wanted = ListQuery {
-        scope: scope(entity, query)?,
-        after: query.get("after")?.map(EntityKey::new).transpose()?,
-        limit: query.number("limit", limits::LIST_DEFAULT, 1, limits::LIST_MAX)?,
-    };
+    let wanted = list_query(entity, query)?;
     let page = app.storage.list(entity, &wanted).await?;
     let mut build = Build::new(StatusCode::OK).no_store().next_offset(page.tail.offset());
     if let Some(after) = page.next_after {
@@ -103,7 +108,7 @@ pub(super) async fn create(
             "x-expected-transaction-id applies to updates and deletes: a new row has no transaction yet";
         return Err(ApiError::new(ErrorCode::InvalidHeader, message));
     }
-    let mut columns = intake::json_object(app, request).await?;
+    let (mut columns, _room) = intake::json_object(app, request).await?;
     let schema = schema_of(&entity)?;
     let given = columns.remove(&entity.key).filter(|id| !id.is_null());
     let given = given.as_ref().map(|id| new_key(&id_text(&entity, id)?)).transpose()?;
@@ -128,7 +133,7 @@ pub(super) async fn update(
     request: Request<Incoming>,
 ) -> Result<Reply, ApiError> {
     let (headers, expected) = write_headers(&request)?;
-    let mut columns = intake::json_object(app, request).await?;
+    let (mut columns, _room) = intake::json_object(app, request).await?;
     if let Some(id) = columns.remove(&entity.key)
         && id_text(&entity, &id)? != key.as_str()
     {
@@ -191,7 +196,7 @@ pub(super) async fn write(
 }
 
 /// The columns of an entity type's table, if it can be served.
-fn schema_of(entity: &EntityType) -> Result<Arc<TableSchema>, ApiError> {
+pub(super) fn schema_of(entity: &EntityType) -> Result<Arc<TableSchema>, ApiError> {
     entity.schema().map_err(|reason| ApiError::new(ErrorCode::EntityUnavailable, &reason))
 }
 

@@ -12,13 +12,15 @@ use moka::sync::Cache;
 use tokio::sync::watch;
 
 use super::respond::CORP;
-use super::{Reply, ReplyBody};
+use super::{Reply, ReplyBody, router};
 use crate::read::CachedChunk;
 use crate::storage::Version;
 use crate::telemetry::ModeFigures;
 
-/// What an entry costs beside its body.
-const OVERHEAD: usize = 2_048;
+/// What an entry takes beside its URL, its headers and its body: the answer itself, and the cache's own notes.
+const OVERHEAD: usize = 768;
+/// What one header takes in a map beside its name and value.
+const HEADER_OVERHEAD: usize = 112;
 
 struct FinalAnswer {
     headers: HeaderMap,
@@ -29,6 +31,18 @@ struct FinalAnswer {
     version: Version,
     body: Bytes,
     messages: usize,
+    /// Where it was asked for, as metrics name it.
+    endpoint: &'static str,
+}
+
+impl FinalAnswer {
+    /// What it takes to keep under a URL.
+    fn weight(&self, url: &str) -> usize {
+        let of = |headers: &HeaderMap| -> usize {
+            headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER_OVERHEAD).sum()
+        };
+        url.len() + of(&self.headers) + of(&self.unmodified) + self.tag.len() + self.body.len() + OVERHEAD
+    }
 }
 
 /// A bounded cache of final answers.
@@ -43,9 +57,8 @@ impl HotAnswers {
     /// A cache of so many bytes, for a log of this version.
     #[must_use]
     pub fn new(bytes: u64, version: watch::Receiver<Version>) -> HotAnswers {
-        let weigher = |url: &String, answer: &Arc<FinalAnswer>| {
-            u32::try_from(url.len() + answer.body.len() + OVERHEAD).unwrap_or(u32::MAX)
-        };
+        let weigher =
+            |url: &String, answer: &Arc<FinalAnswer>| u32::try_from(answer.weight(url)).unwrap_or(u32::MAX);
         let answers = Cache::builder()
             .max_capacity(bytes)
             .weigher(weigher)
@@ -57,8 +70,12 @@ impl HotAnswers {
         }
     }
 
-    /// The answer to a request, if it is final and here; counted as delivered.
-    pub(super) fn get<B>(&self, request: &Request<B>, delivered: &ModeFigures) -> Option<Reply> {
+    /// The answer to a request and the endpoint it is of, if it is final and here; counted as delivered.
+    pub(super) fn get<B>(
+        &self,
+        request: &Request<B>,
+        delivered: &ModeFigures,
+    ) -> Option<(Reply, &'static str)> {
         if request.method() != Method::GET {
             return None;
         }
@@ -75,12 +92,12 @@ impl HotAnswers {
             let mut reply = Response::new(ReplyBody::empty());
             *reply.status_mut() = StatusCode::NOT_MODIFIED;
             *reply.headers_mut() = answer.unmodified.clone();
-            return Some(reply);
+            return Some((reply, answer.endpoint));
         }
         delivered.count(answer.messages, answer.body.len());
         let mut reply = Response::new(answer.body.clone().into());
         *reply.headers_mut() = answer.headers.clone();
-        Some(reply)
+        Some((reply, answer.endpoint))
     }
 
     /// Keeps a final answer: all its headers, as they were sent.
@@ -95,7 +112,8 @@ impl HotAnswers {
         let kept = headers.iter().filter(|(name, _)| !of_body.contains(name));
         let unmodified = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
         let (body, messages) = (chunk.body.clone(), chunk.messages);
-        let answer = FinalAnswer { headers, unmodified, tag, version, body, messages };
+        let endpoint = router::endpoint_name(request.uri().path());
+        let answer = FinalAnswer { headers, unmodified, tag, version, body, messages, endpoint };
         self.answers.insert(url.as_str().to_owned(), Arc::new(answer));
     }
 }

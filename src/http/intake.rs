@@ -1,21 +1,27 @@
 //! Taking in what requests carry: bodies within limits, headers by their rules.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bourn_protocol::query::Query;
 use bourn_protocol::{ClientId, ErrorCode, TransactionId, headers};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use serde_json::{Map, Value};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{ApiError, App};
 use crate::config::Size;
 
 /// How much of a body that is too large is read and thrown away, in multiples of the limit.
 const DISCARD_LIMITS: u64 = 4;
+/// The unit in which memory for bodies is counted.
+const ROOM_UNIT: usize = 1 << 10;
+/// How much a parsed body takes, in multiples of its bytes.
+const PARSED: usize = 4;
 /// How long that may take.
 const DISCARD_TIME: Duration = Duration::from_secs(2);
 
@@ -57,20 +63,23 @@ pub(super) fn identity(headers: &HeaderMap) -> Result<(TransactionId, Option<Cli
     Ok((transaction, client))
 }
 
-/// The body as a JSON object.
+/// The body as a JSON object, and the memory it takes until what it says is done.
 pub(super) async fn json_object(
     app: &App,
     request: Request<Incoming>,
-) -> Result<Map<String, Value>, ApiError> {
+) -> Result<(Map<String, Value>, Room), ApiError> {
     let media_type = header(request.headers(), CONTENT_TYPE.as_str())?.unwrap_or_default();
     let essence = media_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
         let message = "the body must be JSON: send Content-Type: application/json";
         return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     }
-    let body = collect(app, request, app.limits.body_limit).await?;
+    let (body, mut room) = collect(app, request, app.limits.body_limit, &app.bodies).await?;
+    if !room.hold(body.len().saturating_mul(PARSED)) {
+        return Err(no_room());
+    }
     match serde_json::from_slice(&body) {
-        Ok(Value::Object(map)) => Ok(map),
+        Ok(Value::Object(map)) => Ok((map, room)),
         Ok(_) => {
             Err(ApiError::new(ErrorCode::InvalidJson, "the body must be a JSON object of columns and values"))
         }
@@ -79,29 +88,139 @@ pub(super) async fn json_object(
     }
 }
 
-/// The whole body, if it has no more bytes than `limit` and comes in time.
-pub(super) async fn collect(app: &App, request: Request<Incoming>, limit: Size) -> Result<Bytes, ApiError> {
-    let too_large = || {
-        let message = format!("the body has more than {} bytes", limit.get());
-        ApiError::new(ErrorCode::BodyTooLarge, &message)
-    };
-    let timeout = app.limits.body_timeout.get();
-    let declared = request.body().size_hint().lower();
-    let mut body = request.into_body();
-    if declared > limit.get() {
-        discard(&mut body, limit).await;
-        return Err(too_large());
+/// Memory for bodies of requests, all together.
+#[derive(Debug, Clone)]
+pub struct BodyMemory(Arc<Semaphore>);
+
+impl BodyMemory {
+    /// So many bytes.
+    #[must_use]
+    pub fn new(size: Size) -> BodyMemory {
+        BodyMemory(Arc::new(Semaphore::new((size.bytes() / ROOM_UNIT).min(Semaphore::MAX_PERMITS))))
     }
-    let collected = tokio::time::timeout(timeout, Limited::new(&mut body, limit.bytes()).collect()).await;
-    match collected {
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            discard(&mut body, limit).await;
-            Err(too_large())
+
+    /// None of it, to begin with: what a client has not sent takes nothing.
+    fn room(&self) -> Room {
+        Room { memory: self.0.clone(), held: None }
+    }
+}
+
+/// The part of the memory that one body takes; given back when the value is dropped.
+#[derive(Debug)]
+pub(super) struct Room {
+    memory: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    /// Makes it so many bytes at least, if there is memory left.
+    fn hold(&mut self, bytes: usize) -> bool {
+        let has = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let lacks = bytes.div_ceil(ROOM_UNIT).saturating_sub(has);
+        if lacks == 0 {
+            return true;
         }
-        Err(_) => Err(ApiError::new(ErrorCode::RequestTimeout, "the body took too long to arrive")),
-        Ok(Err(_)) => Err(ApiError::new(ErrorCode::InvalidRequest, "the body could not be read to its end")),
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        let Ok(lacks) = u32::try_from(lacks) else { return false };
+        let Ok(more) = self.memory.clone().try_acquire_many_owned(lacks) else { return false };
+        match &mut self.held {
+            Some(held) => held.merge(more),
+            None => self.held = Some(more),
+        }
+        true
     }
+}
+
+/// Who wants to know when the last byte of a request has come.
+pub trait WatchBody: Send + Sync {
+    /// It has.
+    fn received(&self);
+}
+
+/// Goes with a request whose body is still to come.
+#[derive(Clone)]
+pub struct Received(pub Arc<dyn WatchBody>);
+
+enum Unreceived {
+    TooLarge,
+    NoRoom,
+    Broken,
+}
+
+fn no_room() -> ApiError {
+    let message = "more is being uploaded than the server holds at once; try again";
+    ApiError::new(ErrorCode::TooManyUploads, message)
+}
+
+/// The whole body, if it has no more bytes than `limit`, comes in time, and there is memory for it; with the memory it
+/// takes.
+pub(super) async fn collect(
+    app: &App,
+    request: Request<Incoming>,
+    limit: Size,
+    memory: &BodyMemory,
+) -> Result<(Bytes, Room), ApiError> {
+    let declared = request.body().size_hint().lower();
+    let (head, mut body) = request.into_parts();
+    let mut room = memory.room();
+    let received = if declared > limit.get() {
+        Ok(Err(Unreceived::TooLarge))
+    } else {
+        let receiving = receive(&mut body, limit.bytes(), &mut room);
+        tokio::time::timeout(app.limits.body_timeout.get(), receiving).await
+    };
+    let refused = match received {
+        Ok(Ok(bytes)) => {
+            if let Some(Received(by)) = head.extensions.get() {
+                by.received();
+            }
+            return Ok((bytes, room));
+        }
+        Err(_) => {
+            return Err(ApiError::new(ErrorCode::RequestTimeout, "the body took too long to arrive"));
+        }
+        Ok(Err(Unreceived::Broken)) => {
+            return Err(ApiError::new(ErrorCode::InvalidRequest, "the body could not be read to its end"));
+        }
+        Ok(Err(Unreceived::TooLarge)) => {
+            let message = format!("the body has more than {} bytes", limit.get());
+            ApiError::new(ErrorCode::BodyTooLarge, &message)
+        }
+        Ok(Err(Unreceived::NoRoom)) => no_room(),
+    };
+    drop(room);
+    discard(&mut body, limit).await;
+    Err(refused)
+}
+
+/// Takes a body in, and memory for it as it comes.
+async fn receive(body: &mut Incoming, most: usize, room: &mut Room) -> Result<Bytes, Unreceived> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Unreceived::Broken)?;
+        let Ok(data) = frame.into_data() else { continue };
+        if whole.len() + data.len() > most {
+            return Err(Unreceived::TooLarge);
+        }
+        if whole.is_empty() && body.is_end_stream() {
+            // All of it in one piece.
+            return if room.hold(data.len()) { Ok(data) } else { Err(Unreceived::NoRoom) };
+        }
+        if !room.hold(whole.len() + data.len()) {
+            return Err(Unreceived::NoRoom);
+        }
+        // Copied: a piece may be a small part of a large buffer, which it would keep.
+        whole.extend_from_slice(&data);
+        if !room.hold(whole.capacity()) {
+            return Err(Unreceived::NoRoom);
+        }
+    }
+    Ok(whole.freeze())
+}
+
+/// Answers that a body need not be sent for; what of it is under way is read, so that the client gets the answer.
+pub(super) async fn refuse_early(request: Request<Incoming>, limit: Size, error: ApiError) -> ApiError {
+    discard(&mut request.into_body(), limit).await;
+    error
 }
 
 /// Reads on for a while and keeps nothing: a client that is still sending would find its connection broken, and not

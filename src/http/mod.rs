@@ -7,11 +7,13 @@ mod body;
 mod cors;
 mod entities;
 mod errors;
+mod gate;
 mod hot;
 mod intake;
 mod ops;
 mod render;
 mod respond;
+mod resuming;
 mod router;
 mod sse;
 mod stored;
@@ -22,11 +24,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
-
-use http::{Method, Request, Response};
-use hyper::body::Incoming;
-use tokio::sync::Semaphore;
+use std::time::{Duration, Instant};
 
 use crate::config::Limits;
 use crate::entity::Catalog;
@@ -39,8 +37,13 @@ use crate::tail::Tail;
 use crate::telemetry::{Metrics, ReadMode};
 pub use body::ReplyBody;
 pub use errors::ApiError;
+pub use gate::Gate;
 pub use hot::HotAnswers;
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+pub use intake::{BodyMemory, Received, WatchBody};
 pub use respond::plain_error;
+pub use resuming::come_back_bytes;
 
 /// An answer.
 pub type Reply = Response<ReplyBody>;
@@ -76,8 +79,12 @@ pub struct App {
     pub catalog: Arc<Catalog>,
     /// Subscriptions to stored streams.
     pub subscriptions: Arc<Subscriptions>,
-    /// Room for what is being received to be appended, in KiB.
-    pub uploads: Arc<Semaphore>,
+    /// Memory for what is being received to be appended to stored streams.
+    pub uploads: BodyMemory,
+    /// Memory for all other bodies.
+    pub bodies: BodyMemory,
+    /// Which requests are answered at all.
+    pub gate: Gate,
     /// Where the server is reached.
     pub public_url: String,
     /// Answers that are final.
@@ -96,12 +103,24 @@ impl App {
     /// Answers one request: at once where the answer is final and at hand.
     pub fn call(self: &Arc<Self>, request: Request<Incoming>) -> Answering {
         // Access control will stand here, before anything is routed.
-        if let Some(reply) = self.hot.get(&request, self.metrics.mode(ReadMode::CatchUp)) {
+        if let Err(refused) = self.gate.check(&request) {
+            return Answering::Now(Some(self.refused(refused)));
+        }
+        let started = Instant::now();
+        if let Some((reply, endpoint)) = self.hot.get(&request, self.metrics.mode(ReadMode::CatchUp)) {
+            self.metrics.answered(endpoint, reply.status(), started.elapsed());
             return Answering::Now(Some(reply));
         }
         // Boxed: hyper keeps room for the largest future as long as the connection lives, and an event stream's
         // would be idle.
         Answering::Later(Box::pin(self.clone().handle(request)))
+    }
+
+    fn refused(&self, error: ApiError) -> Reply {
+        let mut reply = error.into_reply();
+        respond::add_common_headers(reply.headers_mut());
+        self.metrics.answered("refused", reply.status(), Duration::ZERO);
+        reply
     }
 
     async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Reply {
@@ -110,9 +129,11 @@ impl App {
         // Asked for only where somebody listens: this is done for every request.
         let asked = tracing::enabled!(tracing::Level::DEBUG)
             .then(|| (request.method().clone(), request.uri().clone()));
+        let resuming = resuming::is_resuming(&request);
         let (endpoint, result) = router::dispatch(&self, request).await;
         let mut reply = match result {
             Ok(reply) => reply,
+            Err(error) if resuming && resuming::may_pass(&error) => resuming::come_back(&self.limits),
             Err(error) => error.into_reply(),
         };
         respond::add_common_headers(reply.headers_mut());

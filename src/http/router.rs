@@ -63,6 +63,11 @@ static ROUTER: LazyLock<Router<Endpoint>> = LazyLock::new(|| {
     router
 });
 
+/// The name of the endpoint of a path.
+pub(super) fn endpoint_name(path: &str) -> &'static str {
+    ROUTER.at(path).map_or("unknown", |matched| matched.value.name())
+}
+
 /// Answers a request at its endpoint; gives the endpoint's name with it.
 pub(super) async fn dispatch(
     app: &Arc<App>,

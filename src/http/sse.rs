@@ -9,11 +9,11 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bourn_protocol::cursor::Cursor;
-use bourn_protocol::headers;
 use bourn_protocol::sse::{
-    Control, DATA_BEGIN, DATA_END, HEARTBEAT, is_one_line, push_control, push_data, push_retry,
+    Control, DATA_BEGIN, DATA_END, HEARTBEAT, is_one_line, push_control, push_data, push_retry, push_retry_at,
 };
 use bourn_protocol::stored::Form;
+use bourn_protocol::{Place, headers};
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use http::{HeaderValue, StatusCode};
@@ -50,8 +50,9 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
     Box::pin(async_stream::stream! {
         let _reading = app.metrics.reader(ReadMode::Sse);
         let delivered = app.metrics.mode(ReadMode::Sse);
-        yield hello(&app.limits);
-        let mut greeted = false;
+        yield hello(&app.limits, session.place());
+        // Whether the reader was last informed that it has everything; none before it was informed of its place.
+        let mut informed = None;
         // A delivery does not set the timer back, for what is done at every delivery is done for every reader: when it
         // fires it looks whether the connection was idle.
         let mut sent_at = Instant::now();
@@ -71,15 +72,18 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
                 up_to_date: batch.up_to_date(),
                 closed: batch.closed(),
             };
+            let news = informed != Some(true) && (informed.is_none() || control.up_to_date);
+            informed = Some(control.up_to_date);
             if batch.messages() > 0 {
-                greeted = true;
                 // Kept small on purpose: what lives across a `yield` is multiplied by every reader.
-                let live = matches!(batch, Batch::Live(_));
+                let live = matches!(batch, Batch::Live { .. });
                 let body = as_text(session.form(), batch.body());
                 delivered.count(batch.messages(), body.len());
                 match batch {
                     // A reader with a cursor of its own is told one of its own.
-                    Batch::Live(live) if cursor.is_none() => yield live.frame(|| whole(&body, control)),
+                    Batch::Live { batch, last: true } if cursor.is_none() => {
+                        yield batch.frame(|| whole(&body, control));
+                    }
                     Batch::Chunk(chunk) if !chunk.sealed && cursor.is_none() => {
                         yield chunk.frame(|| whole(&body, control));
                     }
@@ -99,8 +103,7 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
                 if sent_at < end && (live || !app.stopping.is_given()) {
                     continue;
                 }
-            } else if !greeted || control.closed {
-                greeted = true;
+            } else if news || control.closed {
                 yield control_frame(control);
                 if control.closed {
                     return;
@@ -147,15 +150,16 @@ fn lifetime(limits: &Limits) -> Duration {
 }
 
 /// The time a browser is to wait before it reconnects, spread so that a restart does not bring all at once.
-fn retry_millis(limits: &Limits) -> u64 {
+pub(super) fn retry_millis(limits: &Limits) -> u64 {
     let least = u64::try_from(limits.sse_retry.get().as_millis()).unwrap_or(u64::MAX / 2);
     least + rand::random_range(0..=least)
 }
 
-/// The first bytes, sent at once so that proxies and browsers see the stream open.
-fn hello(limits: &Limits) -> Bytes {
-    let mut out = Vec::with_capacity(32);
-    push_retry(&mut out, retry_millis(limits));
+/// The first bytes, sent at once so that proxies and browsers see the stream open. They say where it begins, so that a
+/// browser resumes, and is not refused for good, also where the connection breaks before the first batch.
+fn hello(limits: &Limits, place: Place) -> Bytes {
+    let mut out = Vec::with_capacity(96);
+    push_retry_at(&mut out, retry_millis(limits), place);
     out.into()
 }
 

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use bourn_protocol::query::StreamRead;
-use bourn_protocol::{ReadFrom, Selector};
+use bourn_protocol::query::{Query, StreamRead};
+use bourn_protocol::{ReadFrom, Selector, headers};
 use http::header::CONTENT_TYPE;
 use http::{Request, StatusCode};
 
 use super::respond::{Build, JSON};
 use super::{ApiError, App, Reply, ReplyBody, entities, intake, render};
 use crate::entity::EntityType;
+use crate::storage::StorageError;
 
 /// `GET /v1/entities/{table}`: the list, or with an offset the stream.
 pub(super) async fn entity<B>(
@@ -18,12 +19,24 @@ pub(super) async fn entity<B>(
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
     let query = intake::query(request)?;
-    let Some(read) = StreamRead::parse(&query)? else {
+    let Some((stream, read)) = stream_of(entity, &query)? else {
         return entities::list(app, entity, &query, request).await;
     };
-    query.only(&["offset", "live", "cursor", "organizationId"])?;
-    let stream = entity.stream(entities::scope(entity, &query)?);
-    serve(app, stream, read, request).await
+    let to_the_tail = read.live.is_some() || read.from == ReadFrom::Now;
+    if to_the_tail {
+        is_complete(entity)?;
+    }
+    let reply = serve(app, stream, read, request).await?;
+    if reply.headers().contains_key(headers::STREAM_UP_TO_DATE) {
+        is_complete(entity)?;
+    }
+    Ok(reply)
+}
+
+/// What reaches the tail of a table that is not captured would look complete and not be. History is, whatever the table's
+/// state.
+fn is_complete(entity: &EntityType) -> Result<(), ApiError> {
+    entity.schema().map(|_| ()).map_err(|reason| StorageError::Entity(reason).into())
 }
 
 /// `HEAD /v1/entities/{table}`: where the stream's tail is.
@@ -33,12 +46,36 @@ pub(super) async fn entity_head<B>(
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
     let query = intake::query(request)?;
-    let stream = entity.stream(entities::scope(entity, &query)?);
-    metadata(app, &stream).await
+    match stream_of(entity, &query)? {
+        Some((stream, read)) => metadata(app, &stream, Some(read), request).await,
+        None => {
+            let wanted = entities::list_query(entity, &query)?;
+            entities::schema_of(entity)?;
+            metadata(app, &entity.stream(wanted.scope), None, request).await
+        }
+    }
 }
 
-/// A stream's metadata (section 5.5).
-pub(super) async fn metadata(app: &Arc<App>, stream: &Selector) -> Result<Reply, ApiError> {
+/// The stream that the parameters ask for, and how it is to be read; none where they ask for the list.
+fn stream_of(entity: &EntityType, query: &Query) -> Result<Option<(Selector, StreamRead)>, ApiError> {
+    let Some(read) = StreamRead::parse(query)? else { return Ok(None) };
+    query.only(&["offset", "live", "cursor", "organizationId"])?;
+    Ok(Some((entity.stream(entities::scope(entity, query)?), read)))
+}
+
+/// A stream's metadata (section 5.5); refused where the read that it stands for would be.
+pub(super) async fn metadata<B>(
+    app: &Arc<App>,
+    stream: &Selector,
+    read: Option<StreamRead>,
+    request: &Request<B>,
+) -> Result<Reply, ApiError> {
+    if let Some(read) = read {
+        let read = render::resumed(read, request)?;
+        if matches!(read.from, ReadFrom::At(_)) {
+            app.reader.open(stream.clone(), read.from, false).await?.read().await?;
+        }
+    }
     let tail = app.reader.stream_tail(stream).await?;
     let build = Build::new(StatusCode::OK).no_store().next_offset(tail.offset());
     Ok(build.header(CONTENT_TYPE, JSON).body(ReplyBody::empty()))

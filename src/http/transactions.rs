@@ -13,6 +13,9 @@ use super::respond::Build;
 use super::{ApiError, App, Reply, entities, intake};
 use crate::storage::{Operation, TransactionState, Undone};
 
+/// How often somebody who waits for a transaction asks the log without having been woken, about.
+const LOOK_AGAIN: Duration = Duration::from_secs(4);
+
 fn id(text: &str) -> Result<TransactionId, ApiError> {
     TransactionId::new(text).map_err(|error| ApiError::new(ErrorCode::InvalidId, &error.to_string()))
 }
@@ -25,16 +28,19 @@ pub(super) async fn state<B>(app: &Arc<App>, text: &str, request: &Request<B>) -
     let wait = query.number("wait", 0, 0, most)?;
     let deadline = Instant::now() + Duration::from_secs(u64::try_from(wait).unwrap_or(0));
     let id = id(text)?;
-    let mut head = app.storage.head();
     let state = loop {
-        head.mark_unchanged();
+        // In this order: what reaches the log after it was asked wakes the wait.
+        let awaited = (wait > 0).then(|| app.tail.awaited(&id));
         let state = app.storage.transaction(&id).await?;
-        if matches!(state, TransactionState::Confirmed(_)) || Instant::now() >= deadline {
+        let Some(awaited) = awaited else { break state };
+        let now = Instant::now();
+        if matches!(state, TransactionState::Confirmed(_)) || now >= deadline {
             break state;
         }
+        let look_again = now + LOOK_AGAIN.mul_f64(rand::random_range(0.75..=1.25));
         tokio::select! {
-            changed = head.changed() => if changed.is_err() { break state },
-            () = tokio::time::sleep_until(deadline) => {}
+            () = awaited.seen() => {}
+            () = tokio::time::sleep_until(deadline.min(look_again)) => {}
             () = app.stopping.wait() => break state,
         }
     };

@@ -9,6 +9,11 @@ use moka::future::Cache;
 
 use crate::storage::Version;
 
+/// What an entry of the cache takes beside its bytes and names: key, chunk and the cache's own notes.
+const OVERHEAD: usize = 768;
+/// What an event has beside the bytes of its chunk.
+const FRAME_OVERHEAD: usize = 256;
+
 /// A chunk as the renderers need it.
 #[derive(Debug)]
 pub struct CachedChunk {
@@ -78,9 +83,10 @@ impl ChunkCache {
                     }
                     StreamKey::Stored(_) => 0,
                 };
-                // A chunk at the tail may be kept as an event, too.
-                let copies = if chunk.sealed { 1 } else { 2 };
-                u32::try_from(copies * chunk.body.len() + names + 512).unwrap_or(u32::MAX)
+                // A chunk at the tail may be kept as an event, too; in base64 that has a third more.
+                let frame = if chunk.sealed { 0 } else { chunk.body.len() / 3 * 4 + FRAME_OVERHEAD };
+                let weight = chunk.body.len() + frame + names + chunk.etag.len() + OVERHEAD;
+                u32::try_from(weight).unwrap_or(u32::MAX)
             })
             .build();
         let counted = |outcome| metrics::counter!("bourn_chunk_cache_total", "outcome" => outcome);

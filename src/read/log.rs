@@ -29,18 +29,22 @@ pub struct LogSession {
     /// The session has read all that is kept from the start, when deletions up to here were not any more.
     pub(super) since: Option<Seq>,
     pub(super) follower: Option<Follower>,
+    /// Something was read.
+    pub(super) begun: bool,
 }
 
 impl LogSession {
     /// The entity tag of a batch that ends where the session stands.
     pub(super) fn entity_tag(&self, batch: &Batch) -> String {
         let start = match batch {
-            Batch::Live(live) => live.first,
+            Batch::Live { batch, .. } => batch.first,
             Batch::Chunk(chunk) => chunk.start,
             Batch::Nothing { .. } => Seq::ZERO,
         };
         let stream = self.stream.fingerprint();
-        bourn_protocol::cache::entity_tag(self.epoch, &stream, start, self.position, !batch.up_to_date())
+        // A batch from the tail has the tag of the chunk that a reader at its start was given, whatever followed since.
+        let sealed = !batch.up_to_date() && !matches!(batch, Batch::Live { .. });
+        bourn_protocol::cache::entity_tag(self.epoch, &stream, start, self.position, sealed)
     }
 
     /// The token of the place where the session stands.
@@ -58,13 +62,18 @@ impl LogSession {
             // What is rung for from here on is news.
             follower.bell.mark_unchanged();
             match follower.channel.after(self.covered) {
-                Place::Next(batch) => {
+                Place::Next { batch, last } => {
                     self.position = batch.next;
                     self.covered = batch.next;
                     self.since = None;
-                    return Ok(Batch::Live(batch));
+                    return Ok(Batch::Live { batch, last });
                 }
-                Place::CaughtUp => return Ok(Batch::Nothing { closed: false }),
+                // The tail may not have come as far as the log when the session begins: it has no part of that yet.
+                Place::CaughtUp { .. }
+                    if !std::mem::replace(&mut self.begun, true)
+                        && self.covered < self.reader.head.borrow().seq
+                        && self.reader.tail.head() < self.reader.head.borrow().seq => {}
+                Place::CaughtUp { more } => return Ok(Batch::Nothing { closed: false, more }),
                 Place::Gone => return Err(ReadError::Gone(Gone::OtherLog)),
                 Place::Behind => {}
             }
@@ -111,7 +120,7 @@ impl LogSession {
                 fingerprint += &format!(".{}", version.generation);
             }
             Ok::<_, ReadError>(CachedChunk {
-                body: chunk.body.into(),
+                body: chunk.body.into_boxed_slice().into(),
                 messages: chunk.messages,
                 start,
                 next,

@@ -172,6 +172,7 @@ impl Reader {
             covered: position,
             since,
             follower,
+            begun: false,
         }))
     }
 
@@ -298,11 +299,18 @@ pub enum Batch {
     /// A chunk of the log; it may be empty.
     Chunk(Arc<CachedChunk>),
     /// Fresh from the tail.
-    Live(Arc<LiveBatch>),
+    Live {
+        /// What came.
+        batch: Arc<LiveBatch>,
+        /// The stream has nothing more, as far as the server knows.
+        last: bool,
+    },
     /// Nothing: the session is at the tail; and whether there will never be more.
     Nothing {
         /// The stream is closed.
         closed: bool,
+        /// The tail has not reached the end of the log as it knows it: there may be more.
+        more: bool,
     },
 }
 
@@ -312,7 +320,7 @@ impl Batch {
     pub fn body(&self) -> Bytes {
         match self {
             Batch::Chunk(chunk) => chunk.body.clone(),
-            Batch::Live(batch) => batch.body.clone(),
+            Batch::Live { batch, .. } => batch.body.clone(),
             Batch::Nothing { .. } => Bytes::new(),
         }
     }
@@ -322,7 +330,7 @@ impl Batch {
     pub fn messages(&self) -> usize {
         match self {
             Batch::Chunk(chunk) => chunk.messages,
-            Batch::Live(batch) => batch.messages,
+            Batch::Live { batch, .. } => batch.messages,
             Batch::Nothing { .. } => 0,
         }
     }
@@ -332,7 +340,8 @@ impl Batch {
     pub fn up_to_date(&self) -> bool {
         match self {
             Batch::Chunk(chunk) => !chunk.sealed,
-            Batch::Live(_) | Batch::Nothing { .. } => true,
+            Batch::Live { last, .. } => *last,
+            Batch::Nothing { more, .. } => !more,
         }
     }
 
@@ -341,8 +350,8 @@ impl Batch {
     pub fn closed(&self) -> bool {
         match self {
             Batch::Chunk(chunk) => chunk.closed,
-            Batch::Live(_) => false,
-            Batch::Nothing { closed } => *closed,
+            Batch::Live { .. } => false,
+            Batch::Nothing { closed, .. } => *closed,
         }
     }
 }

@@ -95,7 +95,7 @@ impl StoredSession {
     pub(super) async fn read(&mut self) -> Result<Batch, ReadError> {
         let (tail, known_closed, mark) = self.mark().await?;
         if self.bell.is_some() && self.position.position >= tail {
-            return Ok(Batch::Nothing { closed: known_closed });
+            return Ok(Batch::Nothing { closed: known_closed, more: false });
         }
         let (stream, reader, start) = (&self.stream, &self.reader, self.position.position);
         let fresh = mark.as_ref().and_then(|mark| mark.since(start));
@@ -150,7 +150,7 @@ async fn load(
     Ok(CachedChunk {
         version: None,
         horizon: Seq::ZERO,
-        body: chunk.body.into(),
+        body: chunk.body.into_boxed_slice().into(),
         messages: chunk.messages,
         start,
         next: chunk.next,

@@ -7,23 +7,25 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bourn_protocol::ErrorCode;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::io::{InFlight, KeepUp, Requests};
-use crate::http::{Answering, App, ReplyBody, plain_error};
+use crate::http::{Answering, App, Received, ReplyBody, come_back_bytes, plain_error};
 
 /// The first byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
-/// How long a connection that is refused may take to be told so.
+/// How long a connection that is refused may take to say what it wants, and then to take the answer.
 const REFUSAL: Duration = Duration::from_secs(1);
+/// Most bytes of a request's head that are read before it is refused.
+const REFUSED_HEAD: usize = 8 << 10;
 
 /// Serves a connection until it ends, breaks or the server stops.
 ///
@@ -78,25 +80,51 @@ fn connection(
 > {
     let requests = Arc::new(Requests::default());
     let (write_timeout, idle_timeout) = (app.limits.write_timeout.get(), app.limits.header_timeout.get());
-    let io = TokioIo::new(KeepUp::new(stream, write_timeout, idle_timeout, requests.clone()));
+    let io = KeepUp::new(stream, write_timeout, app.limits.write_rate.get(), idle_timeout, requests.clone());
+    let io = TokioIo::new(io);
     let handler = app.clone();
-    let service = service_fn(move |request: Request<Incoming>| Counted {
-        in_flight: Some(requests.begin()),
-        answering: handler.call(request),
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let waits =
+            request.uri().query().is_some_and(|query| query.contains("live=") || query.contains("wait="));
+        let receiving = !request.body().is_end_stream();
+        let in_flight = Some(requests.begin(waits, receiving));
+        if receiving {
+            request.extensions_mut().insert(Received(requests.clone()));
+        }
+        Counted { in_flight, answering: handler.call(request) }
     });
     http1::Builder::new()
         // The socket has a timer of its own.
         .header_read_timeout(None)
         .max_buf_size(app.limits.header_limit.bytes())
+        // The end of what a client sends is the end of the connection, except where the socket keeps it back.
         .half_close(false)
         .serve_connection(io, service)
 }
 
-/// Tells a connection that there is no place for it.
-pub(super) async fn refuse(stream: TcpStream) {
+/// Answers a connection that there is no place for. A browser that resumes an event stream is asked to come back, for any other
+/// answer would make it give up.
+pub(super) async fn refuse(mut stream: TcpStream, app: Arc<App>, place: OwnedSemaphorePermit) {
+    let _held = place;
     metrics::counter!("bourn_connections_total", "outcome" => "refused").increment(1);
+    let mut head = BytesMut::with_capacity(REFUSED_HEAD);
+    let reading = async {
+        while head.len() < REFUSED_HEAD && !head.windows(4).any(|end| end == b"\r\n\r\n") {
+            match stream.read_buf(&mut head).await {
+                Ok(read) if read > 0 => {}
+                _ => return,
+            }
+        }
+    };
+    let mut stopped = app.stopping.wait();
+    tokio::select! {
+        _ = tokio::time::timeout(REFUSAL, reading) => {}
+        () = &mut stopped => {}
+    }
     let message = "the server has as many connections as it takes; try again";
-    tell(stream, &plain_error(ErrorCode::Overloaded, message, Some(1))).await;
+    let answer = come_back_bytes(&head, &app.limits)
+        .unwrap_or_else(|| plain_error(ErrorCode::Overloaded, message, Some(1)));
+    tell(stream, &answer).await;
 }
 
 async fn tell(mut stream: TcpStream, bytes: &[u8]) {

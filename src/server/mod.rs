@@ -7,14 +7,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::entity::Catalog;
-use crate::http::{App, HotAnswers};
+use crate::entity::{Catalog, EntityType};
+use crate::http::{App, BodyMemory, Gate, HotAnswers};
 use crate::read::{Reader, chunk_limits};
 use crate::stopping::Stopping;
 use crate::storage::streams::StreamChange;
@@ -24,8 +24,12 @@ use crate::supervisor::{Supervisor, TaskFailure};
 use crate::tail::{Bells, Tail};
 use crate::telemetry::Metrics;
 
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1_024;
 /// How often histograms are folded.
 const UPKEEP: Duration = Duration::from_secs(1);
+/// Connections that are refused at once: each is given a moment to say what it wants.
+const REFUSALS: usize = 256;
 /// How long to wait after the system had no room for a connection.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -63,13 +67,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the database, then binds the address: nobody is let in before there is something to serve.
+    /// Takes the address, then opens the database, then listens: an address that is taken leaves no trace in the database,
+    /// and no client is let in before there is something to serve.
     ///
     /// # Errors
     /// When either fails.
     pub async fn start(config: Config) -> Result<Server, StartError> {
         let supervisor = Supervisor::default();
         let limits = Arc::new(config.limits);
+        let address = limits.listen.get();
+        let socket = bind(address).map_err(|error| StartError::Bind { address, error })?;
         let catalog = Arc::new(Catalog::new(&config.entities));
         let storage = storage::open(&limits, catalog.clone(), config.demo, &supervisor).await?;
         let metrics = Metrics::install().map_err(StartError::Metrics)?;
@@ -79,16 +86,15 @@ impl Server {
         // Listened to before anybody can be let in.
         let changes = [storage.stream_changes(), storage.stream_changes()];
         let reader = Arc::new(Reader::new(storage.clone(), tail.clone(), bells.clone(), &limits));
-        let address = limits.listen;
-        let listener =
-            TcpListener::bind(address).await.map_err(|error| StartError::Bind { address, error })?;
+        let listener = socket.listen(BACKLOG).map_err(|error| StartError::Bind { address, error })?;
         let stopping = Stopping::default();
         let public_url = match limits.public_url.trim_end_matches('/') {
             "" => format!("http://{}", listener.local_addr().unwrap_or(address)),
             url => url.to_owned(),
         };
         let subscriptions = Subscriptions::open(storage.clone(), &public_url, &limits).await?;
-        let uploads = Arc::new(Semaphore::new(limits.append_memory.bytes() >> 10));
+        let (uploads, bodies) = (BodyMemory::new(limits.append_memory), BodyMemory::new(limits.body_memory));
+        let gate = Gate::new(&limits, listener.local_addr().unwrap_or(address), &public_url);
         let hot = HotAnswers::new(limits.chunk_cache.get() / 2, storage.version());
         let app = App {
             storage: storage.clone(),
@@ -97,6 +103,8 @@ impl Server {
             catalog,
             subscriptions: Arc::new(subscriptions),
             uploads,
+            bodies,
+            gate,
             public_url,
             hot,
             limits,
@@ -113,6 +121,13 @@ impl Server {
     /// When the system cannot tell.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// The entity types that cannot be served now, each with the reason.
+    #[must_use]
+    pub fn unavailable(&self) -> Vec<(Arc<str>, String)> {
+        let reason = |entity: &Arc<EntityType>| Some((entity.name.clone(), entity.schema().err()?));
+        self.app.catalog.iter().filter_map(reason).collect()
     }
 
     /// Serves until `stop` fires or a background task fails, then lets what is under way end: live readers get a last event,
@@ -162,8 +177,18 @@ impl Server {
     }
 }
 
+/// Takes an address without listening on it yet.
+fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // What is left of the last server's connections must not keep the next one from starting.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
 async fn accept(listener: &TcpListener, app: &Arc<App>, connections: &TaskTracker, stop: &CancellationToken) {
     let places = Arc::new(Semaphore::new(app.limits.connections));
+    let refusals = Arc::new(Semaphore::new(REFUSALS));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -174,8 +199,11 @@ async fn accept(listener: &TcpListener, app: &Arc<App>, connections: &TaskTracke
                 Ok(place) => {
                     connections.spawn(connection::serve(stream, app.clone(), place));
                 }
+                // More than that are closed without a word.
                 Err(_) => {
-                    connections.spawn(connection::refuse(stream));
+                    if let Ok(place) = refusals.clone().try_acquire_owned() {
+                        connections.spawn(connection::refuse(stream, app.clone(), place));
+                    }
                 }
             },
             Err(error) => {

@@ -58,13 +58,13 @@ pub async fn prepare_sql(config: &Config) -> Result<String, OpenError> {
     }
 }
 
-/// Does what [`prepare_sql`] prints.
+/// Does what [`prepare_sql`] prints; says line by line what was done.
 ///
 /// # Errors
 /// When it cannot be opened or written.
-pub async fn prepare(config: &Config) -> Result<(), OpenError> {
+pub async fn prepare(config: &Config) -> Result<Vec<String>, OpenError> {
     match &config.limits.database {
-        DatabaseUrl::Sqlite(path) => sqlite::prepare(path, config),
+        DatabaseUrl::Sqlite(path) => sqlite::prepare(path, config).map(|()| Vec::new()),
         DatabaseUrl::Postgres(url) => postgres::prepare(url, config).await,
     }
 }

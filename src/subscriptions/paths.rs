@@ -1,7 +1,7 @@
 //! How a subscription's saved state has the paths of streams: as their texts.
 
 /// A list of paths.
-pub(super) mod paths {
+pub(super) mod many {
     use bourn_protocol::StreamPath;
     use serde::{Deserialize, Deserializer, Serializer};
 
@@ -18,7 +18,7 @@ pub(super) mod paths {
 }
 
 /// A path that may be absent.
-pub(super) mod maybe_path {
+pub(super) mod maybe {
     use bourn_protocol::StreamPath;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

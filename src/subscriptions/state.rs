@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Tails;
-use super::paths::{maybe_path, paths};
+use super::paths::{many, maybe};
 use crate::storage::StorageError;
 
 /// The longest wait between two attempts to announce a wake, in milliseconds.
@@ -90,12 +90,12 @@ pub struct Configuration {
     /// Which streams, by pattern.
     pub pattern: Option<String>,
     /// Which streams, by name; sorted.
-    #[serde(with = "paths")]
+    #[serde(with = "many")]
     pub streams: Vec<StreamPath>,
     /// Where webhooks go.
     pub webhook: Option<String>,
     /// Where wakes are written, if there is no webhook.
-    #[serde(with = "maybe_path")]
+    #[serde(with = "maybe")]
     pub wake_stream: Option<StreamPath>,
     /// How long a worker may be silent.
     pub lease_ttl_ms: u64,

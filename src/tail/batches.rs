@@ -97,7 +97,7 @@ impl BatchBuilder {
             return;
         }
         self.body.push(b']');
-        let body = std::mem::take(&mut self.body).into();
+        let body = std::mem::take(&mut self.body).into_boxed_slice().into();
         self.done.push(Arc::new(LiveBatch::new(self.first, self.next, self.messages, body)));
         self.messages = 0;
     }

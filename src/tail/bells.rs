@@ -2,7 +2,7 @@
 //! storage tells after its commits is passed on to whom it concerns, with what was appended where that is little; what it
 //! cannot tell makes everybody look.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bourn_protocol::Seq;
@@ -14,6 +14,8 @@ use crate::storage::streams::{StreamChange, StreamInfo};
 
 /// Bells that are kept without looking whether anybody listens.
 const PRUNE_LEAST: usize = 64;
+/// Most bytes of fresh appends that all bells hold together.
+const FRESH_MOST: usize = 8 << 20;
 
 /// What a bell says of its stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,9 +51,32 @@ pub struct Bells {
 struct Registry {
     bells: HashMap<u64, watch::Sender<Mark>, foldhash::fast::RandomState>,
     prune_at: usize,
+    /// The bells that hold fresh appends, in the order they got them, with the bytes; one may stand here more than once.
+    fresh: VecDeque<(u64, usize)>,
+    fresh_bytes: usize,
 }
 
 impl Registry {
+    /// Notes that a bell holds so many bytes. The bells that have held theirs for longest give them up, for the database has
+    /// them, too.
+    fn hold(&mut self, id: u64, bytes: usize) {
+        // An empty one takes a place in the queue.
+        let bytes = bytes + size_of::<(u64, usize)>();
+        self.fresh.push_back((id, bytes));
+        self.fresh_bytes += bytes;
+        while self.fresh_bytes > FRESH_MOST {
+            let Some((oldest, bytes)) = self.fresh.pop_front() else { return };
+            self.fresh_bytes -= bytes;
+            // Where the bell has rung since, this drops what is newer, and is counted again.
+            if let Some(bell) = self.bells.get(&oldest) {
+                bell.send_if_modified(|mark| {
+                    mark.fresh = Arc::default();
+                    false
+                });
+            }
+        }
+    }
+
     /// Forgets the bells that nobody listens to.
     fn prune(&mut self) {
         self.bells.retain(|_, bell| bell.receiver_count() > 0);
@@ -98,7 +123,7 @@ impl Bells {
     }
 
     fn ring(&self, changes: &[StreamChange]) {
-        let registry = self.lock();
+        let mut registry = self.lock();
         for change in changes {
             match change {
                 StreamChange::Moved { id, tail, closed, fresh, .. } => {
@@ -110,6 +135,7 @@ impl Bells {
                         }
                         mark.closed |= closed;
                     });
+                    registry.hold(*id, Payload::bytes_of(fresh));
                 }
                 StreamChange::Deleted { id, .. } => {
                     let Some(bell) = registry.bells.get(id) else { continue };
@@ -143,5 +169,34 @@ mod tests {
         assert_eq!(mark.since(at(11)), None, "there, something is missing");
         let nothing = Mark { fresh: Arc::default(), ..mark };
         assert_eq!(nothing.since(at(20)), None);
+    }
+
+    #[test]
+    fn all_bells_together_hold_a_bounded_number_of_bytes() {
+        let bells = Bells::default();
+        let listeners: Vec<_> = (0..400).map(|id| bells.bell(&stream(id))).collect();
+        let large = Payload { data: vec![b'x'; 60_000].into(), messages: 1 };
+        for id in 0..400 {
+            let (tail, fresh) = (Seq::new(60_000).unwrap(), [large.clone()].into());
+            bells.ring(&[StreamChange::Moved { id, path: stream(id).path, tail, closed: false, fresh }]);
+        }
+        let held: usize = listeners.iter().map(|bell| Payload::bytes_of(&bell.borrow().fresh)).sum();
+        assert!(held <= FRESH_MOST && held > FRESH_MOST / 2, "{held}");
+        assert!(listeners.iter().all(|bell| bell.has_changed().unwrap()), "each has rung");
+        assert!(!listeners[399].borrow().fresh.is_empty() && listeners[0].borrow().fresh.is_empty());
+    }
+
+    fn stream(id: u64) -> StreamInfo {
+        StreamInfo {
+            id,
+            path: bourn_protocol::StreamPath::new(&format!("s{id}")).unwrap(),
+            content_type: bourn_protocol::ContentType::octets(),
+            lineage: Arc::new([]),
+            tail: Seq::ZERO,
+            closed: false,
+            lifetime: bourn_protocol::stored::Lifetime::Endless,
+            deadline: i64::MAX.into(),
+            saved_deadline: i64::MAX.into(),
+        }
     }
 }

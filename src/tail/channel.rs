@@ -45,10 +45,18 @@ impl LiveBatch {
 /// What a channel has for a reader.
 #[derive(Debug)]
 pub enum Place {
-    /// The batch that follows the reader's place.
-    Next(Arc<LiveBatch>),
-    /// Nothing: the reader has it all.
-    CaughtUp,
+    /// What follows the reader's place.
+    Next {
+        /// The next batch.
+        batch: Arc<LiveBatch>,
+        /// The tail has nothing more of the stream, and has reached the log's end as it knows it.
+        last: bool,
+    },
+    /// Nothing: the reader has all that the tail has.
+    CaughtUp {
+        /// The tail has not reached the log's end as it knows it.
+        more: bool,
+    },
     /// Nothing ever: the log was replaced by another one.
     Gone,
     /// The reader's place is not in memory: it must read the log.
@@ -72,12 +80,14 @@ struct Ring {
     base: Seq,
     batches: VecDeque<Arc<LiveBatch>>,
     bytes: usize,
+    /// When the stream gained something last, the tail knew that the log goes on: more of the stream may follow.
+    more: bool,
 }
 
 impl Channel {
     pub(super) fn new(base: Head, memory: Arc<Memory>) -> Channel {
         let Head { epoch, seq: base } = base;
-        let ring = Mutex::new(Ring { gone: false, base, batches: VecDeque::new(), bytes: 0 });
+        let ring = Mutex::new(Ring { gone: false, base, batches: VecDeque::new(), bytes: 0, more: false });
         Channel { epoch, ring, bell: watch::Sender::new(base), memory }
     }
 
@@ -99,8 +109,11 @@ impl Channel {
         }
         let index = ring.batches.partition_point(|batch| batch.next <= place);
         match ring.batches.get(index) {
-            None => Place::CaughtUp,
-            Some(batch) if batch.first > place => Place::Next(batch.clone()),
+            None => Place::CaughtUp { more: ring.more },
+            Some(batch) if batch.first > place => {
+                let last = index + 1 == ring.batches.len() && !ring.more;
+                Place::Next { batch: batch.clone(), last }
+            }
             // The reader has been further in the log than the tail had come: it has a part of this batch.
             Some(_) => Place::Behind,
         }
@@ -112,7 +125,8 @@ impl Channel {
         self.bell.subscribe()
     }
 
-    pub(super) fn publish(&self, batches: &[Arc<LiveBatch>]) {
+    /// Takes what the stream has gained; `more`: the log is known to go on.
+    pub(super) fn publish(&self, batches: &[Arc<LiveBatch>], more: bool) {
         let Some(newest) = batches.last() else { return };
         {
             let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,14 +135,30 @@ impl Channel {
                 self.memory.used.fetch_add(batch.cost(), Ordering::Relaxed);
                 ring.batches.push_back(batch.clone());
             }
-            while self.memory.used.load(Ordering::Relaxed) > self.memory.most {
-                let Some(oldest) = ring.batches.pop_front() else { break };
-                ring.base = oldest.next;
-                ring.bytes -= oldest.cost();
-                self.memory.used.fetch_sub(oldest.cost(), Ordering::Relaxed);
-            }
+            ring.more = more;
         }
         self.bell.send_replace(newest.next);
+    }
+
+    /// The tail has reached the log's end as it knows it: readers that were left in doubt are informed.
+    pub(super) fn settle(&self) {
+        let in_doubt = {
+            let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut ring.more)
+        };
+        if in_doubt {
+            self.bell.send_modify(|_| {});
+        }
+    }
+
+    /// Drops what is held up to a place: readers find it in the log.
+    pub(super) fn drop_to(&self, place: Seq) {
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(oldest) = ring.batches.pop_front_if(|oldest| oldest.next <= place) {
+            ring.base = oldest.next;
+            ring.bytes -= oldest.cost();
+            self.memory.used.fetch_sub(oldest.cost(), Ordering::Relaxed);
+        }
     }
 
     /// Gives up what is held: readers find what lies before `place` in the log.
@@ -145,7 +175,7 @@ impl Channel {
         {
             let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
             self.memory.used.fetch_sub(ring.bytes, Ordering::Relaxed);
-            *ring = Ring { gone, base, batches: VecDeque::new(), bytes: 0 };
+            *ring = Ring { gone, base, batches: VecDeque::new(), bytes: 0, more: false };
         }
         self.bell.send_replace(base);
     }
@@ -168,15 +198,35 @@ mod tests {
         Arc::new(LiveBatch::new(seq(first), seq(next), 1, Bytes::from_static(b"[{}]")))
     }
 
-    fn channel(most: usize) -> Channel {
+    fn channel() -> Channel {
         let base = Head { epoch: Epoch::draw(), seq: Seq::new(10).unwrap() };
-        Channel::new(base, Arc::new(Memory { used: AtomicUsize::new(0), most }))
+        Channel::new(base, Arc::new(Memory { used: AtomicUsize::new(0), most: 1 << 20 }))
+    }
+
+    fn is_last(channel: &Channel, place: u64) -> bool {
+        match channel.after(Seq::new(place).unwrap()) {
+            Place::Next { last, .. } => last,
+            Place::CaughtUp { more } => !more,
+            Place::Gone | Place::Behind => panic!("nothing is here"),
+        }
+    }
+
+    #[test]
+    fn only_the_last_batch_is_said_to_be_the_last() {
+        let channel = channel();
+        channel.publish(&[batch(11, 11), batch(12, 12)], false);
+        assert!(!is_last(&channel, 10) && is_last(&channel, 11) && is_last(&channel, 12));
+        channel.publish(&[batch(13, 13)], true);
+        let bell = channel.bell();
+        assert!(!is_last(&channel, 12) && !is_last(&channel, 13), "the log is known to go on");
+        channel.settle();
+        assert!(bell.has_changed().unwrap() && is_last(&channel, 12) && is_last(&channel, 13));
     }
 
     fn found(channel: &Channel, place: u64) -> String {
         match channel.after(Seq::new(place).unwrap()) {
-            Place::Next(batch) => batch.next.to_string(),
-            Place::CaughtUp => "caught up".into(),
+            Place::Next { batch, .. } => batch.next.to_string(),
+            Place::CaughtUp { .. } => "caught up".into(),
             Place::Gone => "gone".into(),
             Place::Behind => "behind".into(),
         }
@@ -184,9 +234,9 @@ mod tests {
 
     #[test]
     fn a_reader_is_given_what_follows_its_place() {
-        let channel = channel(1 << 20);
+        let channel = channel();
         assert_eq!(found(&channel, 10), "caught up");
-        channel.publish(&[batch(12, 14), batch(15, 15)]);
+        channel.publish(&[batch(12, 14), batch(15, 15)], false);
         assert_eq!(found(&channel, 9), "behind");
         assert_eq!(found(&channel, 10), "14");
         assert_eq!(found(&channel, 11), "14");
@@ -197,19 +247,20 @@ mod tests {
 
     #[test]
     fn a_channel_of_a_replaced_log_gives_nothing_more() {
-        let channel = channel(1 << 20);
-        channel.publish(&[batch(11, 12)]);
+        let channel = channel();
+        channel.publish(&[batch(11, 12)], false);
         channel.end();
         assert_eq!(found(&channel, 10), "gone");
         assert_eq!(channel.memory.used.load(Ordering::Relaxed), 0);
     }
 
     #[test]
-    fn memory_is_bounded_and_given_back() {
-        let channel = channel(batch(1, 1).cost() * 2);
+    fn what_is_dropped_is_read_from_the_log_and_memory_is_given_back() {
+        let channel = channel();
         for seq in 11..20 {
-            channel.publish(&[batch(seq, seq)]);
+            channel.publish(&[batch(seq, seq)], false);
         }
+        channel.drop_to(Seq::new(17).unwrap());
         assert_eq!(found(&channel, 16), "behind");
         assert_eq!(found(&channel, 17), "18");
         let memory = channel.memory.clone();

@@ -4,21 +4,24 @@
 //! [`LiveBatch`]. The tail is an optimisation of the log and owes nobody anything: what does not fit is dropped,
 //! and a reader that finds its place dropped reads the log again.
 
+mod awaited;
 mod batches;
 mod bells;
 mod channel;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bourn_protocol::chunk::ChunkLimits;
-use bourn_protocol::{Selector, Seq};
+use bourn_protocol::{Selector, Seq, TransactionId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::storage::{Gained, Head, Storage, StorageError};
+pub use awaited::Awaited;
+use awaited::AwaitedIds;
 pub use bells::{Bells, Mark};
 pub use channel::{Channel, LiveBatch, Place};
 
@@ -26,6 +29,8 @@ pub use channel::{Channel, LiveBatch, Place};
 const FOLLOW_ROWS: usize = 4_096;
 /// Channels that are kept without looking whether anybody follows them.
 const PRUNE_LEAST: usize = 64;
+/// Notes of what is held that are kept without looking whether it still is.
+const HELD_LEAST: usize = 1_024;
 /// How many deliveries may leave at once, each a sweep's time ahead, before the sweep holds them back: changes that come at a
 /// pace just below it wait for nothing.
 const BURST: u32 = 16;
@@ -54,6 +59,15 @@ struct Registry {
     channels: HashMap<Selector, Weak<Channel>>,
     /// How many channels there may be before those that nobody follows are looked for.
     prune_at: usize,
+    /// What all channels hold, the oldest first: the channel, and where its batch ends. Of what is not held any more
+    /// there may be notes left.
+    held: VecDeque<(Weak<Channel>, Seq)>,
+    /// How many notes there may be before those that are left over are looked for.
+    sift_at: usize,
+    /// Channels whose readers do not know yet whether more follows.
+    in_doubt: Vec<Weak<Channel>>,
+    /// Transactions that somebody waits for.
+    awaited: AwaitedIds,
 }
 
 impl Tail {
@@ -61,7 +75,7 @@ impl Tail {
     #[must_use]
     pub fn new(storage: Arc<dyn Storage>, chunk: ChunkLimits, memory: usize, sweep: Duration) -> Tail {
         let head = *storage.head().borrow();
-        let registry = Mutex::new(Registry { head, channels: HashMap::new(), prune_at: PRUNE_LEAST });
+        let registry = Mutex::new(Registry::new(head));
         let memory = Arc::new(Memory { used: AtomicUsize::new(0), most: memory });
         Tail { storage, chunk, sweep, memory, registry }
     }
@@ -79,6 +93,12 @@ impl Tail {
         let channel = Arc::new(Channel::new(registry.head, self.memory.clone()));
         registry.channels.insert(stream.clone(), Arc::downgrade(&channel));
         channel
+    }
+
+    /// Waits for a transaction to reach the log, from here on. Made before the log is asked for it, nothing is missed.
+    #[must_use]
+    pub fn awaited(&self, id: &TransactionId) -> Awaited {
+        self.lock().awaited.wait_for(id)
     }
 
     /// How far the tail has come.
@@ -142,7 +162,7 @@ impl Tail {
                 return Ok(false);
             }
             registry.prune();
-            if registry.channels.is_empty() {
+            if registry.channels.is_empty() && registry.awaited.is_empty() {
                 // Nobody follows: whoever comes begins here.
                 registry.head = target;
                 return Ok(false);
@@ -166,17 +186,36 @@ impl Tail {
         let skips = activities.is_empty() || lost;
         let end = activities.last().filter(|_| !lost).map_or(target.seq, |activity| activity.seq);
         let batches = batches::of_streams(&activities, &followed, epoch, self.chunk);
+        let more = end < target.seq;
         let mut registry = self.lock();
-        for (stream, channel) in &registry.channels {
-            let Some(channel) = channel.upgrade() else { continue };
+        let Registry { channels, held, in_doubt, awaited, .. } = &mut *registry;
+        for (stream, channel) in channels {
+            let weak = channel;
+            let Some(channel) = weak.upgrade() else { continue };
             // A channel that was made meanwhile has no share of what was read before it was known.
             if skips || !followed.contains(stream) {
                 channel.skip_to(end);
             } else if let Some(batches) = batches.get(stream) {
-                channel.publish(batches);
+                held.extend(batches.iter().map(|batch| (weak.clone(), batch.next)));
+                channel.publish(batches, more);
+                if more {
+                    in_doubt.push(weak.clone());
+                }
+            }
+        }
+        if !more {
+            for channel in std::mem::take(in_doubt).iter().filter_map(Weak::upgrade) {
+                channel.settle();
+            }
+        }
+        match skips {
+            true => awaited.wake_all(),
+            false => {
+                awaited.wake(activities.iter().filter_map(|activity| activity.transaction_id.as_deref()))
             }
         }
         registry.head.seq = end;
+        registry.drop_oldest(&self.memory);
         Ok(true)
     }
 
@@ -186,6 +225,18 @@ impl Tail {
 }
 
 impl Registry {
+    fn new(head: Head) -> Registry {
+        Registry {
+            head,
+            channels: HashMap::new(),
+            prune_at: PRUNE_LEAST,
+            held: VecDeque::new(),
+            sift_at: HELD_LEAST,
+            in_doubt: Vec::new(),
+            awaited: AwaitedIds::default(),
+        }
+    }
+
     /// The log was replaced by another one: readers of the old one end.
     fn begin_anew(&mut self, head: Head) {
         for channel in
@@ -193,12 +244,68 @@ impl Registry {
         {
             channel.end();
         }
+        self.held.clear();
+        self.in_doubt.clear();
+        self.awaited.wake_all();
         self.head = head;
+    }
+
+    /// Drops the oldest batches, whosever they are, until the channels hold no more than they may together.
+    fn drop_oldest(&mut self, memory: &Memory) {
+        while memory.used.load(Ordering::Relaxed) > memory.most {
+            let Some((channel, place)) = self.held.pop_front() else { return };
+            if let Some(channel) = channel.upgrade() {
+                channel.drop_to(place);
+            }
+        }
+        if self.held.len() >= self.sift_at {
+            self.held.retain(|(channel, _)| channel.strong_count() > 0);
+            self.sift_at = HELD_LEAST.max(2 * self.held.len());
+        }
     }
 
     /// Forgets the channels that nobody follows any more.
     fn prune(&mut self) {
         self.channels.retain(|_, channel| channel.strong_count() > 0);
         self.prune_at = PRUNE_LEAST.max(2 * self.channels.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bourn_protocol::{Epoch, MessageKind};
+    use bytes::Bytes;
+
+    #[test]
+    fn the_oldest_batch_goes_first_whichever_channel_holds_it() {
+        let seq = |n| Seq::new(n).unwrap();
+        let batch = |n| Arc::new(LiveBatch::new(seq(n), seq(n), 1, Bytes::from(vec![b'x'; 1_000])));
+        let memory = Arc::new(Memory { used: AtomicUsize::new(0), most: 10_000 });
+        let head = Head { epoch: Epoch::draw(), seq: Seq::ZERO };
+        let mut registry = Registry::new(head);
+        let stream = |name: &str| Selector {
+            kind: MessageKind::Activity,
+            entity_type: Some(name.into()),
+            scope: None,
+        };
+        let channel = |registry: &mut Registry, name: &str| {
+            let channel = Arc::new(Channel::new(head, memory.clone()));
+            registry.channels.insert(stream(name), Arc::downgrade(&channel));
+            channel
+        };
+        let (quiet, busy) = (channel(&mut registry, "quiet"), channel(&mut registry, "busy"));
+        for place in 1..=30 {
+            let to = if place <= 4 { &quiet } else { &busy };
+            to.publish(&[batch(place)], false);
+            registry.held.push_back((Arc::downgrade(to), seq(place)));
+            registry.drop_oldest(&memory);
+            assert!(memory.used.load(Ordering::Relaxed) <= memory.most);
+        }
+        // The quiet channel has given up all of it; the busy one's readers have the newest.
+        assert!(matches!(quiet.after(seq(1)), Place::Behind));
+        assert!(matches!(busy.after(seq(27)), Place::Next { .. }));
+        drop((quiet, busy));
+        assert_eq!(memory.used.load(Ordering::Relaxed), 0);
     }
 }

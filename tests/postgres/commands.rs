@@ -143,3 +143,98 @@ async fn a_role_with_the_least_privileges_is_told_what_it_lacks_and_then_serves(
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_prepare_does_is_reported_line_by_line() {
+    let mut site = Site::bare(Cluster::shared(), &[BARE_PAGES, NOTES].concat(), &[PAGE, NOTE].concat());
+    let done = said(&site.run(&["prepare", "--apply"]).await);
+    for line in [
+        "done: the log's tables in schema `bourn`",
+        "done: CREATE PUBLICATION \"bourn\"",
+        "done: ALTER PUBLICATION \"bourn\" ADD TABLE public.pages;",
+        "left: note: table `notes` has no column `id`",
+    ] {
+        assert!(done.contains(line), "{line}: {done}");
+    }
+    site.configure(PAGE);
+    assert_eq!(
+        said(&site.run(&["prepare", "--apply"]).await).trim(),
+        "nothing to do: the database is prepared"
+    );
+    // A role is given the right to replicate where it may be, and is said to need it where not.
+    let role = format!("plain_{}", site.database.name());
+    site.sql(&format!("CREATE ROLE {role} LOGIN PASSWORD 'x'; ALTER SCHEMA bourn OWNER TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA bourn, public TO {role}"));
+    site.reach_by(&site.database.url_as(&role, "x"));
+    let grant = format!("ALTER ROLE \"{role}\" REPLICATION;");
+    let printed = said(&site.run(&["prepare"]).await);
+    assert!(printed.contains(&grant), "{printed}");
+    let left = said(&site.run(&["prepare", "--apply"]).await);
+    assert!(left.contains(&format!("left: {grant} -- a superuser has to run this")), "{left}");
+    site.sql(&grant);
+    let printed = said(&site.run(&["prepare"]).await);
+    assert!(!printed.contains("ALTER ROLE"), "{printed}");
+    site.sql(&format!("DROP SCHEMA bourn CASCADE; DROP OWNED BY {role}; DROP ROLE {role}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_of_a_newer_version_is_neither_served_nor_prepared() {
+    let site = Site::new(PAGES, PAGE).await;
+    site.sql("INSERT INTO bourn.migrations VALUES (99)");
+    for said in [
+        said(&site.run(&["check"]).await),
+        said(&site.run(&["prepare", "--apply"]).await),
+        site.refused().await,
+    ] {
+        assert!(
+            said.contains("the log's tables have version 99, and this server knows versions up to"),
+            "{said}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_database_refuses_is_told_in_words_of_our_own() {
+    let site = Site::bare(Cluster::shared(), PAGES, PAGE);
+    site.sql("CREATE SCHEMA bourn; CREATE TABLE bourn.log (x int)");
+    let refused = site.refused().await;
+    let line = refused.lines().find(|line| line.starts_with("bourn: ")).unwrap();
+    assert!(!line.contains("at line") && !line.contains("relation"), "{refused}");
+    assert!(line.contains("that is not as the server needs it"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_databases_of_one_cluster_are_captured_side_by_side_without_naming_slots() {
+    let cluster = Cluster::start();
+    let mut servers = Vec::new();
+    for _ in 0..2 {
+        let mut site = Site::on(&cluster, PAGES, PAGE).await.eager();
+        site.set("slot", "");
+        let server = site.server().await;
+        site.sql("INSERT INTO pages (id) VALUES ('p1')");
+        site.assert_agrees(&server, "pages").await;
+        let slots =
+            format!("SELECT slot_name FROM pg_replication_slots WHERE database = '{}'", site.database.name());
+        assert_eq!(site.sql(&slots), format!("bourn_{}", site.database.name()));
+        servers.push((site, server));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_waits_for_a_database_that_is_away() {
+    let cluster = Cluster::start();
+    let mut site = Site::on(&cluster, PAGES, PAGE).await.eager();
+    cluster.stop_fast();
+    site.set("startup_timeout", "1s");
+    let refused = site.refused().await;
+    assert!(
+        refused.contains("it is tried again") && refused.contains("is it running, and is the address right?"),
+        "{refused}"
+    );
+    site.set("startup_timeout", "60s");
+    let waking = cluster.clone();
+    let waking = std::thread::spawn(move || waking.start_again());
+    let server = site.server().await;
+    waking.join().unwrap();
+    site.sql("INSERT INTO pages (id) VALUES ('p1')");
+    site.assert_agrees(&server, "pages").await;
+}

@@ -9,6 +9,8 @@ use crate::site::{Site, is_ready};
 use crate::support::{Answer, Bourn};
 
 const TYPES: &str = r"
+    CREATE EXTENSION hstore;
+    CREATE DOMAIN labels AS hstore;
     CREATE TYPE mood AS ENUM ('sad', 'so so', 'happy, very');
     CREATE DOMAIN positive AS int CHECK (value > 0);
     CREATE DOMAIN tags AS text[];
@@ -80,6 +82,11 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("xml", "'<a b=\"c\">d</a>'", "'x'"),
     ("tsvector", "'a:1 b:2'", "''"),
     ("oid", "4294967295", "0"),
+    ("int2vector", "'1 -2 3'", "''"),
+    ("oidvector", "'23 4294967295'", "''"),
+    ("hstore", r#"'a=>1, "b c"=>NULL, "d \"e\""=>"\\ , =>"'"#, "''"),
+    ("labels", "'z=>1, aa=>2'", "'NULL=>\"NULL\"'"),
+    ("labels[]", "ARRAY['a=>\"x, y\"']::labels[]", "'{}'"),
     ("pg_lsn", "'16/B374D848'", "'0/0'"),
 ];
 

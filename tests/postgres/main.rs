@@ -23,6 +23,7 @@ mod site;
 #[path = "."]
 mod postgres {
     mod backfill;
+    mod changes;
     mod commands;
     mod crashes;
     mod failover;
@@ -30,12 +31,14 @@ mod postgres {
     mod forms;
     mod identities;
     mod large;
+    mod late;
     mod obstacles;
     mod outages;
     mod partitions;
     mod pooler;
     mod random;
     mod schema;
+    mod sessions;
     mod several;
     mod tls;
     mod transactions;

@@ -15,6 +15,7 @@ async fn wrong_credentials_and_addresses_are_told_in_one_line() {
     let cluster =
         Cluster::options().scram("app", "secret").hba(&format!("host all nobody all {SCRAM}")).start();
     let mut site = Site::on(&cluster, PAGES, PAGE).await;
+    site.set("startup_timeout", "0s");
     let port = cluster.port();
     for (url, words) in [
         (site.database.url_as("app", "wrong"), "see the user and the password"),

@@ -160,17 +160,17 @@ async fn bytes_that_are_no_request_are_refused() {
     assert!(tls.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{tls}");
     assert!(tls.contains(r#""code":"INVALID_REQUEST""#) && tls.contains("TLS was sent"), "{tls}");
     assert!(raw(bourn.address(), b"NONSENSE\r\n\r\n").await.starts_with("HTTP/1.1 400"));
-    let headers = format!("GET / HTTP/1.1\r\nhost: x\r\nx-big: {}\r\n\r\n", "x".repeat(64 * 1024));
+    let headers = format!("GET / HTTP/1.1\r\nhost: localhost\r\nx-big: {}\r\n\r\n", "x".repeat(64 * 1024));
     assert!(raw(bourn.address(), headers.as_bytes()).await.starts_with("HTTP/1.1 431"));
     // Headers and bodies that never end.
     assert!(!raw(bourn.address(), b"GET / HTTP/1.1\r\nhost:").await.contains("200"));
-    let slow = b"POST /v1/entities/pages HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{";
+    let slow = b"POST /v1/entities/pages HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{";
     let slow = raw(bourn.address(), slow).await;
     assert!(slow.starts_with("HTTP/1.1 408") && slow.contains("REQUEST_TIMEOUT"), "{slow}");
     // A connection that asks for nothing more is closed; one that is being answered is not.
     let mut events = bourn.client().events(&format!("{PAGES}?offset=now&live=sse"), &[]).await;
     events.control().await;
-    let idle = raw(bourn.address(), b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let idle = raw(bourn.address(), b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     assert!(idle.starts_with("HTTP/1.1 200"), "{idle}");
     bourn.client().make_page("p1", "t1").await;
     assert_eq!(events.messages().await.0[0]["key"], "p1");
@@ -192,5 +192,91 @@ async fn a_browser_is_told_what_it_may_send_and_see() {
         }
         assert_eq!(answer.header("x-content-type-options"), "nosniff");
         assert_eq!(answer.header("cross-origin-resource-policy"), "cross-origin");
+    }
+}
+
+#[tokio::test]
+async fn a_web_page_of_elsewhere_neither_reads_nor_writes_a_server_on_loopback() {
+    let bourn =
+        Bourn::start(&[("allowed_hosts", "feed.test"), ("allowed_origins", "https://app.example")]).await;
+    let client = bourn.client();
+    let ask = async |host: &str, headers: &str| {
+        let request = format!("GET {PAGES} HTTP/1.1\r\nhost: {host}\r\n{headers}connection: close\r\n\r\n");
+        raw(bourn.address(), request.as_bytes()).await
+    };
+    for good in ["localhost", bourn.address(), "feed.test:80", "[::1]:4437"] {
+        assert!(ask(good, "").await.starts_with("HTTP/1.1 200"), "{good}");
+    }
+    let rebound = ask("evil.example", "").await;
+    assert!(rebound.starts_with("HTTP/1.1 403") && rebound.contains("HOST_NOT_ALLOWED"), "{rebound}");
+    for origin in ["http://localhost:3000", "http://127.0.0.1:1", "https://app.example"] {
+        assert_eq!(client.get_with(PAGES, &[("origin", origin)]).await.status, 200, "{origin}");
+    }
+    for origin in ["https://evil.example", "null"] {
+        client.get_with(PAGES, &[("origin", origin)]).await.assert_error(403, "ORIGIN_NOT_ALLOWED");
+        let write = client.post(PAGES, &[("origin", origin)], &page("p1", "x")).await;
+        write.assert_error(403, "ORIGIN_NOT_ALLOWED");
+    }
+    assert_eq!(client.get("/v1/entities/pages/p1").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_request_names_one_host_and_its_body_comes_as_it_is() {
+    let bourn = Bourn::start(&[]).await;
+    let none = raw(bourn.address(), b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n").await;
+    let two = b"GET /health HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    for answer in [none, raw(bourn.address(), two).await] {
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("INVALID_REQUEST"), "{answer}");
+    }
+    assert!(raw(bourn.address(), b"GET /health HTTP/1.0\r\n\r\n").await.contains(" 200 OK"));
+    bourn.client().send(Method::PUT, "/v1/stream/s", &[JSON], "").await;
+    for coding in ["transfer-encoding: gzip, chunked", "content-encoding: gzip\r\ntransfer-encoding: chunked"]
+    {
+        let request = format!(
+            "POST /v1/stream/s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{coding}\r\n\
+             connection: close\r\n\r\n1\r\n1\r\n0\r\n\r\n"
+        );
+        let answer = raw(bourn.address(), request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 415") && answer.contains("uncompressed"), "{answer}");
+    }
+    assert_eq!(bourn.client().get("/v1/stream/s").await.text(), "[]");
+}
+
+#[tokio::test]
+async fn head_refuses_what_get_refuses() {
+    let bourn = Bourn::start(&[]).await;
+    let client = bourn.client();
+    client.make_page("p1", "t1").await;
+    client.send(Method::PUT, "/v1/stream/s", &[JSON], "[1]").await;
+    let past = client.get(&format!("{PAGES}?offset=now")).await.next_offset().replace("01", "99");
+    let (past_log, past_activities) =
+        (format!("{PAGES}?offset={past}"), format!("/v1/activities?offset={past}"));
+    for path in [
+        PAGES,
+        "/v1/entities/pages?offset=zzz",
+        "/v1/entities/pages?offset=-1",
+        "/v1/entities/pages?offset=abcd_0000000000000001",
+        "/v1/entities/pages?offset=-1&limit=3",
+        "/v1/entities/pages?live=sse",
+        "/v1/entities/pages?offset=-1&live=no",
+        "/v1/entities/pages?unknown=1",
+        "/v1/entities/pages?limit=0",
+        "/v1/entities/nothing",
+        "/v1/entities/pages/p1?x=1",
+        &past_log,
+        &past_activities,
+        "/v1/activities",
+        "/v1/activities?offset=zzz",
+        "/v1/activities?unknown=1",
+        "/v1/activities?entityId=p1",
+        "/v1/activities?limit=9999",
+        "/v1/stream/s",
+        "/v1/stream/s?offset=zzz",
+        "/v1/stream/s?offset=0000000000000001_0000000000000099",
+        "/v1/stream/s?offset=-1&live=no",
+        "/v1/stream/nothing",
+    ] {
+        let (get, head) = (client.get(path).await, client.send(Method::HEAD, path, &[], "").await);
+        assert_eq!(head.status, get.status, "{path}");
     }
 }

@@ -43,7 +43,6 @@ async fn what_is_not_understood_is_refused_by_name() {
     std::fs::write(&file, "colour = 'red'\n").unwrap();
     for (arguments, variables, named) in [
         (vec!["serve", "--colour", "red"], vec![], "--colour"),
-        (vec!["config"], vec![("BOURN_COLOUR", "red")], "BOURN_COLOUR"),
         (vec!["config"], vec![("BOURN_LONG_POLL_TIMEOUT", "soon")], "soon"),
         (vec!["config", "--config", file.to_str().unwrap()], vec![], "colour"),
         (vec!["config", "--config", "/nowhere.toml"], vec![], "/nowhere.toml"),
@@ -52,6 +51,90 @@ async fn what_is_not_understood_is_refused_by_name() {
         let output = run(&arguments, &variables).await;
         let said = text(&output.stderr);
         assert!(!output.status.success() && said.contains(named), "{arguments:?}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn variables_that_are_no_settings_are_warned_of_and_ignored() {
+    // The first is what Kubernetes sets for a Service of this name.
+    let output = run(&["config"], &[("BOURN_SERVICE_HOST", "10.0.0.1"), ("BOURN_LOG", "debug")]).await;
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.contains("BOURN_SERVICE_HOST"), "{said}");
+    assert!(!said.contains("BOURN_LOG"), "{said}");
+}
+
+#[tokio::test]
+async fn help_tells_every_default() {
+    let help = text(&run(&["serve", "--help"], &[]).await.stdout);
+    for default in ["[default: 127.0.0.1:4437]", "[default: sqlite:bourn.db]", "[default: 20s]"] {
+        assert!(help.contains(default), "{default}: {help}");
+    }
+}
+
+#[tokio::test]
+async fn a_printed_configuration_holds_no_password_unless_it_is_asked_for() {
+    let database = "postgres://app:secret@db/app?sslmode=require";
+    let arguments = ["config", "--database", database, "--direct-database", database];
+    let printed = text(&run(&arguments, &[]).await.stdout);
+    assert!(
+        !printed.contains("secret") && printed.contains("postgres://app@db/app?sslmode=require"),
+        "{printed}"
+    );
+    let printed = text(&run(&[&arguments[..], &["--show-secrets"]].concat(), &[]).await.stdout);
+    assert!(printed.contains(database), "{printed}");
+}
+
+#[tokio::test]
+async fn commands_about_tables_say_when_they_are_about_the_demos() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = format!("sqlite:{}", directory.path().join("new.db").display());
+    for command in [&["check"][..], &["prepare"], &["prepare", "--apply"]] {
+        let output = run(&[command, &["--database", &database]].concat(), &[]).await;
+        let said = text(&output.stderr);
+        assert!(output.status.success() && said.contains("the demo's tables"), "{command:?}: {said}");
+    }
+    let output = run(&["prepare", "--apply", "--database", &database], &[]).await;
+    assert!(text(&output.stdout).contains("is prepared for pages, attachments"));
+}
+
+#[tokio::test]
+async fn a_database_that_is_missing_is_not_made_where_its_tables_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("bourn.toml");
+    std::fs::write(&file, "[[entity]]\ntype = 'task'\ntable = 'tasks'\n").unwrap();
+    let missing = directory.path().join("no such directory").join("mistyped.db");
+    for path in [directory.path().join("mistyped.db"), missing] {
+        let url = format!("sqlite:{}", path.display());
+        for command in [&["serve", "--listen", "127.0.0.1:0"][..], &["check"], &["prepare", "--apply"]] {
+            let settings = ["--config", file.to_str().unwrap(), "--database", &url];
+            let output = run(&[command, &settings].concat(), &[]).await;
+            let said = text(&output.stderr) + &text(&output.stdout);
+            assert!(
+                !output.status.success() && said.contains("there is no such file"),
+                "{command:?}: {said}"
+            );
+            assert!(!path.exists(), "{command:?} makes the file");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_cannot_be_served_is_named_at_the_start_and_is_not_read_as_if_it_were_complete() {
+    let config = "[[entity]]\ntype = 'task'\ntable = 'tasks'\n[[entity]]\ntype = 'note'\ntable = 'notes'\n";
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("bourn.toml");
+    std::fs::write(&file, config).unwrap();
+    let path = directory.path().join("app.db");
+    sqlite3(&path, "CREATE TABLE tasks (id TEXT PRIMARY KEY)");
+    let bourn =
+        Bourn::begin_on(&format!("sqlite:{}", path.display()), &[("config", file.to_str().unwrap())]).await;
+    let client = bourn.client();
+    for path in ["", "?offset=-1", "?offset=now", "?offset=-1&live=long-poll", "?offset=-1&live=sse"] {
+        let answer = client.get(&format!("/v1/entities/notes{path}")).await;
+        answer.assert_error(503, "ENTITY_UNAVAILABLE");
+    }
+    for path in ["", "?offset=-1", "?offset=now"] {
+        assert_eq!(client.get(&format!("/v1/entities/tasks{path}")).await.status, 200);
     }
 }
 
@@ -67,6 +150,7 @@ async fn a_port_that_is_taken_is_told() {
         "{}",
         text(&output.stderr)
     );
+    assert!(!directory.path().join("other.db").exists(), "it leaves nothing behind");
 }
 
 #[tokio::test]

@@ -259,3 +259,73 @@ async fn a_cursor_is_each_readers_own() {
     assert!(cursor(ahead.control().await.1) > 99_999_999);
     assert!(cursor(plain.control().await.1) < 99_999_999);
 }
+
+#[tokio::test]
+async fn only_a_reader_that_has_everything_is_said_to_be_up_to_date() {
+    const WRITES: usize = 40;
+    let bourn = Bourn::start(&[("chunk_messages", "1")]).await;
+    let client = bourn.client();
+    let start = client.get(&format!("{PAGES}?offset=now")).await.next_offset();
+    let mut events = client.events(&format!("{PAGES}?offset=now&live=sse"), &[]).await;
+    events.control().await;
+    // Writes that come together share a commit, and reach the tail at once.
+    let writes: Vec<_> = (0..WRITES)
+        .map(|i| {
+            let client = client.clone();
+            tokio::spawn(async move { client.make_page(&format!("p{i}"), &format!("t{i}")).await })
+        })
+        .collect();
+    for write in writes {
+        write.await.unwrap();
+    }
+    let (mut seen, mut complete) = (0, 0);
+    let mut last = json!(null);
+    while seen < WRITES || last["upToDate"] != true {
+        match events.next().await {
+            Event::Data(messages) => seen += messages.len(),
+            Event::Control { body, .. } => {
+                complete += usize::from(body["upToDate"] == true);
+                last = body;
+            }
+            _ => {}
+        }
+    }
+    assert!(complete < WRITES / 2, "{complete} of {WRITES} batches were said to be the last");
+    // The same of a long-poll that is far behind, from the tail's memory.
+    let (mut offset, mut read) = (start, 0);
+    loop {
+        let answer = client.get(&format!("{PAGES}?offset={offset}&live=long-poll")).await;
+        read += answer.messages().len();
+        assert_eq!(answer.up_to_date(), read == WRITES, "after {read}");
+        if read == WRITES {
+            break;
+        }
+        offset = answer.next_offset();
+    }
+}
+
+#[tokio::test]
+async fn an_event_stream_that_resumes_is_asked_to_come_back_where_others_are_refused() {
+    let bourn = Bourn::start(&[("busy_timeout", "200ms")]).await;
+    let client = bourn.client();
+    let (path, json) = ("/v1/stream/s", [("content-type", "application/json")]);
+    assert_eq!(client.send(http::Method::PUT, path, &json, "[1]").await.status, 201);
+    let mut events = client.events(&format!("{path}?offset=-1&live=sse"), &[]).await;
+    let (_, id) = events.messages().await;
+    bourn.sql(
+        "ALTER TABLE bourn_streams RENAME TO away; UPDATE bourn_stream_totals SET version = version + 1",
+    );
+    let live = format!("{path}?offset=-1&live=sse");
+    eventually("it cannot be served", async || client.get(&live).await.status == 503).await;
+    let mut resumed = client.events(&live, &[("last-event-id", &id)]).await;
+    assert!(resumed.head.starts_with("http/1.1 200 ok") && resumed.head.contains("text/event-stream"));
+    assert!(matches!(resumed.next().await, Event::Retry(_)));
+    assert_eq!(resumed.next().await, Event::End);
+    bourn.sql(
+        "ALTER TABLE away RENAME TO bourn_streams; UPDATE bourn_stream_totals SET version = version + 1",
+    );
+    eventually("it is served again", async || client.get(path).await.status == 200).await;
+    // What is gone for good is said as such.
+    let gone = client.get_with(&live, &[("last-event-id", "0000000000000005_0000000000000099")]).await;
+    gone.assert_error(410, "OFFSET_GONE");
+}

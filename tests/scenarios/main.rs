@@ -27,6 +27,7 @@ mod ground;
 mod live;
 mod nginx;
 mod operations;
+mod readme;
 mod retention;
 mod stored_streams;
 mod subscriptions;

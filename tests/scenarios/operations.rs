@@ -54,7 +54,9 @@ async fn a_reader_that_does_not_read_is_cut_off_and_costs_no_memory() {
     for _ in 0..20 {
         let mut stream = TcpStream::connect(bourn.address()).await.unwrap();
         stream
-            .write_all(format!("GET {PAGES}?offset=-1&live=sse HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
+            .write_all(
+                format!("GET {PAGES}?offset=-1&live=sse HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes(),
+            )
             .await
             .unwrap();
         sleepers.push(stream);
@@ -85,7 +87,9 @@ async fn a_reader_that_does_not_read_is_cut_off_and_costs_no_memory() {
     for _ in 0..100 {
         let mut stream = TcpStream::connect(bourn.address()).await.unwrap();
         stream
-            .write_all(format!("GET {PAGES}?offset=-1&live=sse HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes())
+            .write_all(
+                format!("GET {PAGES}?offset=-1&live=sse HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes(),
+            )
             .await
             .unwrap();
         sleepers.push(stream);
@@ -94,7 +98,8 @@ async fn a_reader_that_does_not_read_is_cut_off_and_costs_no_memory() {
     eventually("they are cut off, too", async || {
         most = most.max(bourn.resident().saturating_sub(before));
         let figures = client.get("/metrics").await;
-        figures.text().contains(&format!("{reading}0")) && figures.text().contains("bourn_connections 1\n")
+        figures.text().contains(&format!("{reading}0"))
+            && figures.text().contains("bourn_open_connections 1\n")
     })
     .await;
     assert!(most < 100 << 20, "resident memory grew by {} MiB", most >> 20);
@@ -108,7 +113,7 @@ async fn one_connection_too_many_is_told_so() {
     // One of the readiness check may still be closing, and take a place: who is refused does not hold any.
     eventually("three are held", async || {
         let mut stream = TcpStream::connect(bourn.address()).await.unwrap();
-        stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        stream.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
         let mut answer = [0; 12];
         stream.read_exact(&mut answer).await.unwrap();
         if &answer == b"HTTP/1.1 200" {
@@ -157,7 +162,8 @@ async fn the_figures_tell_what_the_server_does() {
         "bourn_request_seconds_bucket{endpoint=\"entities\",le=\"0.001\"}",
         "bourn_bytes_delivered_total{mode=\"sse\"}",
         "bourn_commit_seconds_count 2",
-        "bourn_connections ",
+        "bourn_open_connections ",
+        "bourn_requests_total{endpoint=\"entities\",status=\"200\"}",
     ] {
         assert!(figures.text().contains(line), "{line} is missing:\n{}", figures.text());
     }
@@ -165,4 +171,156 @@ async fn the_figures_tell_what_the_server_does() {
     assert_eq!((ready.status, ready.json()["status"].as_str().unwrap()), (200, "ready"));
     assert_eq!(ready.json()["log"]["lag"], 0);
     assert_eq!(client.get("/health").await.json(), json!({ "status": "ok" }));
+}
+
+#[tokio::test]
+async fn a_reader_of_the_log_lines_that_goes_away_takes_nothing_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = format!("sqlite:{}", directory.path().join("bourn.db").display());
+    let (bourn, lines) = Bourn::start_with_piped_log(&database, &[("log", "debug")]).await;
+    // `bourn 2>&1 | head -5`
+    drop(lines);
+    let client = bourn.client();
+    for i in 0..20 {
+        client.make_page(&format!("p{i}"), &format!("t{i}")).await;
+    }
+    bourn.sql("INSERT INTO pages (id) VALUES ('foreign')");
+    eventually("capture goes on", async || client.read_all("/v1/entities/pages", "-1").await.0.len() == 21)
+        .await;
+    let mut bourn = bourn;
+    bourn.terminate();
+    assert!(bourn.ended().await.0);
+}
+
+#[tokio::test]
+async fn a_client_that_has_closed_its_side_still_gets_its_answer() {
+    let bourn = Bourn::start(&[]).await;
+    bourn.client().make_page("p1", "t1").await;
+    let body = r#"{"name":"x"}"#;
+    let write = format!(
+        "PATCH {PAGES}/p1 HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    for request in [&*format!("GET {PAGES} HTTP/1.1\r\nhost: localhost\r\n\r\n"), &write] {
+        for _ in 0..25 {
+            let mut stream = TcpStream::connect(bourn.address()).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(['}', ']']), "{answer:?}");
+        }
+    }
+    // A reader that waits for what is to come has gone, and is not waited for.
+    let mut stream = TcpStream::connect(bourn.address()).await.unwrap();
+    stream
+        .write_all(format!("GET {PAGES}?offset=now&live=sse HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    stream.shutdown().await.unwrap();
+    let started = std::time::Instant::now();
+    eventually("it is gone", async || {
+        bourn.client().get("/metrics").await.text().contains("bourn_open_connections 1\n")
+    })
+    .await;
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_reader_that_trickles_is_cut_off() {
+    let bourn = Bourn::start(&[("write_timeout", "500ms"), ("write_rate", "64KiB")]).await;
+    let client = bourn.client();
+    let content = "x".repeat(900_000);
+    for i in 0..15 {
+        client.post(PAGES, &[], &json!({ "id": format!("p{i}"), "content": content })).await;
+    }
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    let mut stream = socket.connect(bourn.address().parse().unwrap()).await.unwrap();
+    stream.write_all(format!("GET {PAGES} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes()).await.unwrap();
+    let mut piece = [0; 512];
+    let mut taken = 0;
+    let cut = crate::support::within(Duration::from_secs(30), async || {
+        match stream.read(&mut piece).await {
+            Ok(read) if read > 0 => taken += read,
+            _ => return true,
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        client.get("/metrics").await.text().contains("bourn_open_connections 1\n")
+    });
+    assert!(cut.await, "it has taken {taken} bytes and is still served");
+}
+
+#[tokio::test]
+async fn bodies_that_are_not_sent_take_nothing_from_those_that_are() {
+    let bourn =
+        Bourn::start(&[("append_memory", "8MiB"), ("body_memory", "1MiB"), ("body_timeout", "2s")]).await;
+    let client = bourn.client();
+    let json = [("content-type", "application/json")];
+    assert_eq!(client.send(http::Method::PUT, "/v1/stream/s", &json, "[]").await.status, 201);
+    let mut silent = Vec::new();
+    for (path, rest) in [
+        ("/v1/stream/s", "transfer-encoding: chunked\r\n"),
+        ("/v1/stream/s", "content-length: 8000000\r\n"),
+        ("/v1/stream/nothing", "transfer-encoding: chunked\r\n"),
+        (PAGES, "content-length: 1000000\r\n"),
+    ] {
+        for _ in 0..4 {
+            let mut stream = TcpStream::connect(bourn.address()).await.unwrap();
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{rest}\r\n"
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            silent.push(stream);
+        }
+    }
+    for i in 0..5 {
+        assert_eq!(client.send(http::Method::POST, "/v1/stream/s", &json, "1").await.status, 204);
+        client.make_page(&format!("p{i}"), &format!("t{i}")).await;
+    }
+    drop(silent);
+    // Bodies that are sent in part are bounded together.
+    let half = "x".repeat(600_000);
+    let mut stalled = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(bourn.address()).await.unwrap();
+        let head = format!(
+            "POST {PAGES} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(half.as_bytes()).await.unwrap();
+        stalled.push(stream);
+    }
+    let mut answers = Vec::new();
+    for mut stream in stalled {
+        let mut answer = vec![0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        answers.push(String::from_utf8(answer).unwrap());
+    }
+    assert!(answers.iter().any(|answer| answer == "HTTP/1.1 429"), "{answers:?}");
+    client.make_page("after", "after").await;
+}
+
+#[tokio::test]
+async fn an_answer_from_the_cache_is_counted_like_any_other() {
+    let bourn = Bourn::start(&[("chunk_messages", "2")]).await;
+    let client = bourn.client();
+    for i in 0..6 {
+        client.make_page(&format!("p{i}"), &format!("t{i}")).await;
+    }
+    let count = async |what: &str| {
+        let figures = client.get("/metrics").await;
+        let line = figures.text().lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
+        line.map_or(0, |number| number.parse::<u64>().unwrap())
+    };
+    let (answered, timed) = (
+        "bourn_requests_total{endpoint=\"entities\",status=\"200\"}",
+        "bourn_request_seconds_count{endpoint=\"entities\"}",
+    );
+    let (before, before_timed) = (count(answered).await, count(timed).await);
+    for _ in 0..10 {
+        client.get(&format!("{PAGES}?offset=-1")).await;
+    }
+    assert!(count("bourn_chunk_cache_total{outcome=\"answer\"}").await >= 9);
+    assert_eq!((count(answered).await, count(timed).await), (before + 10, before_timed + 10));
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Bourn, page};
+use crate::support::{Bourn, eventually, page};
 
 const PAGES: &str = "/v1/entities/pages";
 
@@ -185,4 +185,45 @@ async fn without_previous_values_there_is_no_undo() {
     undo(&bourn, "t1", "u1").await.assert_error(422, "NOT_REVERSIBLE");
     let (messages, _) = bourn.client().read_all(PAGES, "-1").await;
     assert!(messages[0].get("old_value").is_none());
+}
+
+#[tokio::test]
+async fn who_waits_for_a_transaction_costs_nothing_at_other_commits() {
+    const WRITES: usize = 300;
+    let bourn = Bourn::start(&[]).await;
+    let client = bourn.client();
+    let write = async |name: &str| {
+        let before = bourn.cpu();
+        for i in 0..WRITES {
+            client.make_page(&format!("{name}{i}"), &format!("{name}{i}")).await;
+        }
+        bourn.cpu() - before
+    };
+    write("warm").await;
+    let alone = write("alone").await;
+    let mut waiters = Vec::new();
+    for i in 0..400 {
+        let client = client.clone();
+        waiters.push(tokio::spawn(
+            async move { client.get(&format!("/v1/transactions/never{i}?wait=60")).await },
+        ));
+    }
+    let last = tokio::spawn({
+        let client = client.clone();
+        async move { client.get("/v1/transactions/late?wait=60").await.json() }
+    });
+    eventually("they wait", async || {
+        client.get("/metrics").await.text().contains("bourn_open_connections 402\n")
+    })
+    .await;
+    let beside = write("beside").await;
+    let (alone, beside) = (alone.as_secs_f64(), beside.as_secs_f64());
+    assert!(beside < 2.5 * alone + 0.3, "{beside} s of CPU beside 400 waiters, {alone} s alone");
+    client.make_page("late", "late").await;
+    let state =
+        tokio::time::timeout(std::time::Duration::from_secs(2), last).await.expect("at once").unwrap();
+    assert_eq!(state["state"], "confirmed");
+    for waiter in waiters {
+        waiter.abort();
+    }
 }

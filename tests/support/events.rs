@@ -60,7 +60,16 @@ impl Events {
             }
         };
         let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_lowercase();
-        let unframed = bytes.split_off(end + 4);
+        let mut unframed = bytes.split_off(end + 4);
+        if let Some(length) = head.lines().find_map(|line| line.strip_prefix("content-length: ")) {
+            // Not chunked: framed here as if it were.
+            while unframed.len() < length.parse().unwrap() {
+                let read = stream.read_buf(&mut unframed).await.map_err(|error| error.to_string())?;
+                assert!(read > 0, "the body is cut");
+            }
+            let size = format!("{:x}\r\n", unframed.len());
+            unframed = [size.as_bytes(), &unframed, b"\r\n0\r\n\r\n"].concat();
+        }
         let (raw, ready) = (Vec::new(), VecDeque::new());
         Ok(Events { stream, head, raw, unframed, parsed: 0, ready, ended: false })
     }

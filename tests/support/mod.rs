@@ -12,11 +12,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub use client::{Answer, Client};
+#[allow(unused_imports, reason = "not all of the test targets need it")]
 pub use disk::SmallDisk;
 pub use events::{Event, Events};
 pub use server::Bourn;
 #[allow(unused_imports, reason = "only one of the test targets needs it")]
 pub use server::sqlite_url;
+#[allow(unused_imports, reason = "not all of the test targets need it")]
 pub use state::materialize;
 
 /// How long anything may take that is expected to happen.

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
 
 use super::{Client, PATIENCE};
 
@@ -23,6 +23,8 @@ pub struct Bourn {
     log_from: usize,
     /// The variable that makes the server fail at some place.
     failpoints: Option<(&'static str, String)>,
+    /// The log goes to a reader of the test's own, and not into a file.
+    log_is_piped: bool,
 }
 
 /// The URL of a SQLite file.
@@ -63,12 +65,28 @@ impl Bourn {
         bourn
     }
 
+    /// Starts a server whose log lines the test reads.
+    pub async fn start_with_piped_log(database: &str, settings: &[(&str, &str)]) -> (Bourn, ChildStderr) {
+        let mut bourn = Self::new(tempfile::tempdir().unwrap(), database.to_owned(), settings);
+        bourn.log_is_piped = true;
+        bourn.listen().await;
+        let lines = bourn.child.as_mut().and_then(|child| child.stderr.take()).unwrap();
+        bourn.ready().await;
+        (bourn, lines)
+    }
+
     /// Starts a server that is to fail: `failpoints` are places and actions, as `tail=panic`.
     pub async fn start_failing(database: &str, settings: &[(&str, &str)], failpoints: &str) -> Bourn {
         let mut bourn = Self::new(tempfile::tempdir().unwrap(), database.to_owned(), settings);
         bourn.failpoints = Some(("FAILPOINTS", failpoints.to_owned()));
         bourn.listen().await;
         bourn
+    }
+
+    /// The same, for a server that may fail to start at the moment; gives what it said then.
+    pub async fn try_begin_on(database: &str, settings: &[(&str, &str)]) -> Result<Bourn, String> {
+        let mut bourn = Self::new(tempfile::tempdir().unwrap(), database.to_owned(), settings);
+        bourn.try_listen().await.map(|()| bourn)
     }
 
     async fn start_in(directory: TempDir, database: String, settings: &[(&str, &str)]) -> Bourn {
@@ -89,6 +107,7 @@ impl Bourn {
             settings: settings.collect(),
             log_from: 0,
             failpoints: None,
+            log_is_piped: false,
         }
     }
 
@@ -106,24 +125,36 @@ impl Bourn {
 
     /// Starts the process and waits until it listens.
     async fn listen(&mut self) {
+        if let Err(reason) = self.try_listen().await {
+            panic!("{reason}");
+        }
+    }
+
+    /// The same, for a server that may end at once; what it said then.
+    async fn try_listen(&mut self) -> Result<(), String> {
         self.log_from = self.log().len();
         let mut command = Self::command();
         command.arg("serve").arg("--listen").arg(&self.address);
         command.arg("--database").arg(&self.database);
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         command.envs(self.failpoints.clone());
-        command.stdout(Stdio::piped()).stderr(log_file(self.directory.path()));
+        let log = if self.log_is_piped { Stdio::piped() } else { log_file(self.directory.path()) };
+        command.stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let first = tokio::time::timeout(PATIENCE, lines.next_line())
             .await
             .expect("the server starts in time")
             .unwrap();
-        let first = first.unwrap_or_else(|| panic!("the server did not start: {}", self.log()));
+        let Some(first) = first else {
+            let _ = child.wait().await;
+            return Err(format!("the server did not start: {}", self.recent_log()));
+        };
         self.address = first.split_once("http://").expect("the first line tells the address").1.to_owned();
         // The pipe stays open, so that nothing the server prints can fail.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         self.child = Some(child);
+        Ok(())
     }
 
     /// Waits until the server can do its work, and the log has every table as it is.
@@ -195,6 +226,14 @@ impl Bourn {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
+    /// Processor time that the server has used, user and system together.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(ticks * 10)
+    }
+
     /// kill -9.
     pub async fn kill(&mut self) {
         kill(self.pid(), Signal::SIGKILL).unwrap();
@@ -229,6 +268,17 @@ impl Bourn {
     pub async fn restart(&mut self) {
         self.begin_again().await;
         self.ready().await;
+    }
+
+    /// The same, for a server that may fail to start at the moment.
+    pub async fn try_begin_again(&mut self) -> Result<(), String> {
+        assert!(self.child.is_none(), "it still runs");
+        self.try_listen().await
+    }
+
+    /// Whether the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
     }
 
     /// The same, for a server that cannot be ready yet.

@@ -13,26 +13,26 @@ pub(super) fn paths() -> Map<String, Value> {
             "put": create(),
             "post": append(),
             "get": read(),
-            "head": operation("streamHead", "What the stream is, and where its tail is", &[], &[(200, described("No body", &DESCRIBED))], &[400, 404, 410]),
-            "delete": operation("deleteStream", "Delete the stream; its bytes stay while forks need them", &[], &[(204, described("It is deleted", &[]))], &[400, 404, 410, 503]),
+            "head": operation("streamHead", "What the stream is, and where its tail is", &[], &[(200, described("No body", &DESCRIBED))], &[400, 403, 404, 410, 503]),
+            "delete": operation("deleteStream", "Delete the stream; its bytes stay while forks need them", &[], &[(204, described("It is deleted", &[]))], &[400, 403, 404, 410, 503]),
         },
         "/v1/stream/__ds/subscriptions/{id}": {
             "parameters": [path("id", "The subscription's id")],
-            "put": with_body(control("createSubscription", "Make a subscription, or make sure that it is there", &[(201, "It is made"), (200, "It was there")], &[400, 409, 429, 503]), "SubscriptionRequest"),
-            "get": control("readSubscription", "What the subscription is now", &[(200, "The subscription")], &[404, 503]),
-            "delete": control("deleteSubscription", "Remove the subscription", &[(204, "It is not there any more")], &[503]),
+            "put": with_body(control("createSubscription", "Make a subscription, or make sure that it is there", &[(201, "It is made"), (200, "It was there")], &[400, 403, 409, 429, 503]), "SubscriptionRequest"),
+            "get": control("readSubscription", "What the subscription is now", &[(200, "The subscription")], &[403, 404, 503]),
+            "delete": control("deleteSubscription", "Remove the subscription", &[(204, "It is not there any more")], &[403, 503]),
         },
         "/v1/stream/__ds/subscriptions/{id}/streams": {
             "parameters": [path("id", "The subscription's id")],
-            "post": with_body(control("linkStreams", "Follow streams by name", &[(204, "They are followed")], &[400, 404, 429, 503]), "SubscriptionStreams"),
+            "post": with_body(control("linkStreams", "Follow streams by name", &[(204, "They are followed")], &[400, 403, 404, 429, 503]), "SubscriptionStreams"),
         },
         "/v1/stream/__ds/subscriptions/{id}/streams/{path}": {
             "parameters": [path("id", "The subscription's id"), path("path", "The stream's path")],
-            "delete": control("unlinkStream", "Do not follow a stream by name any more", &[(204, "It is not")], &[400, 404, 503]),
+            "delete": control("unlinkStream", "Do not follow a stream by name any more", &[(204, "It is not")], &[400, 403, 404, 503]),
         },
         "/v1/stream/__ds/subscriptions/{id}/claim": {
             "parameters": [path("id", "The subscription's id")],
-            "post": with_body(control("claim", "Take the work that waits (pull-wake)", &[(200, "The wake, and a token for it")], &[400, 404, 409, 503]), "Claim"),
+            "post": with_body(control("claim", "Take the work that waits (pull-wake)", &[(200, "The wake, and a token for it")], &[400, 403, 404, 409, 503]), "Claim"),
         },
         "/v1/stream/__ds/subscriptions/{id}/ack": word("ack", "Say what is done, and that one is there (pull-wake)", 200),
         "/v1/stream/__ds/subscriptions/{id}/callback": word("callback", "Say what is done, and that one is there (webhook)", 200),
@@ -113,7 +113,7 @@ fn create() -> Value {
             header_parameter(headers::STREAM_FORK_SUB_OFFSET, "How many messages or bytes past that place"),
         ],
         &[(201, described("It is created", &DESCRIBED)), (200, described("It was there", &DESCRIBED))],
-        &[400, 404, 408, 409, 413, 429, 503],
+        &[400, 403, 404, 408, 409, 413, 415, 429, 503],
     );
     create["requestBody"] = any_body("What it begins with; of its content type");
     create
@@ -136,7 +136,7 @@ fn append() -> Value {
             (200, described("A producer's append is done", &answered)),
             (204, described("It is done, or had been", &answered)),
         ],
-        &[400, 403, 404, 408, 409, 410, 413, 429, 503],
+        &[400, 403, 404, 408, 409, 410, 413, 415, 429, 503],
     );
     append["requestBody"] = any_body("What to append; of the stream's content type");
     append
@@ -166,7 +166,7 @@ fn read() -> Value {
             ),
             (304, described("The reader has the chunk", &given[..1])),
         ],
-        &[400, 404, 410, 414, 503],
+        &[400, 403, 404, 410, 414, 503],
     )
 }
 
@@ -195,7 +195,7 @@ fn with_body(mut operation: Value, name: &str) -> Value {
 }
 
 fn word(id: &str, summary: &str, status: u16) -> Value {
-    let mut post = control(id, summary, &[(status, "It is noted")], &[400, 401, 404, 409, 503]);
+    let mut post = control(id, summary, &[(status, "It is noted")], &[400, 401, 403, 404, 409, 503]);
     let token = json!({ "type": "string" });
     post["parameters"] =
         json!([parameter("header", "authorization", "`Bearer` and the wake's token", &token)]);

@@ -30,9 +30,9 @@ impl Lifetime {
             (Some(text), None) => whole_number(text, STREAM_TTL_MAX_SECS).map(Lifetime::Idle).ok_or(Refused(
                 "Stream-TTL must be a whole number of seconds, at most a hundred years, without sign or zeros before it",
             )),
-            (None, Some(text)) => text.parse().map(|time: Timestamp| Lifetime::Until(time.as_millisecond())).map_err(
-                |_| Refused("Stream-Expires-At must be a time by RFC 3339, such as 2030-01-15T10:30:00Z"),
-            ),
+            (None, Some(text)) => time(text)
+                .map(Lifetime::Until)
+                .ok_or(Refused("Stream-Expires-At must be a time by RFC 3339, such as 2030-01-15T10:30:00Z")),
         }
     }
 
@@ -57,10 +57,34 @@ pub fn whole_number(text: &str, most: u64) -> Option<u64> {
     plain.then(|| text.parse().ok()).flatten().filter(|number| *number <= most)
 }
 
+/// The last millisecond of RFC 3339's years.
+const LAST_MILLIS: i64 = 253_402_300_799_999;
+/// The library's times end a day before that. The last days are read and written as days of the same month that it knows, so
+/// many days earlier.
+const LAST_DAYS: i64 = 10;
+const DAY_MILLIS: i64 = 86_400_000;
+
+/// The time that a text by RFC 3339 names, in Unix milliseconds.
+fn time(text: &str) -> Option<i64> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Some(time.as_millisecond());
+    }
+    let (day, rest) = text.strip_prefix("9999-12-")?.split_at_checked(2)?;
+    let day = day.parse::<i64>().ok().filter(|day| (30..=31).contains(day))?;
+    let earlier: Timestamp = format!("9999-12-{}{rest}", day - LAST_DAYS).parse().ok()?;
+    Some((earlier.as_millisecond() + LAST_DAYS * DAY_MILLIS).min(LAST_MILLIS))
+}
+
 /// A time as RFC 3339 has it.
 #[must_use]
 pub fn rfc3339(unix_millis: i64) -> String {
-    Timestamp::from_millisecond(unix_millis).map(|time| format!("{time:.3}")).unwrap_or_default()
+    let text = |millis| Timestamp::from_millisecond(millis).map(|time| format!("{time:.3}")).ok();
+    let last_days = || {
+        let earlier = text(unix_millis.min(LAST_MILLIS) - LAST_DAYS * DAY_MILLIS)?;
+        let (day, rest) = earlier.strip_prefix("9999-12-")?.split_at_checked(2)?;
+        Some(format!("9999-12-{}{rest}", day.parse::<i64>().ok()? + LAST_DAYS))
+    };
+    text(unix_millis).or_else(last_days).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -78,7 +102,22 @@ mod tests {
         let until = |text| Lifetime::parse(None, Some(text));
         assert_eq!(until("1970-01-01T01:00:01.5+01:00"), Ok(Lifetime::Until(1_500)));
         assert_eq!(rfc3339(1_500), "1970-01-01T00:00:01.500Z");
-        for bad in ["", "tomorrow", "2030-01-15", "2030-01-15T10:30:00"] {
+        for (last, shown) in [
+            ("9999-12-31T23:59:59Z", "9999-12-31T23:59:59.000Z"),
+            ("9999-12-31T23:59:59.999-01:00", "9999-12-31T23:59:59.999Z"),
+            ("9999-12-30T22:30:00Z", "9999-12-30T22:30:00.000Z"),
+        ] {
+            let Ok(Lifetime::Until(millis)) = until(last) else { panic!("{last}") };
+            assert_eq!(rfc3339(millis), shown);
+        }
+        for bad in [
+            "",
+            "tomorrow",
+            "2030-01-15",
+            "2030-01-15T10:30:00",
+            "9999-12-32T00:00:00Z",
+            "9999-12-31T25:00:00Z",
+        ] {
             assert!(until(bad).is_err(), "{bad}");
         }
         assert!(Lifetime::parse(Some("1"), Some("2030-01-15T10:30:00Z")).is_err());

@@ -139,7 +139,7 @@ fn invalid(message: &str) -> ApiError {
 }
 
 async fn body<T: DeserializeOwned>(app: &App, request: Request<Incoming>) -> Result<T, ApiError> {
-    let body = intake::collect(app, request, app.limits.body_limit).await?;
+    let (body, _room) = intake::collect(app, request, app.limits.body_limit, &app.bodies).await?;
     let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
     serde_json::from_slice(text)
         .map_err(|error| invalid(&format!("the body is not what it should be: {error}")))

@@ -33,7 +33,7 @@ pub(super) async fn dispatch(
     let path = StreamPath::decode(raw).map_err(|refused| ApiError::new(ErrorCode::InvalidPath, refused.0))?;
     match *request.method() {
         Method::GET => read(app, &path, &request).await,
-        Method::HEAD => metadata(app, &path).await,
+        Method::HEAD => metadata(app, &path, &request).await,
         Method::PUT => write::create(app, path, request).await,
         Method::POST => write::append(app, path, request).await,
         Method::DELETE => write::delete(app, &path).await,
@@ -41,8 +41,12 @@ pub(super) async fn dispatch(
     }
 }
 
-/// `HEAD`: what the stream is, and where its tail is.
-async fn metadata(app: &Arc<App>, path: &StreamPath) -> Result<Reply, ApiError> {
+/// `HEAD`: what the stream is, and where its tail is; refused where the read that it stands for would be.
+async fn metadata<B>(app: &Arc<App>, path: &StreamPath, request: &Request<B>) -> Result<Reply, ApiError> {
+    let read = how(request)?;
+    if matches!(read.from, ReadFrom::At(_)) {
+        app.reader.open_stored(path, read.from, false).await?.read().await?;
+    }
     let stream = app.storage.find_stream(path).await?;
     Ok(describe(Build::new(StatusCode::OK).no_store(), &stream).body(ReplyBody::empty()))
 }
@@ -62,14 +66,15 @@ fn describe(build: Build, stream: &StreamInfo) -> Build {
     }
 }
 
-async fn read<B>(app: &Arc<App>, path: &StreamPath, request: &Request<B>) -> Result<Reply, ApiError> {
+/// How a stream is to be read.
+fn how<B>(request: &Request<B>) -> Result<StreamRead<StreamOffset>, ApiError> {
     let query = intake::query(request)?;
-    let read = StreamRead::<StreamOffset>::parse(&query)?.unwrap_or(StreamRead {
-        from: ReadFrom::Start,
-        live: None,
-        cursor: None,
-    });
-    let read = render::resumed(read, request)?;
+    let whole = StreamRead { from: ReadFrom::Start, live: None, cursor: None };
+    render::resumed(StreamRead::parse(&query)?.unwrap_or(whole), request)
+}
+
+async fn read<B>(app: &Arc<App>, path: &StreamPath, request: &Request<B>) -> Result<Reply, ApiError> {
+    let read = how(request)?;
     let session = app.reader.open_stored(path, read.from, read.live.is_some()).await?;
     match (read.live, read.from) {
         (None, ReadFrom::Now) => tail_only(app, path, &session).await,

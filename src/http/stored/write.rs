@@ -11,12 +11,15 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, LOCATION};
 use http::{HeaderMap, Request, StatusCode};
 use hyper::body::{Body, Incoming};
-use tokio::sync::OwnedSemaphorePermit;
 
+use super::super::intake::Room;
 use super::super::respond::Build;
 use super::super::{ApiError, App, Reply, ReplyBody, intake};
 use super::describe;
 use crate::storage::streams::{AppendStream, CreateStream, Fork, Producer};
+
+/// Bodies of at most so many bytes are received before anything is looked up.
+const SMALL_BODY: u64 = 64 << 10;
 
 /// `PUT`: creates a stream, or makes sure that it is there.
 pub(super) async fn create(
@@ -53,6 +56,12 @@ pub(super) async fn append(
     let (producer, close) = (producer(given)?, closes(given)?);
     let seq = short(given, headers::STREAM_SEQ)?.map(str::to_owned);
     let declared = given.get(CONTENT_TYPE).cloned();
+    // A large body, or one of unknown size, is not received for a stream that is not there.
+    if request.body().size_hint().exact().is_none_or(|size| size > SMALL_BODY)
+        && let Err(error) = app.storage.find_stream(&path).await
+    {
+        return Err(intake::refuse_early(request, app.limits.append_limit, error.into()).await);
+    }
     let (body, _room) = receive(app, request).await?;
     let empty = |message| Err(ApiError::new(ErrorCode::EmptyBody, message));
     let (content_type, payload) = match (body.is_empty(), declared) {
@@ -95,16 +104,9 @@ pub(super) async fn delete(app: &Arc<App>, path: &StreamPath) -> Result<Reply, A
     Ok(Build::new(StatusCode::NO_CONTENT).no_store().body(ReplyBody::empty()))
 }
 
-/// The body, and the room it takes until what it says is done.
-async fn receive(app: &App, request: Request<Incoming>) -> Result<(Bytes, OwnedSemaphorePermit), ApiError> {
-    let limit = app.limits.append_limit;
-    let size = request.body().size_hint().exact().unwrap_or(limit.get()).min(limit.get());
-    let room = u32::try_from(size.div_ceil(1 << 10)).unwrap_or(u32::MAX);
-    let Ok(room) = app.uploads.clone().try_acquire_many_owned(room) else {
-        let message = "more is being uploaded than the server holds at once; try again";
-        return Err(ApiError::new(ErrorCode::TooManyUploads, message));
-    };
-    Ok((intake::collect(app, request, limit).await?, room))
+/// The body, and the memory it takes until what it says is done.
+async fn receive(app: &App, request: Request<Incoming>) -> Result<(Bytes, Room), ApiError> {
+    intake::collect(app, request, app.limits.append_limit, &app.uploads).await
 }
 
 fn content_type(given: &HeaderMap) -> Result<Option<ContentType>, ApiError> {

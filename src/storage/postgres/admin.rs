@@ -13,33 +13,78 @@ use crate::entity::Catalog;
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{Finding, OpenError};
 
-/// What failed, in the database's words, with what would be right where that can be told. For the operator's
+/// Characters of a database's name that the name of its slot has.
+const SLOT_NAME_MAX: usize = 50;
+
+/// What failed, in words, with what would be right where that can be told. For the operator's
 /// terminal.
 pub(super) fn advice(failure: &sqlx::Error) -> String {
-    let advice = match error::code(failure).as_deref() {
-        Some("28P01" | "28000") => "; see the user and the password in the database's URL, and pg_hba.conf",
-        Some("3D000") => "; make it, or name another in the database's URL",
-        Some("42501") => {
-            "; the role must own the schema `bourn` (CREATE SCHEMA bourn AUTHORIZATION role) or may make it, and may read the streamed tables"
+    let code = error::code(failure);
+    let words = match code.as_deref() {
+        Some("28P01" | "28000") => {
+            "it refuses the user or the password; see the user and the password in the database's URL, and pg_hba.conf"
         }
-        Some("25006") => "; the database can be read but not written; is it a standby?",
-        Some("53300") => "; the database has no more connections",
+        Some("3D000") => "there is no such database; make it, or name another in the database's URL",
+        Some("42501") => {
+            "the role may not do this; the role must own the schema `bourn` (CREATE SCHEMA bourn AUTHORIZATION role) or may make it, \
+             and may read the streamed tables"
+        }
+        Some("25006") => "it can be read but not written; is it a standby?",
+        Some("53300") => "it has no more connections; raise max_connections, or lower `database_connections`",
+        Some("57P03") => "it is starting up or shutting down; try again",
+        Some("57014") => "a statement took longer than `statement_timeout` or `capture_timeout`",
+        Some("55P03") => {
+            "another session holds a lock on a table for longer than `lock_timeout` or `capture_timeout`"
+        }
+        Some("53100") => "its disk is full",
+        Some("42P07" | "42710") => {
+            "it has a table, publication or schema of this name that is not as the server needs it"
+        }
         _ if matches!(failure, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut) => {
-            "; is it running, and is the address right?"
+            return format!("{failure}; is it running, and is the address right?");
         }
         _ => "",
     };
-    format!("{failure}{advice}")
+    match (words, code) {
+        ("", None) => failure.to_string(),
+        ("", Some(code)) => {
+            tracing::error!(%failure, "the database failed");
+            format!("it refuses a statement (SQLSTATE {code}); see the database's own log")
+        }
+        (words, _) => words.to_owned(),
+    }
 }
 
-async fn connect(url: &str, limits: &Limits) -> Result<(PgConnection, String), OpenError> {
+/// Whether the database may be there a moment later.
+pub(super) fn may_come(failure: &sqlx::Error) -> bool {
+    matches!(failure, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut)
+        || matches!(error::code(failure).as_deref(), Some("57P01" | "57P02" | "57P03" | "53300"))
+}
+
+/// The settings with the name of the slot; by itself, one with the database's name in it.
+pub(super) fn named(limits: &Limits, db: &Db) -> Limits {
+    let mut limits = limits.clone();
+    if limits.slot.is_empty() {
+        limits.slot = slot_of(db.direct().get_database().unwrap_or_else(|| db.direct().get_username()));
+    }
+    limits
+}
+
+/// The name of the slot for a database: slots are the cluster's.
+fn slot_of(database: &str) -> String {
+    let fits = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };
+    let plain: String = database.to_lowercase().chars().map(fits).take(SLOT_NAME_MAX).collect();
+    format!("bourn_{plain}")
+}
+
+async fn connect(url: &str, limits: &Limits) -> Result<(PgConnection, String, Limits), OpenError> {
     let shown = DatabaseUrl::Postgres(url.into()).shown();
     let failed = |e: sqlx::Error| OpenError::new(&shown, &advice(&e));
     let db = Db::new(url, limits).map_err(failed)?;
     let mut connection = db.connect_directly().await.map_err(failed)?;
     match migrate::unfit(&mut connection).await.map_err(failed)? {
         Some(reason) => Err(OpenError::new(&shown, &reason)),
-        None => Ok((connection, shown)),
+        None => Ok((connection, shown, named(limits, &db))),
     }
 }
 
@@ -48,12 +93,15 @@ async fn connect(url: &str, limits: &Limits) -> Result<(PgConnection, String), O
 /// # Errors
 /// When it cannot be reached or read.
 pub async fn check(url: &str, config: &Config) -> Result<Vec<Finding>, OpenError> {
-    let (mut connection, shown) = connect(url, &config.limits).await?;
-    look(&mut connection, config).await.map_err(|e| OpenError::new(&shown, &advice(&e)))
+    let (mut connection, shown, limits) = connect(url, &config.limits).await?;
+    look(&mut connection, config, &limits).await.map_err(|e| OpenError::new(&shown, &advice(&e)))
 }
 
-async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Finding>, sqlx::Error> {
-    let limits = &config.limits;
+async fn look(
+    connection: &mut PgConnection,
+    config: &Config,
+    limits: &Limits,
+) -> Result<Vec<Finding>, sqlx::Error> {
     let mut findings = Vec::new();
     let mut add = |fine: bool, text: String| findings.push(Finding { fine, text });
     let row = statement(
@@ -188,12 +236,12 @@ async fn look(connection: &mut PgConnection, config: &Config) -> Result<Vec<Find
 /// # Errors
 /// When it cannot be reached or read.
 pub async fn prepare_sql(url: &str, config: &Config) -> Result<String, OpenError> {
-    let (mut connection, shown) = connect(url, &config.limits).await?;
+    let (mut connection, shown, limits) = connect(url, &config.limits).await?;
     let failed = |e: sqlx::Error| OpenError::new(&shown, &advice(&e));
     let make_demo = config.demo && migrate::is_new(&mut connection).await.map_err(failed)?;
     let mut sql = String::from("BEGIN;\n");
     if make_demo {
-        sql.push_str(migrate::DEMO);
+        sql.push_str(&migrate::demo_sql());
     }
     let done = migrate::migrated(&mut connection).await.map_err(failed)?;
     sql.push_str(&migrate::preparation(done, Epoch::draw()));
@@ -201,14 +249,27 @@ pub async fn prepare_sql(url: &str, config: &Config) -> Result<String, OpenError
     if make_demo {
         // What the publication is made for, without keeping it.
         let mut transaction = sqlx::Connection::begin(&mut connection).await.map_err(failed)?;
-        sqlx::raw_sql(migrate::DEMO).execute(&mut *transaction).await.map_err(failed)?;
-        sql.push_str(&publishing(&mut transaction, &config.limits, &catalog).await.map_err(failed)?);
+        sqlx::raw_sql(AssertSqlSafe(migrate::demo_sql())).execute(&mut *transaction).await.map_err(failed)?;
+        sql.push_str(&publishing(&mut transaction, &limits, &catalog).await.map_err(failed)?);
         transaction.rollback().await.map_err(failed)?;
     } else {
-        sql.push_str(&publishing(&mut connection, &config.limits, &catalog).await.map_err(failed)?);
+        sql.push_str(&publishing(&mut connection, &limits, &catalog).await.map_err(failed)?);
+    }
+    for statement in privileges(&mut connection).await.map_err(failed)? {
+        sql.push_str(&format!("{statement}\n"));
     }
     sql.push_str("COMMIT;");
     Ok(sql)
+}
+
+/// The statements that give the server's role what it lacks of its own.
+async fn privileges(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    let lacking: Option<String> = scalar(
+        "SELECT rolname::text FROM pg_roles WHERE rolname = current_user AND NOT rolreplication AND NOT rolsuper",
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(lacking.into_iter().map(|role| format!("ALTER ROLE {} REPLICATION;", ident(&role))).collect())
 }
 
 /// The statements that let the changes of all tables be told.
@@ -246,24 +307,52 @@ async fn publishing(
     Ok(sql)
 }
 
-/// Does what [`prepare_sql`] prints.
+/// Does what [`prepare_sql`] prints; says what was done, and what is left to do by another role.
 ///
 /// # Errors
 /// When it cannot be reached or written.
-pub async fn prepare(url: &str, config: &Config) -> Result<(), OpenError> {
-    let (mut connection, shown) = connect(url, &config.limits).await?;
+pub async fn prepare(url: &str, config: &Config) -> Result<Vec<String>, OpenError> {
+    let (mut connection, shown, limits) = connect(url, &config.limits).await?;
     let failed = |e: sqlx::Error| OpenError::new(&shown, &advice(&e));
-    let db = Db::new(url, &config.limits).map_err(failed)?;
+    let db = Db::new(url, &limits).map_err(failed)?;
+    let mut report = Vec::new();
+    let before = migrate::migrated(&mut connection).await.map_err(failed)?;
+    let new = config.demo && migrate::is_new(&mut connection).await.map_err(failed)?;
     migrate::migrate(&db, config.demo).await.map_err(failed)?;
+    if new {
+        report.push("done: the demo's tables".to_owned());
+    }
+    let after = migrate::migrated(&mut connection).await.map_err(failed)?;
+    if after > before {
+        report.push(format!("done: the log's tables in schema `bourn`, version {after}"));
+    }
     let catalog = Catalog::new(&config.entities);
-    publish(&mut connection, &config.limits, &catalog).await.map_err(failed)
+    let done = publish(&mut connection, &limits, &catalog).await.map_err(failed)?;
+    report.extend(done.lines().map(|line| match line.strip_prefix("-- ") {
+        Some(reason) => format!("left: {reason}"),
+        None => format!("done: {line}"),
+    }));
+    for statement in privileges(&mut connection).await.map_err(failed)? {
+        let granted = sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut connection).await;
+        report.push(match granted {
+            Ok(_) => format!("done: {statement}"),
+            Err(failure) if error::code(&failure).as_deref() == Some("42501") => {
+                format!("left: {statement} -- a superuser has to run this")
+            }
+            Err(failure) => return Err(failed(failure)),
+        });
+    }
+    if report.is_empty() {
+        report.push("nothing to do: the database is prepared".to_owned());
+    }
+    Ok(report)
 }
 
 async fn publish(
     connection: &mut PgConnection,
     limits: &Limits,
     catalog: &Catalog,
-) -> Result<(), sqlx::Error> {
+) -> Result<String, sqlx::Error> {
     let mut transaction = sqlx::Connection::begin(connection).await?;
     // Several servers may be at it.
     statement("SELECT pg_advisory_xact_lock($1)")
@@ -271,8 +360,9 @@ async fn publish(
         .execute(&mut *transaction)
         .await?;
     let sql = publishing(&mut transaction, limits, catalog).await?;
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
-    transaction.commit().await
+    sqlx::raw_sql(AssertSqlSafe(sql.clone())).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(sql)
 }
 
 /// The demo needs no operator: its tables are published as they are made.
@@ -281,5 +371,5 @@ pub(super) async fn prepare_demo(
     limits: &Limits,
     catalog: &Catalog,
 ) -> Result<(), sqlx::Error> {
-    publish(connection, limits, catalog).await
+    publish(connection, limits, catalog).await.map(|_| ())
 }

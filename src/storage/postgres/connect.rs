@@ -32,7 +32,8 @@ const MESSAGE_MAX: usize = 1 << 30;
 /// Events of the replication stream that wait to be looked at.
 const EVENTS_MAX: usize = 4_096;
 /// What every session is set to, whatever role and database are set to: how values are written as text, what a
-/// transaction sees, and that rows are refused where a policy would hide them.
+/// transaction sees, and that rows are refused where a policy would hide them. Whether it may write is left as it is set:
+/// operators of databases forbid that while a disk is nearly full.
 const SESSION: [(&str, &str); 11] = [
     ("client_encoding", "UTF8"),
     ("datestyle", "ISO"),
@@ -48,8 +49,7 @@ const SESSION: [(&str, &str); 11] = [
 ];
 /// What sessions of the server's own connections are set to beside that. The database finds out by itself that the
 /// other end of a connection is gone.
-const CONNECTION: [(&str, &str); 5] = [
-    ("default_transaction_read_only", "off"),
+const CONNECTION: [(&str, &str); 4] = [
     ("tcp_keepalives_idle", "30"),
     ("tcp_keepalives_interval", "10"),
     ("tcp_keepalives_count", "3"),

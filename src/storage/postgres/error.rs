@@ -44,7 +44,8 @@ pub(super) fn write(error: &sqlx::Error) -> WriteError {
         (Some("23503"), _) => "the row refers to a row that does not exist, or another row refers to it",
         (Some("23502"), _) => "a column that must have a value has none",
         (Some("23514" | "23P01" | "44000"), _) => "a check of the database refuses the row",
-        (_, Some("22")) => "a value does not fit its column's type",
+        // Types of extensions call what they cannot read a syntax error.
+        (Some("42601"), _) | (_, Some("22")) => "a value does not fit its column's type",
         (Some("P0001"), _) => "a trigger of the database refuses the row",
         (Some("54000"), _) => "the database refuses the row: a value is too large",
         (_, Some("23")) => "a rule of the database refuses the row",

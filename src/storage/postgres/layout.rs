@@ -4,6 +4,7 @@
 use bourn_protocol::json::push_string;
 use serde_json::Value;
 
+use super::pgoutput::{Cell, Tuple};
 use super::value::Form;
 use crate::entity::{EntityType, Kept};
 
@@ -103,6 +104,18 @@ impl Layout {
             client: kept.last_client_id.as_deref().and_then(find),
             columns,
         })
+    }
+
+    /// Writes the key and the scope of a row as its JSON has them: floating point has digits there, not an exponent.
+    pub(super) fn name_as_json(&self, tuple: &mut Tuple) {
+        for at in std::iter::once(self.key).chain(self.scope) {
+            let number = self.columns.get(at).filter(|column| column.form == Form::Number);
+            let (Some(column), Some(cell)) = (number, tuple.get_mut(at)) else { continue };
+            let Some(text) = cell.text().filter(|text| text.contains('e') || *text == "-0") else { continue };
+            let mut json = Vec::new();
+            column.form.push(text, &mut json);
+            *cell = Cell::Text(json.into());
+        }
     }
 
     /// The row as a JSON object.

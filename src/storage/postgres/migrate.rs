@@ -2,7 +2,7 @@
 //! served at all.
 
 use bourn_protocol::Epoch;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::connect::{Db, scalar, statement};
 
@@ -11,37 +11,62 @@ const MIGRATIONS: [(i64, &str); 3] = [
     (2, include_str!("../../../migrations/postgres/0002_streams.sql")),
     (3, include_str!("../../../migrations/postgres/0003_retention.sql")),
 ];
-pub(super) const DEMO: &str = include_str!("../../../migrations/postgres/demo.sql");
+const DEMO: &str = include_str!("../../../migrations/postgres/demo.sql");
 /// The advisory lock under which servers that start at once migrate one after the other.
 pub(super) const MIGRATION_LOCK: i64 = 0x626f_7572_6e00;
 /// The oldest PostgreSQL that is served.
 const OLDEST: i32 = 150_000;
 
+/// Encodings whose text cannot be turned into UTF-8.
+const UNREADABLE_ENCODINGS: [&str; 2] = ["SQL_ASCII", "MULE_INTERNAL"];
+
 /// Why a database cannot be served, in words, if it cannot.
 pub(super) async fn unfit(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
-    let version: i32 =
-        scalar("SELECT current_setting('server_version_num')::int").fetch_one(connection).await?;
-    Ok((version < OLDEST).then(|| {
-        format!(
+    let row = statement(
+        "SELECT current_setting('server_version_num')::int, current_setting('server_encoding'), current_database()::text",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let (version, encoding): (i32, String) = (row.try_get(0)?, row.try_get(1)?);
+    if version < OLDEST {
+        return Ok(Some(format!(
             "it is PostgreSQL {}; logical replication as it is needed here begins with PostgreSQL 15",
             version / 10_000
+        )));
+    }
+    if UNREADABLE_ENCODINGS.contains(&encoding.as_str()) {
+        return Ok(Some(format!(
+            "its encoding is {encoding}, which does not say what its bytes mean; dump it and restore it into a database that was created \
+             with ENCODING 'UTF8' or another encoding that names its characters"
+        )));
+    }
+    let known = MIGRATIONS.iter().map(|(version, _)| *version).max().unwrap_or(0);
+    let done = migrated(connection).await?;
+    Ok((done > known).then(|| {
+        format!(
+            "the log's tables have version {done}, and this server knows versions up to {known}; use a server that is as new as the one that made them"
         )
     }))
 }
 
 /// Makes the log's own tables, as far as they are missing.
 pub(super) async fn migrate(db: &Db, demo: bool) -> Result<(), sqlx::Error> {
-    let mut transaction = db.begin().await?;
+    let mut transaction = db.capturing().begin().await?;
     // Several servers may start at once.
     statement("SELECT pg_advisory_xact_lock($1)").bind(MIGRATION_LOCK).execute(&mut *transaction).await?;
     if demo && is_new(&mut transaction).await? {
-        sqlx::raw_sql(DEMO).execute(&mut *transaction).await?;
+        sqlx::raw_sql(AssertSqlSafe(demo_sql())).execute(&mut *transaction).await?;
     }
     let done = migrated(&mut transaction).await?;
     if done < MIGRATIONS.iter().map(|(version, _)| *version).max().unwrap_or(0) {
         sqlx::raw_sql(AssertSqlSafe(preparation(done, Epoch::draw()))).execute(&mut *transaction).await?;
     }
     transaction.commit().await
+}
+
+/// The statements that make the demo's tables, where a role's name does not put them into the server's own schema.
+pub(super) fn demo_sql() -> String {
+    format!("SET LOCAL search_path TO public;\n{DEMO}SET LOCAL search_path TO DEFAULT;\n")
 }
 
 /// The last migration that was done; zero where the log's tables are missing.

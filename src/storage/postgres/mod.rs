@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bourn_protocol::chunk::ChunkBuilder;
-use bourn_protocol::{EntityKey, Selector, Seq, TransactionId};
+use bourn_protocol::{EntityKey, Scope, Selector, Seq, TransactionId};
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -49,7 +49,7 @@ use crate::entity::{Catalog, EntityType};
 use crate::supervisor::Supervisor;
 pub use admin::{check, prepare, prepare_sql};
 use catalog::Table;
-use connect::Db;
+use connect::{Db, scalar};
 use shared::Shared;
 use streams::{Queues, Stored};
 use turns::Turns;
@@ -58,6 +58,26 @@ use turns::Turns;
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a request looks at a table again that changes under it.
 const LOOKS_MAX: usize = 2;
+
+/// The longest pause between two attempts to reach the database at a start.
+const START_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Connects, and tries again for a while where the database is away.
+async fn reach(db: &Db, most: Duration) -> Result<sqlx::PgConnection, sqlx::Error> {
+    let deadline = tokio::time::Instant::now() + most;
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match db.connect_directly().await {
+            Err(failure) if admin::may_come(&failure) && tokio::time::Instant::now() + pause < deadline => {
+                let reason = admin::advice(&failure);
+                tracing::warn!(reason, "the database cannot be reached yet; it is tried again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(START_PAUSE_MAX);
+            }
+            reached => return reached,
+        }
+    }
+}
 
 /// What the server's tasks share.
 #[derive(Clone)]
@@ -75,6 +95,8 @@ pub struct PostgresStorage {
     inner: Inner,
     queues: Queues,
     turns: Turns,
+    /// The database's encoding has every character.
+    unicode: bool,
     /// Fires when the storage is closed, or dropped.
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -101,7 +123,8 @@ impl PostgresStorage {
         let shown = DatabaseUrl::Postgres(url.into()).shown();
         let failed = |e: sqlx::Error| OpenError::new(&shown, &admin::advice(&e));
         let db = Db::new(url, limits).map_err(failed)?;
-        let mut connection = db.connect_directly().await.map_err(failed)?;
+        let limits = &admin::named(limits, &db);
+        let mut connection = reach(&db, limits.startup_timeout.get()).await.map_err(failed)?;
         if let Some(reason) = migrate::unfit(&mut connection).await.map_err(failed)? {
             return Err(OpenError::new(&shown, &reason));
         }
@@ -109,7 +132,7 @@ impl PostgresStorage {
             Ok(()) => {}
             // What there is can be read all the same.
             Err(e)
-                if error::storage(&e) == StorageError::ReadOnly
+                if error::code(&e).as_deref() == Some("25006")
                     && migrate::migrated(&mut connection).await.map_err(failed)? > 0 => {}
             Err(e) => return Err(failed(e)),
         }
@@ -147,7 +170,9 @@ impl PostgresStorage {
         let queues = Queues::start(&inner, &stop, &tasks);
         tasks.close();
         let turns = Turns::new(limits, &catalog);
-        Ok(PostgresStorage { inner, queues, turns, stop, tasks })
+        let unicode = scalar("SELECT current_setting('server_encoding') = 'UTF8'").fetch_one(&mut connection);
+        let unicode = unicode.await.map_err(failed)?;
+        Ok(PostgresStorage { inner, queues, turns, unicode, stop, tasks })
     }
 
     /// What is known of an entity type's table.
@@ -162,6 +187,23 @@ impl PostgresStorage {
         self.inner.db.within(work).await.map_err(|e| error::storage(&e))
     }
 
+    /// Whether the database's encoding can write a scope; if not, no row has it.
+    async fn can_write(&self, scope: Option<&Scope>) -> Result<bool, StorageError> {
+        let Some(scope) = scope.filter(|scope| !self.unicode && !scope.as_str().is_ascii()) else {
+            return Ok(true);
+        };
+        self.serve(async {
+            let mut reading = self.inner.db.single().await?;
+            let asked = scalar::<String>("SELECT $1::text").bind(scope.as_str());
+            match asked.fetch_one(reading.connection()).await {
+                Ok(_) => Ok(true),
+                Err(failure) if rows::names_nothing(&failure) => Ok(false),
+                Err(failure) => Err(failure),
+            }
+        })
+        .await
+    }
+
     /// Looks at the tables again: one is not what it was taken for.
     async fn look_again(&self) -> Result<(), StorageError> {
         refresh::look(&self.inner, true).await.map_err(|e| error::storage(&e))
@@ -171,8 +213,9 @@ impl PostgresStorage {
 #[async_trait]
 impl Log for PostgresStorage {
     async fn bounds(&self) -> Result<Head, StorageError> {
+        // By way of the connections for watching: requests that wait for a lock do not hold those.
         self.serve(async {
-            let mut reading = self.inner.db.single().await?;
+            let mut reading = self.inner.db.watching().single().await?;
             let head = log::head(reading.connection()).await?;
             reading.commit().await?;
             Ok(head)
@@ -181,9 +224,13 @@ impl Log for PostgresStorage {
     }
 
     async fn stream_tail(&self, stream: &Selector) -> Result<Head, StorageError> {
+        let nothing = !self.can_write(stream.scope.as_ref()).await?;
         let read = async {
             let mut reading = self.inner.db.single().await?;
-            let seq = log::stream_tail(reading.connection(), stream, i64::MAX).await?;
+            let seq = match nothing {
+                true => Seq::default(),
+                false => log::stream_tail(reading.connection(), stream, i64::MAX).await?,
+            };
             let epoch = log::head(reading.connection()).await?.epoch;
             reading.commit().await?;
             Ok(Head { epoch, seq })
@@ -196,8 +243,13 @@ impl Log for PostgresStorage {
         stream: &Selector,
         chunk: ChunkBuilder,
     ) -> Result<(ChunkBuilder, Kept), StorageError> {
+        let nothing = !self.can_write(stream.scope.as_ref()).await?;
         let read = async {
             let mut reading = self.inner.db.single().await?;
+            if nothing {
+                let everything = Selector { scope: None, ..stream.clone() };
+                return Ok((chunk, log::kept(reading.connection(), &everything).await?));
+            }
             let chunk = log::fill(reading.connection(), stream, chunk).await?;
             // Afterwards: what has left since then is taken for having left before.
             let kept = log::kept(reading.connection(), stream).await?;
@@ -248,6 +300,10 @@ impl Log for PostgresStorage {
 #[async_trait]
 impl Tables for PostgresStorage {
     async fn list(&self, entity: &Arc<EntityType>, query: &ListQuery) -> Result<ListPage, StorageError> {
+        if !self.can_write(query.scope.as_ref()).await? {
+            let tail = *self.inner.shared.head().borrow();
+            return Ok(ListPage { rows: Bytes::from_static(b"[]"), next_after: None, tail });
+        }
         let _turn = self.turns.read(&entity.name).await?;
         let mut looks = 0;
         loop {

@@ -63,6 +63,26 @@ impl Form {
                 };
                 Some(Value::String(pairs.iter().map(pair).collect::<Vec<_>>().join(", ")))
             }
+            (Form::Array(element, _), Value::Array(values)) => {
+                // An array within an array is another dimension of the same.
+                let form = |value: &Value| {
+                    if value.is_array() && !matches!(**element, Form::Words(_)) { self } else { &**element }
+                };
+                let taken: Vec<_> = values.iter().map(|value| form(value).input(value)).collect();
+                let given = values.iter().zip(&taken);
+                let all = given.map(|(value, taken)| taken.clone().unwrap_or_else(|| value.clone()));
+                taken.iter().any(Option::is_some).then(|| Value::Array(all.collect()))
+            }
+            (Form::Record(fields), Value::Object(map)) => {
+                let taken: Vec<_> = fields
+                    .iter()
+                    .filter_map(|(name, form)| Some((name.clone(), form.input(map.get(name)?)?)))
+                    .collect();
+                let mut map = map.clone();
+                let differs = !taken.is_empty();
+                map.extend(taken);
+                differs.then_some(Value::Object(map))
+            }
             _ => None,
         }
     }

@@ -15,10 +15,14 @@ use crate::storage::{Finding, OpenError};
 /// When the file cannot be opened or read.
 pub fn check(path: &Path, config: &Config) -> Result<Vec<Finding>, OpenError> {
     if !path.exists() {
-        return Ok(vec![Finding {
-            fine: true,
-            text: format!("{}: is missing; `bourn serve` will make it", path.display()),
-        }]);
+        let finding = match missing_file(path, config.demo) {
+            Some(error) => Finding { fine: false, text: error.to_string() },
+            None => Finding {
+                fine: true,
+                text: format!("{}: is missing; `bourn serve` will make it", path.display()),
+            },
+        };
+        return Ok(vec![finding]);
     }
     let connection = open_existing(path)?;
     let failed = |e: rusqlite::Error| open_error(path, &e);
@@ -104,6 +108,9 @@ pub fn prepare_sql(path: &Path, config: &Config) -> Result<String, OpenError> {
 /// # Errors
 /// When the file cannot be opened or written.
 pub fn prepare(path: &Path, config: &Config) -> Result<(), OpenError> {
+    if let Some(error) = missing_file(path, config.demo) {
+        return Err(error);
+    }
     let failed = |e: rusqlite::Error| open_error(path, &e);
     let mut connection = connect::writer(path, config.limits.busy_timeout.get()).map_err(failed)?;
     if config.demo {
@@ -117,6 +124,18 @@ pub fn prepare(path: &Path, config: &Config) -> Result<(), OpenError> {
         }
     }
     transaction.commit().map_err(failed)
+}
+
+/// Why a file that is missing cannot be made: only the demo's can, for another one lacks the application's tables.
+pub(super) fn missing_file(path: &Path, demo: bool) -> Option<OpenError> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    let reason = match directory {
+        _ if path.exists() => return None,
+        Some(directory) if !directory.is_dir() => "there is no such file, and no such directory",
+        _ if demo => return None,
+        _ => "there is no such file; it must have the application's tables before they can be streamed",
+    };
+    Some(OpenError::new(&path.display(), &reason))
 }
 
 fn open_existing(path: &Path) -> Result<Connection, OpenError> {

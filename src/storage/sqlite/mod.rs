@@ -139,6 +139,9 @@ impl SqliteStorage {
         demo: bool,
         supervisor: &Supervisor,
     ) -> Result<SqliteStorage, OpenError> {
+        if let Some(error) = admin::missing_file(path, demo) {
+            return Err(error);
+        }
         let busy = limits.busy_timeout.get();
         let failed = |e: rusqlite::Error| open_error(path, &e);
         let mut connection = connect::writer(path, busy).map_err(failed)?;

@@ -40,9 +40,17 @@ impl Leader<'_> {
         Ok(())
     }
 
-    fn change(&mut self, relation: u32, kind: Kind) {
+    fn change(&mut self, relation: u32, mut kind: Kind) {
         let Some(open) = self.open.as_ref().filter(|open| !open.covered) else { return };
         let Some(Some(source)) = self.sources.get(&relation) else { return };
+        match &mut kind {
+            Kind::Insert(new) | Kind::Update(None, new) => source.layout.name_as_json(new),
+            Kind::Update(Some(old), new) => {
+                source.layout.name_as_json(&mut old.tuple);
+                source.layout.name_as_json(new);
+            }
+            Kind::Delete(old) => source.layout.name_as_json(&mut old.tuple),
+        }
         let change = Change {
             source: source.clone(),
             kind,

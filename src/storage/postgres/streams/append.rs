@@ -19,7 +19,7 @@ use crate::storage::postgres::connect::statement;
 use crate::storage::postgres::session::Session;
 use crate::storage::streams::entry::{Entry, FRESH_ROOM_BYTES};
 use crate::storage::streams::rules::ProducerState;
-use crate::storage::streams::{AppendError, AppendStream, Appended, StreamChange, unix_millis};
+use crate::storage::streams::{AppendError, AppendStream, Appended, StreamChange};
 
 /// Most bytes of appends that share a commit, but for the one that crosses the last of them.
 const BATCH_BYTES: usize = 16 << 20;
@@ -123,7 +123,10 @@ impl Lane {
         let mut attempts = 0;
         let done = loop {
             attempts += 1;
-            match self.try_commit(&jobs).await {
+            let db = self.inner.db.clone();
+            let tried = db.in_time(self.try_commit(&jobs)).await;
+            // What was given up may have been done all the same.
+            match tried.unwrap_or_else(|error| Err(Failed { error, unsure: true })) {
                 Ok(answers) => break Ok(answers),
                 Err(failed) => {
                     if failed.unsure {
@@ -151,7 +154,7 @@ impl Lane {
     }
 
     async fn try_commit(&mut self, jobs: &[Job]) -> Result<Answers, Failed> {
-        let now = unix_millis();
+        let now = self.inner.stored.now();
         let mut transaction = self.inner.db.begin().await?;
         let mut entries = self.lock(&mut transaction, jobs).await?;
         know_producers(&mut transaction, jobs, &mut entries).await?;

@@ -1,6 +1,5 @@
 //! Removing streams. A stream that forks still need is kept without being seen; what nobody needs any more loses its path
-//! at once and its bytes little by little. Every server removes what has expired, one of them at a time, and all of it
-//! may be done twice.
+//! at once and its bytes little by little. Every server removes what has expired; all of it may be done twice.
 
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use super::control::Worker;
 use super::rows::{broken, has_forks, number};
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::postgres::session::Session;
-use crate::storage::streams::{StreamChange, unix_millis};
+use crate::storage::streams::StreamChange;
 
 /// How often it is looked whether streams have expired.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -74,7 +73,7 @@ pub(super) async fn remove(
     if state != 0 {
         return Ok(Removed::Kept);
     }
-    let expired = deadline.is_some_and(|deadline| deadline <= unix_millis());
+    let expired = deadline.is_some_and(|deadline| deadline <= worker.inner.stored.now());
     if expired_only && !expired {
         return Ok(Removed::InUse);
     }
@@ -154,44 +153,54 @@ pub(super) async fn run(mut worker: Worker, stop: CancellationToken) {
     }
 }
 
-/// Removes some of it; says whether there may be more.
+/// Removes some of it; says whether there may be more. A stream's removal is a transaction of its own, and never begins
+/// while another connection is held.
 async fn step(worker: &mut Worker) -> Result<bool, sqlx::Error> {
     let db = worker.inner.db.clone();
-    let mut reading = db.single().await?;
+    let Some(expired) = db.within(wanted(worker)).await? else { return Ok(false) };
+    for path in &expired {
+        let path = StreamPath::new(path).map_err(|_| broken("path"))?;
+        worker.remove_in_time(&path, true).await?;
+    }
+    let remove_dead = async {
+        let mut transaction = db.begin().await?;
+        let mine: bool =
+            scalar("SELECT pg_try_advisory_xact_lock($1)").bind(LOCK).fetch_one(&mut *transaction).await?;
+        let mut some = false;
+        if mine {
+            some = remove_rows(&mut transaction).await?;
+            forget_writers(&mut transaction).await?;
+        }
+        transaction.commit().await?;
+        Ok(some)
+    };
+    Ok(db.within(remove_dead).await? || !expired.is_empty())
+}
+
+/// Paths of streams that have expired; nothing if there is nothing to do at all.
+async fn wanted(worker: &Worker) -> Result<Option<Vec<String>>, sqlx::Error> {
+    let now = worker.inner.stored.now();
+    let mut reading = worker.inner.db.single().await?;
     let wanted: bool = scalar(
         "SELECT EXISTS (SELECT 1 FROM bourn.streams WHERE deadline <= $1) \
          OR EXISTS (SELECT 1 FROM bourn.streams WHERE state = 2) \
          OR EXISTS (SELECT 1 FROM bourn.stream_writers WHERE id <> 0 AND seen_at < now() - $2::interval)",
     )
-    .bind(unix_millis())
+    .bind(now)
     .bind(WRITER_GONE)
     .fetch_one(reading.connection())
     .await?;
-    drop(reading);
-    if !wanted {
-        return Ok(false);
-    }
-    // Held for the whole step.
-    let mut transaction = db.begin().await?;
-    let mine: bool =
-        scalar("SELECT pg_try_advisory_xact_lock($1)").bind(LOCK).fetch_one(&mut *transaction).await?;
-    if !mine {
-        return Ok(false);
-    }
-    let expired: Vec<String> =
-        scalar("SELECT path FROM bourn.streams WHERE deadline <= $1 AND state = 0 LIMIT $2")
-            .bind(unix_millis())
+    let mut expired = None;
+    if wanted {
+        let paths = scalar("SELECT path FROM bourn.streams WHERE deadline <= $1 AND state = 0 LIMIT $2")
+            .bind(now)
             .bind(EXPIRED_AT_ONCE)
-            .fetch_all(&mut *transaction)
+            .fetch_all(reading.connection())
             .await?;
-    for path in &expired {
-        let path = StreamPath::new(path).map_err(|_| broken("path"))?;
-        remove(worker, &path, true).await?;
+        expired = Some(paths);
     }
-    let some = remove_rows(&mut transaction).await?;
-    forget_writers(&mut transaction).await?;
-    transaction.commit().await?;
-    Ok(some || !expired.is_empty())
+    reading.commit().await?;
+    Ok(expired)
 }
 
 /// Removes some rows of a stream that is to be removed; says whether there was one.

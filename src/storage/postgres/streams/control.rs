@@ -18,7 +18,7 @@ use crate::storage::postgres::session::Session;
 use crate::storage::streams::beginning::{Beginning, Unborn, leaves_at};
 use crate::storage::streams::entry::Entry;
 use crate::storage::streams::rules::{lifetime_columns, matches};
-use crate::storage::streams::{CreateError, CreateStream, Created, FindError, StreamChange, unix_millis};
+use crate::storage::streams::{CreateError, CreateStream, Created, FindError, StreamChange};
 
 /// How often something is tried that another server came before.
 const ATTEMPTS: usize = 8;
@@ -90,7 +90,7 @@ impl Worker {
     }
 
     async fn delete(&mut self, path: &StreamPath) -> Result<(), FindError> {
-        let removed = remove(self, path, false).await.map_err(|e| error::storage(&e))?;
+        let removed = self.remove_in_time(path, false).await.map_err(|e| error::storage(&e))?;
         match removed {
             Removed::Missing => Err(FindError::Missing),
             Removed::Kept => Err(FindError::Gone),
@@ -100,14 +100,41 @@ impl Worker {
         }
     }
 
+    /// What a piece of work came to. What was given up may have been done all the same.
+    fn known<T>(&mut self, tried: Result<Result<T, sqlx::Error>, sqlx::Error>) -> Result<T, sqlx::Error> {
+        tried.unwrap_or_else(|late| {
+            self.inner.stored.unsure(&mut self.counter);
+            Err(late)
+        })
+    }
+
+    /// Removes the stream at a path within the time that is for it.
+    pub(super) async fn remove_in_time(
+        &mut self,
+        path: &StreamPath,
+        expired_only: bool,
+    ) -> Result<Removed, sqlx::Error> {
+        let db = self.inner.db.clone();
+        let tried = db.in_time(remove(self, path, expired_only)).await;
+        self.known(tried)
+    }
+
     async fn create(&mut self, create: &CreateStream) -> Result<Created, CreateError> {
         for _ in 0..ATTEMPTS {
-            let attempt = self.try_create(create).await.map_err(|e| error::storage(&e))?;
+            let db = self.inner.db.clone();
+            let tried = db.in_time(self.try_create(create)).await;
+            let attempt = match self.known(tried) {
+                // A deadlock: the database gave this one up for another's sake.
+                Err(failure) if matches!(error::code(&failure).as_deref(), Some("40001" | "40P01")) => {
+                    Attempt::Again
+                }
+                attempt => attempt.map_err(|e| error::storage(&e))?,
+            };
             match attempt {
                 Attempt::Done(result) => return result,
                 Attempt::Again => {}
                 Attempt::Expired => {
-                    remove(self, &create.path, true).await.map_err(|e| error::storage(&e))?;
+                    self.remove_in_time(&create.path, true).await.map_err(|e| error::storage(&e))?;
                 }
             }
         }
@@ -115,7 +142,7 @@ impl Worker {
     }
 
     async fn try_create(&mut self, create: &CreateStream) -> Result<Attempt, sqlx::Error> {
-        let now = unix_millis();
+        let now = self.inner.stored.now();
         let mut transaction = self.inner.db.begin().await?;
         let source = create.fork.as_ref().map(|fork| &fork.source);
         let (there, source) = self.lock(&mut transaction, &create.path, source).await?;

@@ -3,6 +3,7 @@
 //! the database; [`news`] is how the servers tell each other.
 
 mod append;
+mod clock;
 mod collect;
 mod control;
 mod news;
@@ -21,11 +22,11 @@ use tokio::sync::{Mutex, broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Inner, PostgresStorage, error};
+use super::{Inner, PostgresStorage};
 use crate::storage::StorageError;
 use crate::storage::streams::{
     AppendError, AppendStream, Appended, CreateError, CreateStream, Created, FillError, FindError,
-    StreamChange, StreamInfo, Streams, unix_millis,
+    StreamChange, StreamInfo, Streams,
 };
 use append::Lane;
 use control::Worker;
@@ -117,7 +118,7 @@ impl Streams for PostgresStorage {
     }
 
     async fn find_stream(&self, path: &StreamPath) -> Result<Arc<StreamInfo>, FindError> {
-        let now = unix_millis();
+        let now = self.inner.stored.now();
         let find = async {
             let mut reading = self.inner.db.single().await?;
             let found = reading::find(reading.connection(), &self.inner.stored, path).await?;
@@ -127,9 +128,10 @@ impl Streams for PostgresStorage {
                 }
                 _ => None,
             };
+            reading.commit().await?;
             Ok((found, forked))
         };
-        match find.await.map_err(|e| error::storage(&e))? {
+        match self.serve(find).await? {
             (None, _) | (_, Some(false)) => Err(FindError::Missing),
             (_, Some(true)) => Err(FindError::Gone),
             (Some(entry), None) if entry.deleted => Err(FindError::Gone),
@@ -138,7 +140,7 @@ impl Streams for PostgresStorage {
     }
 
     fn touch_stream(&self, stream: &StreamInfo) {
-        let Some((saved, wanted)) = stream.read_at(unix_millis()) else { return };
+        let Some((saved, wanted)) = stream.read_at(self.inner.stored.now()) else { return };
         if self.queues.lane(&stream.path, append::Job::Touch(stream.path.clone(), wanted)).is_err() {
             stream.saved_deadline.store(saved, Ordering::Relaxed);
         }
@@ -149,8 +151,13 @@ impl Streams for PostgresStorage {
         stream: &StreamInfo,
         chunk: StoredChunkBuilder,
     ) -> Result<(StoredChunkBuilder, bool), FillError> {
-        let mut reading = self.inner.db.single().await.map_err(|e| error::storage(&e))?;
-        reading::fill(reading.connection(), stream, chunk).await.map_err(|e| error::storage(&e))?
+        let fill = async {
+            let mut reading = self.inner.db.single().await?;
+            let filled = reading::fill(reading.connection(), stream, chunk).await?;
+            reading.commit().await?;
+            Ok(filled)
+        };
+        self.serve(fill).await?
     }
 
     async fn list_streams(
@@ -158,9 +165,13 @@ impl Streams for PostgresStorage {
         after: Option<&StreamPath>,
         limit: usize,
     ) -> Result<Vec<StreamPath>, StorageError> {
-        let mut reading = self.inner.db.single().await.map_err(|e| error::storage(&e))?;
-        let listed = reading::list(reading.connection(), after, limit, unix_millis()).await;
-        listed.map_err(|e| error::storage(&e))
+        let list = async {
+            let mut reading = self.inner.db.single().await?;
+            let listed = reading::list(reading.connection(), after, limit, self.inner.stored.now()).await?;
+            reading.commit().await?;
+            Ok(listed)
+        };
+        self.serve(list).await
     }
 
     fn stream_changes(&self) -> broadcast::Receiver<Arc<[StreamChange]>> {

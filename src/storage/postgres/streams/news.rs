@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use bourn_protocol::{Seq, StreamPath};
 use sqlx::Row;
@@ -15,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::super::Inner;
 use super::super::connect::Db;
+use super::clock::Clock;
 use crate::storage::postgres::connect::statement;
 use crate::storage::streams::{Segment, StreamChange};
 
@@ -40,6 +42,7 @@ pub(in super::super) struct Stored {
     heard: Mutex<HashMap<i64, Heard>>,
     own: Mutex<HashSet<i64>>,
     lineages: Mutex<HashMap<u64, Arc<[Segment]>>>,
+    clock: Clock,
 }
 
 /// What the others have not been told yet.
@@ -172,7 +175,13 @@ impl Stored {
             heard: Mutex::default(),
             own: Mutex::default(),
             lineages: Mutex::default(),
+            clock: Clock::new(),
         }
+    }
+
+    /// Now, in Unix milliseconds, by the database's clock.
+    pub(super) fn now(&self) -> i64 {
+        self.clock.now()
     }
 
     /// A writer of this server's.
@@ -246,10 +255,21 @@ impl Stored {
     /// Looks how many commits the other servers have made. Those that were there at the last look already should have been
     /// told of by now; without a connection that hears, all should have been.
     pub(in super::super) async fn look(&self, db: &Db, hears: bool) -> Result<(), sqlx::Error> {
-        let mut reading = db.single().await?;
-        let rows =
-            statement("SELECT id, commits FROM bourn.stream_writers").fetch_all(reading.connection()).await?;
-        drop(reading);
+        let asked = Instant::now();
+        let read = async {
+            let mut reading = db.single().await?;
+            let rows = statement(
+                "SELECT id, commits, (extract(epoch FROM clock_timestamp()) * 1000)::int8 FROM bourn.stream_writers",
+            )
+            .fetch_all(reading.connection())
+            .await?;
+            reading.commit().await?;
+            Ok(rows)
+        };
+        let rows = db.within(read).await?;
+        if let Some(row) = rows.first() {
+            self.clock.read(row.try_get(2)?, asked);
+        }
         let mut there = HashMap::new();
         for row in rows {
             there.insert(row.try_get::<i64, _>(0)?, row.try_get::<i64, _>(1)?);
@@ -309,13 +329,16 @@ impl Stored {
         if owed.is_empty() {
             return Ok(());
         }
-        let mut telling = db.single().await?;
-        statement("SELECT pg_notify($1, text) FROM unnest($2::text[]) text")
-            .bind(CHANNEL)
-            .bind(owed.write(self.server))
-            .execute(telling.connection())
-            .await?;
-        telling.commit().await
+        let telling = async {
+            let mut telling = db.single().await?;
+            statement("SELECT pg_notify($1, text) FROM unnest($2::text[]) text")
+                .bind(CHANNEL)
+                .bind(owed.write(self.server))
+                .execute(telling.connection())
+                .await?;
+            telling.commit().await
+        };
+        db.within(telling).await
     }
 
     /// The lineage of a fork, read if it is not known.
