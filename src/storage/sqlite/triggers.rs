@@ -7,10 +7,11 @@
 //! unless the connection has `recursive_triggers` on. A replaced row of the same key is recognised here by the
 //! log, which still has it alive.
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
+use sha2::{Digest, Sha256};
 
 use super::sql::{field, ident, key_text, literal, row_json, scope_text, transaction_of, visible};
-use crate::entity::{EntityType, TableSchema, managed};
+use crate::entity::{Column, ColumnKind, EntityType, TableSchema, managed};
 
 /// The triggers of an entity type, as their names end.
 const EVENTS: [&str; 5] = ["insert", "hide", "update", "turn", "delete"];
@@ -43,13 +44,24 @@ pub(super) fn all(entity: &EntityType, schema: &TableSchema) -> Vec<Trigger> {
     [maker.insert(), maker.update(), maker.turn(), maker.delete()].into_iter().chain(hide).collect()
 }
 
-/// Drops and makes triggers so that exactly the wanted ones are there; says whether the table is to be compared
-/// with the log, because changes may have been missed. Inside the caller's transaction.
-pub(super) fn install(
+/// The triggers that are there.
+pub(super) struct Found {
+    /// By name, with their statements.
+    installed: Vec<(String, String)>,
+    /// They are the wanted ones.
+    pub(super) fit: bool,
+    /// The table is to be compared with the log, because changes may have been missed.
+    pub(super) compare: bool,
+    /// Another server made them, for another configuration than this one's.
+    pub(super) others: bool,
+}
+
+/// Looks which triggers there are.
+pub(super) fn look(
     connection: &Connection,
     entity: &EntityType,
     wanted: &[Trigger],
-) -> rusqlite::Result<bool> {
+) -> rusqlite::Result<Found> {
     let installed: Vec<(String, String, i64)> = connection
         .prepare_cached("SELECT name, sql, rowid FROM sqlite_master WHERE type = 'trigger' AND name IN (?1, ?2, ?3, ?4, ?5)")?
         .query_map(EVENTS.map(|event| name(entity, event)), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
@@ -66,24 +78,66 @@ pub(super) fn install(
             |row| row.get(0),
         )?;
     // A trigger on a renamed table keeps its name and is rewritten by SQLite, so it differs and goes.
-    let same = !newer
+    let fit = !newer
         && installed.len() == wanted.len()
         && wanted.iter().all(|trigger| {
             installed.iter().any(|(name, sql, _)| *name == trigger.name && *sql == trigger.sql)
         });
-    if same {
-        let mut known = connection
-            .prepare_cached("SELECT 1 FROM bourn_entities WHERE entity_type = ?1 AND reconciled")?;
-        return Ok(!known.exists([&*entity.name])?);
+    let known: Option<(bool, Option<String>)> = connection
+        .prepare_cached("SELECT reconciled, configuration FROM bourn_entities WHERE entity_type = ?1")?
+        .query_row([&*entity.name], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let (reconciled, made_for) = known.unwrap_or_default();
+    let others =
+        !fit && !installed.is_empty() && made_for.is_some_and(|made_for| made_for != configuration(entity));
+    let installed = installed.into_iter().map(|(name, sql, _)| (name, sql)).collect();
+    Ok(Found { installed, fit, compare: !reconciled, others })
+}
+
+/// Drops and makes triggers so that exactly the wanted ones are there; says whether the table is to be compared
+/// with the log. Inside the caller's transaction.
+pub(super) fn install(
+    connection: &Connection,
+    entity: &EntityType,
+    wanted: &[Trigger],
+) -> rusqlite::Result<bool> {
+    let found = look(connection, entity, wanted)?;
+    if found.fit {
+        return Ok(found.compare);
     }
-    for (name, ..) in installed {
+    for (name, _) in found.installed {
         connection.execute_batch(&format!("DROP TRIGGER {}", ident(&name)))?;
     }
     for trigger in wanted {
         connection.execute_batch(&trigger.sql)?;
     }
     set_reconciled(connection, entity, false)?;
+    connection
+        .prepare_cached("UPDATE bourn_entities SET configuration = ?2 WHERE entity_type = ?1")?
+        .execute([&*entity.name, &configuration(entity)])?;
     Ok(true)
+}
+
+/// What tells a configuration of an entity type from another one: the triggers that it makes, and so does the version of
+/// this program, for a table of one of each kind of column.
+fn configuration(entity: &EntityType) -> String {
+    use ColumnKind::{Any, Blob, Boolean, Integer, Json, Numeric, Real, Text, Timestamp};
+    let kinds = [Any, Blob, Boolean, Integer, Json, Numeric, Real, Text, Timestamp];
+    let of_kinds = kinds.iter().enumerate().map(|(i, kind)| (format!("c{i}"), *kind));
+    let managed = [managed::TRANSACTIONS, managed::LAST_CLIENT_ID, managed::DELETED_AT];
+    let named = [Some(entity.key.as_str()), entity.scope.as_deref()].into_iter().flatten().chain(managed);
+    let columns = named.map(|name| (name.to_owned(), Text)).chain(of_kinds).map(|(name, kind)| Column {
+        name,
+        kind,
+        required: false,
+        has_default: false,
+        generated: false,
+    });
+    let mut hash = Sha256::new();
+    for trigger in all(entity, &TableSchema { columns: columns.collect() }) {
+        hash.update(trigger.sql);
+    }
+    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Notes whether the log has the entity type's table as it is.
@@ -93,7 +147,10 @@ pub(super) fn set_reconciled(
     reconciled: bool,
 ) -> rusqlite::Result<()> {
     connection
-        .prepare_cached("INSERT INTO bourn_entities VALUES (?1, ?2) ON CONFLICT (entity_type) DO UPDATE SET reconciled = ?2")?
+        .prepare_cached(
+            "INSERT INTO bourn_entities (entity_type, reconciled) VALUES (?1, ?2) \
+             ON CONFLICT (entity_type) DO UPDATE SET reconciled = ?2",
+        )?
         .execute(rusqlite::params![&*entity.name, reconciled])?;
     Ok(())
 }
