@@ -5,6 +5,7 @@
 //! processes; a [`pool`] of connections reads.
 
 mod admin;
+mod clashes;
 mod connect;
 mod error;
 mod introspect;
