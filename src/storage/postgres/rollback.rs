@@ -130,7 +130,7 @@ async fn take_back(
             None => Ok(()),
         };
     }
-    let previous = undo::previous(activity)?;
+    let previous = undo::previous(activity, &table.checked)?;
     let columns = undo::previous_columns(entity, &table.checked, &previous, context.transaction.as_str());
     let mut values: Map<String, Value> =
         columns.into_iter().map(|(column, value)| (column.name.clone(), value)).collect();

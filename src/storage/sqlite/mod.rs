@@ -6,6 +6,7 @@
 
 mod admin;
 mod beside;
+mod clashes;
 mod connect;
 mod error;
 mod events;
