@@ -138,7 +138,7 @@ impl Beside {
             match handle.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    std::thread::sleep(LOCK_RETRY);
+                    std::thread::park_timeout(LOCK_RETRY);
                 }
                 Err(error) => return Err(error.into()),
             }
