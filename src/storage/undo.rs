@@ -8,7 +8,7 @@ use bourn_protocol::{Action, Seq, TransactionId};
 use serde_json::{Map, Value};
 
 use super::{Activity, Dependent, Undone, WriteError};
-use crate::entity::{Catalog, Column, EntityType, TableSchema, managed};
+use crate::entity::{Catalog, Column, EntityType, TableSchema};
 
 /// What the plan must know of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -176,16 +176,17 @@ pub(super) fn previous_columns<'a>(
     previous: &Map<String, Value>,
     transaction: &str,
 ) -> Vec<(&'a Column, Value)> {
-    let skipped = [managed::LAST_CLIENT_ID, managed::MODIFIED_AT];
+    let kept = &schema.kept;
     schema
         .columns
         .iter()
         .filter(|column| {
-            !column.generated && column.name != entity.key && !skipped.contains(&column.name.as_str())
+            let skipped = [&kept.last_client_id, &kept.modified_at];
+            !column.generated && column.name != entity.key && !skipped.contains(&&Some(column.name.clone()))
         })
         .filter_map(|column| {
             let value = previous.get(&column.name)?;
-            let value = match column.name == managed::TRANSACTIONS {
+            let value = match kept.transactions.as_ref() == Some(&column.name) {
                 true => stamp(value.get("insert").and_then(Value::as_str), Some(transaction)),
                 false => value.clone(),
             };

@@ -191,6 +191,7 @@ impl WriterThread {
                         keys = current.looked_at,
                         "the log has the table as it is"
                     );
+                    self.count_left_out(&current.entity, &current.schema);
                     reconciles.pop_front();
                 }
             }

@@ -11,7 +11,7 @@ use super::error;
 use super::log::{COLUMNS, read_activity};
 use super::mutate::{Context, Done, bind};
 use super::sql::ident;
-use crate::entity::{Column, EntityType, TableSchema, managed};
+use crate::entity::{Column, EntityType, TableSchema};
 use crate::storage::undo::{self, Need, Plan};
 use crate::storage::{Activity, WriteError};
 
@@ -94,7 +94,8 @@ impl Context<'_> {
             let row = self.row(entity, &schema, key)?.unwrap_or_default();
             let now: Map<String, Value> = serde_json::from_slice(&row).unwrap_or_default();
             sets.retain(|(column, _)| {
-                now.get(&column.name) != previous.get(&column.name) || column.name == managed::TRANSACTIONS
+                now.get(&column.name) != previous.get(&column.name)
+                    || schema.kept.transactions.as_ref() == Some(&column.name)
             });
             return self.set(entity, &schema, key, &sets, "update");
         }
@@ -105,7 +106,7 @@ impl Context<'_> {
         let places = vec!["?"; sets.len()].join(", ");
         let sql = format!("INSERT INTO {} ({}) VALUES ({places})", ident(&entity.table), names.join(", "));
         let values = sets.into_iter().map(|(_, value)| value).collect();
-        self.in_context(!schema.has(managed::TRANSACTIONS), || self.execute(&sql, values))
+        self.in_context(schema.kept.transactions.is_none(), || self.execute(&sql, values))
     }
 }
 

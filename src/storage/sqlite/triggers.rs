@@ -10,8 +10,8 @@
 use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
 
-use super::sql::{field, ident, key_text, literal, row_json, scope_text, transaction_of, visible};
-use crate::entity::{EntityType, TableSchema, managed};
+use super::sql::{field, ident, key_text, literal, nameable, row_json, scope_text, transaction_of, visible};
+use crate::entity::{EntityType, TableSchema};
 
 /// The triggers of an entity type, as their names end.
 const EVENTS: [&str; 5] = ["insert", "hide", "update", "turn", "delete"];
@@ -40,7 +40,7 @@ struct Entry<'a> {
 /// The triggers of an entity type whose table has these columns.
 pub(super) fn all(entity: &EntityType, schema: &TableSchema) -> Vec<Trigger> {
     let maker = Maker { entity, schema };
-    let hide = schema.has(managed::DELETED_AT).then(|| maker.hide());
+    let hide = schema.kept.deleted_at.is_some().then(|| maker.hide());
     [maker.insert(), maker.update(), maker.turn(), maker.delete()].into_iter().chain(hide).collect()
 }
 
@@ -152,6 +152,14 @@ pub(super) fn set_reconciled(
     Ok(())
 }
 
+/// The path of a column in a row's JSON.
+fn json_path(column: &str) -> String {
+    match column.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        true => format!("$.{column}"),
+        false => format!("$.\"{column}\""),
+    }
+}
+
 fn name(entity: &EntityType, event: &str) -> String {
     format!("bourn_{}__{event}", entity.name)
 }
@@ -201,8 +209,8 @@ impl Maker<'_> {
     /// A row is replaced by one that is deleted softly.
     fn hide(&self) -> Trigger {
         let (transaction, client) = self.inserted_by(&["delete", "update", "insert"]);
-        let has_key = format!("{} IS NOT NULL", field("NEW", &self.entity.key));
-        let when = format!("{has_key} AND NOT {}", visible(self.entity, self.schema, "NEW"));
+        let named = nameable(self.entity, "NEW");
+        let when = format!("({named}) AND NOT {}", visible(self.entity, self.schema, "NEW"));
         self.trigger("hide", &when, &[self.left_behind(&transaction, &client, "1")])
     }
 
@@ -223,16 +231,18 @@ impl Maker<'_> {
     /// Whose an inserted row is: the first of its ids that the last version of the key in the log had not. A row
     /// that was put back as it had been carries nobody's.
     fn inserted_by(&self, actions: &[&str]) -> (String, String) {
-        if !self.schema.has(managed::TRANSACTIONS) {
+        let Some(ids) = &self.schema.kept.transactions else {
             return (self.context("transaction_id"), self.context("client_id"));
-        }
+        };
+        let ids = json_path(ids);
         let cases: Vec<String> = actions
             .iter()
             .map(|action| {
                 let new = self.transaction("NEW", action);
                 let known = format!(
-                    "(SELECT CAST(json_extract(value, '$.transactions.{action}') AS TEXT) FROM activities \
+                    "(SELECT CAST(json_extract(value, {}) AS TEXT) FROM activities \
                      WHERE entity_id = {} AND entity_type = {} AND value IS NOT NULL ORDER BY seq DESC LIMIT 1)",
+                    literal(&format!("{ids}.{action}")),
                     key_text(self.entity, "NEW"),
                     literal(&self.entity.name)
                 );
@@ -240,13 +250,13 @@ impl Maker<'_> {
             })
             .collect();
         let transaction = format!("CASE {} END", cases.join(" "));
-        let client = match self.schema.has(managed::LAST_CLIENT_ID) {
-            true => {
+        let client = match &self.schema.kept.last_client_id {
+            Some(column) => {
                 let first = format!("NOT EXISTS (SELECT 1 FROM {})", self.logged("NEW", "1"));
-                let client = field("NEW", managed::LAST_CLIENT_ID);
+                let client = field("NEW", column);
                 format!("CASE WHEN {first} OR ({transaction}) IS NOT NULL THEN {client} END")
             }
-            false => "NULL".into(),
+            None => "NULL".into(),
         };
         (transaction, client)
     }
@@ -308,11 +318,9 @@ impl Maker<'_> {
             literal(&self.entity.name)
         );
         let stamped = format!("CASE WHEN {stamp} IS NOT NULL AND NOT {used} THEN {stamp} END");
-        let client = match self.schema.has(managed::LAST_CLIENT_ID) {
-            true => {
-                format!("CASE WHEN {stamped} IS NOT NULL THEN {} END", field("OLD", managed::LAST_CLIENT_ID))
-            }
-            false => "NULL".into(),
+        let client = match &self.schema.kept.last_client_id {
+            Some(column) => format!("CASE WHEN {stamped} IS NOT NULL THEN {} END", field("OLD", column)),
+            None => "NULL".into(),
         };
         let deleted = self.entry(&Entry {
             action: "'delete'".into(),
@@ -359,7 +367,7 @@ impl Maker<'_> {
     /// The first of the row's transaction ids that this statement changed. A writer that left `transactions`
     /// as it was knows nothing of them, and passes none on.
     fn changed_transaction(&self, actions: &[&str]) -> String {
-        if !self.schema.has(managed::TRANSACTIONS) {
+        if self.schema.kept.transactions.is_none() {
             return self.context("transaction_id");
         }
         let cases: Vec<String> = actions
@@ -374,10 +382,8 @@ impl Maker<'_> {
 
     /// The client, where the statement gave a transaction id or another client than the row had.
     fn changed_client(&self, actions: &[&str]) -> String {
-        if !self.schema.has(managed::LAST_CLIENT_ID) {
-            return self.context("client_id");
-        }
-        let (old, new) = (field("OLD", managed::LAST_CLIENT_ID), field("NEW", managed::LAST_CLIENT_ID));
+        let Some(column) = &self.schema.kept.last_client_id else { return self.context("client_id") };
+        let (old, new) = (field("OLD", column), field("NEW", column));
         format!(
             "CASE WHEN {new} IS NOT {old} OR ({}) IS NOT NULL THEN {new} END",
             self.changed_transaction(actions)
@@ -402,7 +408,7 @@ impl Maker<'_> {
             .schema
             .columns
             .iter()
-            .filter(|column| !managed::BOOKKEEPING.contains(&column.name.as_str()))
+            .filter(|column| !self.schema.kept.is_bookkeeping(&column.name))
             .map(|column| {
                 let name = serde_json::Value::String(column.name.clone()).to_string();
                 format!(
@@ -427,16 +433,17 @@ impl Maker<'_> {
 
     /// Nothing changed but who is about to delete the row: the delete that follows says it.
     fn announces_delete(&self) -> String {
-        if !self.schema.has(managed::TRANSACTIONS) {
+        let kept = &self.schema.kept;
+        if kept.transactions.is_none() {
             return "0".into();
         }
         let (old, new) = (self.transaction("OLD", "delete"), self.transaction("NEW", "delete"));
-        let quiet = [managed::TRANSACTIONS, managed::LAST_CLIENT_ID];
+        let quiet = [&kept.transactions, &kept.last_client_id];
         let others: Vec<String> = self
             .schema
             .columns
             .iter()
-            .filter(|column| !quiet.contains(&column.name.as_str()))
+            .filter(|column| !quiet.iter().any(|name| name.as_ref() == Some(&column.name)))
             .map(|column| Self::differs(&column.name))
             .collect();
         let groups: Vec<String> =

@@ -310,6 +310,7 @@ impl WriterThread {
             let looked = self.look_at(entity);
             match looked {
                 Ok((Ok(schema), compare)) => {
+                    self.count_left_out(entity, &schema);
                     let schema = Arc::new(schema);
                     entity.set_state(TableState::Ready(schema.clone()));
                     let same = |reconcile: &Reconcile| {
@@ -347,6 +348,16 @@ impl WriterThread {
             }
         }
         reconciles
+    }
+
+    /// Looks for rows whose keys cannot be told.
+    pub(super) fn count_left_out(&self, entity: &EntityType, schema: &TableSchema) {
+        match introspect::left_out(&self.connection, entity, schema) {
+            Ok(reason) => self.shared.left_out(&entity.name, reason),
+            Err(error) => {
+                tracing::warn!(entity = &*entity.name, %error, "cannot count the rows that are left out")
+            }
+        }
     }
 
     /// Looks at a table, and makes sure the triggers fit it; gives its columns, or why it cannot be streamed, and whether it is to
