@@ -176,6 +176,8 @@ settings! {
     follow_interval("BOURN_FOLLOW_INTERVAL"): Span = "1s";
     /// How long changes captured from PostgreSQL may wait for one another while many come.
     capture_gather("BOURN_CAPTURE_GATHER"): Span = "10ms";
+    /// Memory for changes from PostgreSQL that wait to be appended to the log; what is beyond it waits in the database.
+    capture_memory("BOURN_CAPTURE_MEMORY"): Size = "64MiB";
     /// How long the server that captures from PostgreSQL may be silent before another takes over.
     leader_timeout("BOURN_LEADER_TIMEOUT"): Span = "3s";
     /// How long superseded versions and deletions stay in the streams; `0s` keeps all of them.

@@ -183,7 +183,10 @@ pub(super) async fn table(
     let identity = identity(connection, oid, &entity.key).await?;
     let parts: Vec<String> = scalar(
         "SELECT concat_ws(' ', p.relid::oid, c.relfilenode) FROM pg_partition_tree($1::int8::oid::regclass) p \
-         JOIN pg_class c ON c.oid = p.relid WHERE p.isleaf ORDER BY 1",
+         JOIN pg_class c ON c.oid = p.relid WHERE p.isleaf \
+         UNION ALL SELECT concat_ws(' ', 'f', c.relfilenode) FROM pg_class c WHERE c.oid = $1::int8::oid AND c.relkind = 'r' \
+         UNION ALL SELECT concat_ws(' ', 'e', e.oid, e.enumlabel) FROM pg_enum e WHERE e.enumtypid IN \
+           (SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped) ORDER BY 1",
     )
     .bind(oid)
     .fetch_all(&mut *connection)
@@ -372,8 +375,8 @@ async fn in_primary_key(connection: &mut PgConnection, oid: i64, key: &str) -> R
     .await
 }
 
-/// `parts` are those of a partitioned table and their files: the stream does not tell of parts that come, go, or are
-/// truncated by themselves.
+/// `parts` are those of a partitioned table, the files that the rows are in, and the labels of enumerations: the stream
+/// does not report parts that come, go, or are truncated by themselves, rows that are rewritten, and labels that are renamed.
 fn signature(
     oid: i64,
     entity: &EntityType,

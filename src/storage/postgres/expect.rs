@@ -112,7 +112,7 @@ async fn last_change(
 ) -> Result<Option<LastChange>, sqlx::Error> {
     let row = statement(
         "SELECT transaction_id, commit_id, action = 'create' FROM bourn.activities \
-         WHERE entity_id = $1 AND entity_type = $2 ORDER BY seq DESC LIMIT 1",
+         WHERE hashtextextended(entity_id, 0) = hashtextextended($1, 0) AND entity_id = $1 AND entity_type = $2 ORDER BY seq DESC LIMIT 1",
     )
     .bind(key)
     .bind(entity_type)

@@ -1,6 +1,7 @@
 //! What the columns of a row mean: which one is the key, which the scope, and how each becomes JSON. The same
 //! layout serves rows of the replication stream and rows that were selected, so their JSON is the same.
 
+use bourn_protocol::TransactionId;
 use bourn_protocol::json::push_string;
 use serde_json::Value;
 
@@ -39,15 +40,18 @@ pub(super) struct Stamps {
 }
 
 impl Stamps {
-    /// Reads them; what is no such object holds none.
+    /// Reads them; what is no such object holds none, and what cannot be a transaction id is none.
     pub(super) fn read(json: Option<&str>) -> Stamps {
         let Some(Ok(Value::Object(mut map))) = json.map(serde_json::from_str) else {
             return Stamps::default();
         };
-        let mut take = |name: &str| match map.remove(name)? {
-            Value::String(text) => Some(text),
-            Value::Number(number) => Some(number.to_string()),
-            _ => None,
+        let mut take = |name: &str| {
+            let id = match map.remove(name)? {
+                Value::String(text) => text,
+                Value::Number(number) => number.to_string(),
+                _ => return None,
+            };
+            TransactionId::new(&id).is_ok().then_some(id)
         };
         Stamps { insert: take("insert"), update: take("update"), delete: take("delete") }
     }

@@ -71,7 +71,7 @@ async fn plan(
     while let Some(need) = plan.need()? {
         plan.give(match &need {
             Need::Later { entity_type, entity_id, after } => {
-                let condition = "entity_id = $1 AND entity_type = $2 AND seq > $3";
+                let condition = "hashtextextended(entity_id, 0) = hashtextextended($1, 0) AND entity_id = $1 AND entity_type = $2 AND seq > $3";
                 let query = statement(AssertSqlSafe(select(condition)));
                 read(connection, query.bind(entity_id).bind(entity_type).bind(after.as_i64())).await?
             }
