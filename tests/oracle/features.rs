@@ -4,13 +4,9 @@
 /// What is left out. A name goes from this list when the fault it stands for is fixed.
 const KNOWN_TROUBLE: &[&str] = &[
     // Values and names.
-    "dollar-names",
     "float-keys",
-    "hstore",
     "inet-keys",
     "long-keys",
-    "numeric-keys",
-    "vectors",
     // Keys of SQLite's that are no text.
     "blob-keys",
     "invalid-utf8",
@@ -25,11 +21,7 @@ const KNOWN_TROUBLE: &[&str] = &[
     "change-type",
     "rewrite-values",
     // Trouble.
-    "cancel",
-    "half-open",
-    "row-locks",
     "stalled-network",
-    "table-locks",
 ];
 
 /// Whether a kind of input or trouble takes part in this run. The empty name always does.
