@@ -40,9 +40,6 @@ impl Context<'_> {
                 ConflictPolicy::LastWriteWins => Ok(stamps),
             };
         };
-        if table.layout.transactions.is_none() {
-            return Err(WriteError::NoExpectations);
-        }
         let actual = self.current_id(connection, entity, table, key, &stamps).await?;
         if actual.as_deref() == Some(expected.as_str()) {
             return Ok(stamps);

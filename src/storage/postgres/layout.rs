@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::pgoutput::{Cell, Tuple};
 use super::value::Form;
-use crate::entity::{EntityType, managed};
+use crate::entity::{EntityType, Kept};
 
 /// The columns of a table's rows, in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,13 +81,14 @@ impl Layout {
     /// The layout of rows with these columns, if they have the entity type's key and scope.
     pub(super) fn new(
         entity: &EntityType,
+        kept: &Kept,
         columns: impl IntoIterator<Item = (String, Form)>,
     ) -> Option<Layout> {
         let column = |(name, form): (String, Form)| {
             let mut member = Vec::with_capacity(name.len() + 3);
             push_string(&mut member, &name);
             member.push(b':');
-            LayoutColumn { bookkeeping: managed::BOOKKEEPING.contains(&name.as_str()), name, member, form }
+            LayoutColumn { bookkeeping: kept.is_bookkeeping(&name), name, member, form }
         };
         let columns: Vec<_> = columns.into_iter().map(column).collect();
         let find = |name: &str| columns.iter().position(|column| column.name == name);
@@ -98,9 +99,9 @@ impl Layout {
         Some(Layout {
             key: find(&entity.key)?,
             scope,
-            deleted_at: find(managed::DELETED_AT),
-            transactions: find(managed::TRANSACTIONS),
-            client: find(managed::LAST_CLIENT_ID),
+            deleted_at: kept.deleted_at.as_deref().and_then(find),
+            transactions: kept.transactions.as_deref().and_then(find),
+            client: kept.last_client_id.as_deref().and_then(find),
             columns,
         })
     }

@@ -14,7 +14,7 @@ use super::rollback;
 use super::rows::{self, names_nothing};
 use super::sql::{by_key, ident, texts};
 use super::{PostgresStorage, error};
-use crate::entity::{EntityType, managed};
+use crate::entity::EntityType;
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{Mutation, Operation, StorageError, Undone, WriteError, Written, undo};
 
@@ -42,7 +42,7 @@ pub(super) struct Context<'a> {
 #[derive(Default)]
 pub(super) struct Sets {
     pub(super) values: Map<String, Value>,
-    pub(super) now: Vec<&'static str>,
+    pub(super) now: Vec<String>,
 }
 
 /// Does a mutation that was not done before, or says what became of it. What another session's work has foiled, a
@@ -143,20 +143,20 @@ impl Context<'_> {
         if let Some(key) = key {
             sets.values.insert(entity.key.clone(), Value::String(key));
         }
-        let has = |name: &str| table.column(name).is_some();
-        if has(managed::TRANSACTIONS) {
+        let kept = &table.checked.kept;
+        if let Some(name) = &kept.transactions {
             let stamp = undo::stamp(Some(self.transaction.as_str()), None);
-            sets.values.insert(managed::TRANSACTIONS.into(), stamp);
+            sets.values.insert(name.clone(), stamp);
         }
-        if has(managed::LAST_CLIENT_ID) {
-            sets.values.insert(managed::LAST_CLIENT_ID.into(), self.client_value());
+        if let Some(name) = &kept.last_client_id {
+            sets.values.insert(name.clone(), self.client_value());
         }
         let required = |name: &str| table.checked.column(name).is_some_and(|column| column.required);
-        if has(managed::CREATED_AT) && !columns.contains_key(managed::CREATED_AT) {
-            sets.now.push(managed::CREATED_AT);
+        if let Some(name) = kept.created_at.as_ref().filter(|name| !columns.contains_key(*name)) {
+            sets.now.push(name.clone());
         }
-        if required(managed::MODIFIED_AT) {
-            sets.now.push(managed::MODIFIED_AT);
+        if let Some(name) = kept.modified_at.as_ref().filter(|name| required(name)) {
+            sets.now.push(name.clone());
         }
         let row = self.insert(connection, &table, &sets).await?;
         self.done(&table, &row)
@@ -169,8 +169,8 @@ impl Context<'_> {
         table: &Table,
         sets: &Sets,
     ) -> Result<PgRow, WriteError> {
-        let names = sets.values.keys().map(String::as_str).chain(sets.now.iter().copied());
-        let names: Vec<String> = names.map(ident).collect();
+        let names = sets.values.keys().chain(&sets.now);
+        let names: Vec<String> = names.map(|name| ident(name)).collect();
         let sources = sets.values.keys().map(|name| format!("r.{}", ident(name)));
         let sources: Vec<String> = sources.chain(sets.now.iter().map(|name| now_as(table, name))).collect();
         let insert = match names.is_empty() {
@@ -228,9 +228,11 @@ impl Context<'_> {
         stamps: &Stamps,
         action: &str,
     ) -> Result<PgRow, WriteError> {
-        let has = |name: &str| table.column(name).is_some();
-        let given = |sets: &Sets, name: &str| sets.values.contains_key(name) || sets.now.contains(&name);
-        if has(managed::TRANSACTIONS) && !given(&sets, managed::TRANSACTIONS) {
+        let kept = &table.checked.kept;
+        let given = |sets: &Sets, name: &str| {
+            sets.values.contains_key(name) || sets.now.iter().any(|now| now == name)
+        };
+        if let Some(column) = kept.transactions.as_ref().filter(|name| !given(&sets, name)) {
             let own = |name: &str, known: &Option<String>| match name == action {
                 true => Some(self.transaction.to_string()),
                 false => known.clone(),
@@ -240,13 +242,13 @@ impl Context<'_> {
                 "update": own("update", &stamps.update),
                 "delete": own("delete", &stamps.delete),
             });
-            sets.values.insert(managed::TRANSACTIONS.into(), stamped);
+            sets.values.insert(column.clone(), stamped);
         }
-        if has(managed::LAST_CLIENT_ID) && !given(&sets, managed::LAST_CLIENT_ID) {
-            sets.values.insert(managed::LAST_CLIENT_ID.into(), self.client_value());
+        if let Some(name) = kept.last_client_id.as_ref().filter(|name| !given(&sets, name)) {
+            sets.values.insert(name.clone(), self.client_value());
         }
-        if has(managed::MODIFIED_AT) && !given(&sets, managed::MODIFIED_AT) {
-            sets.now.push(managed::MODIFIED_AT);
+        if let Some(name) = kept.modified_at.as_ref().filter(|name| !given(&sets, name)) {
+            sets.now.push(name.clone());
         }
         let values = sets.values.keys().map(|name| format!("{n} = r.{n}", n = ident(name)));
         let times = sets.now.iter().map(|name| format!("{} = {}", ident(name), now_as(table, name)));
@@ -280,8 +282,8 @@ impl Context<'_> {
         key: &str,
         stamps: &Stamps,
     ) -> Result<PgRow, WriteError> {
-        if table.column(managed::DELETED_AT).is_some() {
-            let sets = Sets { values: Map::new(), now: vec![managed::DELETED_AT] };
+        if let Some(name) = &table.checked.kept.deleted_at {
+            let sets = Sets { values: Map::new(), now: vec![name.clone()] };
             return self.set(connection, table, key, sets, stamps, "delete").await;
         }
         let sql =

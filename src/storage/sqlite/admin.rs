@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use super::history::{self, History};
 use super::{connect, introspect, open_error, triggers};
 use crate::config::Config;
-use crate::entity::{Catalog, TableSchema, managed};
+use crate::entity::Catalog;
 use crate::storage::{Finding, OpenError};
 
 /// Looks at the database without changing it.
@@ -45,26 +45,33 @@ pub fn check(path: &Path, config: &Config) -> Result<Vec<Finding>, OpenError> {
             Err(reason) => add(false, format!("{name}: {reason}")),
             Ok(schema) => {
                 add(true, format!("{name}: table `{}` with {} columns", entity.table, schema.columns.len()));
-                let absent = |column: &str, lacks: &str| {
-                    missing(&schema, column).map(|_| format!("{name}: no column `{column}`: {lacks}"))
-                };
-                let advice = [
-                    absent(
-                        managed::TRANSACTIONS,
-                        "writers in SQL cannot give transaction ids, and there is no optimistic lock",
+                for text in &schema.left_alone {
+                    add(true, format!("{name}: {text}"));
+                }
+                let kept = &schema.kept;
+                let lacks = [
+                    (
+                        kept.transactions.is_none(),
+                        "transactions",
+                        "writers in SQL cannot give transaction ids",
                     ),
-                    absent(managed::LAST_CLIENT_ID, "writers in SQL cannot say which client they write for"),
-                    absent(managed::DELETED_AT, "rows are deleted for good"),
+                    (
+                        kept.last_client_id.is_none(),
+                        "last_client_id",
+                        "writers in SQL cannot say which client they write for",
+                    ),
+                    (kept.deleted_at.is_none(), "deleted_at", "rows are deleted for good"),
                 ];
-                advice.into_iter().flatten().for_each(|text| add(true, text));
+                for (_, column, lack) in lacks.into_iter().filter(|(lacking, ..)| *lacking) {
+                    add(true, format!("{name}: no column serves as `{column}`: {lack}"));
+                }
+                if let Some(reason) = introspect::left_out(&connection, entity, &schema).map_err(failed)? {
+                    add(false, format!("{name}: {reason}; {}", introspect::LEFT_OUT_REMEDY));
+                }
             }
         }
     }
     Ok(findings)
-}
-
-fn missing<'a>(schema: &TableSchema, column: &'a str) -> Option<&'a str> {
-    (!schema.has(column)).then_some(column)
 }
 
 /// The SQL that prepares the database: the log's tables and the triggers.

@@ -6,6 +6,7 @@
 
 mod admin;
 mod beside;
+mod clashes;
 mod connect;
 mod error;
 mod events;
@@ -82,6 +83,8 @@ struct Status {
     reconciling: BTreeMap<String, u64>,
     /// Entity types whose triggers another server made for another configuration.
     shared_differently: BTreeSet<String>,
+    /// Rows that are left out, by entity type; in words.
+    left_out: BTreeMap<String, String>,
 }
 
 impl Shared {
@@ -125,6 +128,21 @@ impl Shared {
 
     fn lag(&self, lag: u64) {
         self.with(|status| status.lag = lag);
+    }
+
+    /// Takes what there is to say of the rows of an entity type that are left out.
+    fn left_out(&self, entity: &str, reason: Option<String>) {
+        if let Some(reason) = &reason {
+            tracing::warn!(entity, reason, remedy = introspect::LEFT_OUT_REMEDY);
+        }
+        self.with(|status| match reason {
+            Some(reason) => {
+                status.left_out.insert(entity.to_owned(), reason);
+            }
+            None => {
+                status.left_out.remove(entity);
+            }
+        });
     }
 
     fn reconciling(&self, entity: &str, looked_at: Option<u64>) {
@@ -349,6 +367,13 @@ impl Capture for SqliteStorage {
                     reason: SHARED_DIFFERENTLY.into(),
                     remedy: SAME_CONFIGURATION.into(),
                 })
+                .chain(status.left_out.iter().map(|(entity_type, reason)| Condition {
+                    entity_type: entity_type.clone(),
+                    stopped: false,
+                    key: None,
+                    reason: reason.clone(),
+                    remedy: introspect::LEFT_OUT_REMEDY.into(),
+                }))
                 .collect(),
             ..CaptureStatus::default()
         })

@@ -10,13 +10,15 @@
 use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
 
-use super::sql::{field, ident, key_text, literal, row_json, scope_text, transaction_of, visible};
-use crate::entity::{Column, ColumnKind, EntityType, TableSchema, managed};
+use super::clashes;
+use super::sql::{field, ident, key_text, literal, nameable, row_json, scope_text, transaction_of, visible};
+use crate::config::KeptColumn;
+use crate::entity::{Column, ColumnKind, EntityType, Kept, TableSchema};
 
 /// The triggers of an entity type, as their names end.
 const EVENTS: [&str; 5] = ["insert", "hide", "update", "turn", "delete"];
 
-const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
+pub(super) const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
 
 /// One trigger: its name and the statement that makes it.
 pub(super) struct Trigger {
@@ -40,8 +42,9 @@ struct Entry<'a> {
 /// The triggers of an entity type whose table has these columns.
 pub(super) fn all(entity: &EntityType, schema: &TableSchema) -> Vec<Trigger> {
     let maker = Maker { entity, schema };
-    let hide = schema.has(managed::DELETED_AT).then(|| maker.hide());
-    [maker.insert(), maker.update(), maker.turn(), maker.delete()].into_iter().chain(hide).collect()
+    let hide = schema.kept.deleted_at.is_some().then(|| maker.hide());
+    let own = [maker.insert(), maker.update(), maker.turn(), maker.delete()].into_iter().chain(hide);
+    own.chain(clashes::all(entity, schema)).collect()
 }
 
 /// The triggers that are there.
@@ -62,9 +65,14 @@ pub(super) fn look(
     entity: &EntityType,
     wanted: &[Trigger],
 ) -> rusqlite::Result<Found> {
+    let names: Vec<String> =
+        EVENTS.iter().chain(&clashes::EVENTS).map(|event| literal(&name(entity, event))).collect();
     let installed: Vec<(String, String, i64)> = connection
-        .prepare_cached("SELECT name, sql, rowid FROM sqlite_master WHERE type = 'trigger' AND name IN (?1, ?2, ?3, ?4, ?5)")?
-        .query_map(EVENTS.map(|event| name(entity, event)), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .prepare(&format!(
+            "SELECT name, sql, rowid FROM sqlite_master WHERE type = 'trigger' AND name IN ({})",
+            names.join(", ")
+        ))?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<Result<_, _>>()?;
     // SQLite fires the newest trigger first. Ours must be that: one of the application's that changes the row once
     // more would be logged before the change it follows.
@@ -124,17 +132,32 @@ fn configuration(entity: &EntityType) -> String {
     use ColumnKind::{Any, Blob, Boolean, Integer, Json, Numeric, Real, Text, Timestamp};
     let kinds = [Any, Blob, Boolean, Integer, Json, Numeric, Real, Text, Timestamp];
     let of_kinds = kinds.iter().enumerate().map(|(i, kind)| (format!("c{i}"), *kind));
-    let managed = [managed::TRANSACTIONS, managed::LAST_CLIENT_ID, managed::DELETED_AT];
-    let named = [Some(entity.key.as_str()), entity.scope.as_deref()].into_iter().flatten().chain(managed);
-    let columns = named.map(|name| (name.to_owned(), Text)).chain(of_kinds).map(|(name, kind)| Column {
+    let name = |configured: &KeptColumn, usual: &str| match configured {
+        KeptColumn::Usual => Some(usual.to_owned()),
+        KeptColumn::Named(name) => Some(name.clone()),
+        KeptColumn::Off => None,
+    };
+    let kept = Kept {
+        transactions: name(&entity.kept.transactions, "transactions"),
+        last_client_id: name(&entity.kept.last_client_id, "last_client_id"),
+        created_at: name(&entity.kept.created_at, "created_at"),
+        modified_at: name(&entity.kept.modified_at, "modified_at"),
+        deleted_at: name(&entity.kept.deleted_at, "deleted_at"),
+    };
+    let named =
+        [Some(&entity.key), entity.scope.as_ref(), kept.transactions.as_ref(), kept.last_client_id.as_ref()];
+    let named = named.into_iter().chain([kept.deleted_at.as_ref()]).flatten();
+    let columns = named.map(|name| (name.clone(), Text)).chain(of_kinds).map(|(name, kind)| Column {
         name,
         kind,
         required: false,
         has_default: false,
         generated: false,
+        rowid: false,
     });
+    let schema = TableSchema { columns: columns.collect(), kept, left_alone: Vec::new(), unique: Vec::new() };
     let mut hash = Sha256::new();
-    for trigger in all(entity, &TableSchema { columns: columns.collect() }) {
+    for trigger in all(entity, &schema) {
         hash.update(trigger.sql);
     }
     hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
@@ -155,7 +178,15 @@ pub(super) fn set_reconciled(
     Ok(())
 }
 
-fn name(entity: &EntityType, event: &str) -> String {
+/// The path of a column in a row's JSON.
+fn json_path(column: &str) -> String {
+    match column.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        true => format!("$.{column}"),
+        false => format!("$.\"{column}\""),
+    }
+}
+
+pub(super) fn name(entity: &EntityType, event: &str) -> String {
     format!("bourn_{}__{event}", entity.name)
 }
 
@@ -204,8 +235,8 @@ impl Maker<'_> {
     /// A row is replaced by one that is deleted softly.
     fn hide(&self) -> Trigger {
         let (transaction, client) = self.inserted_by(&["delete", "update", "insert"]);
-        let has_key = format!("{} IS NOT NULL", field("NEW", &self.entity.key));
-        let when = format!("{has_key} AND NOT {}", visible(self.entity, self.schema, "NEW"));
+        let named = nameable(self.entity, "NEW");
+        let when = format!("({named}) AND NOT {}", visible(self.entity, self.schema, "NEW"));
         self.trigger("hide", &when, &[self.left_behind(&transaction, &client, "1")])
     }
 
@@ -226,16 +257,18 @@ impl Maker<'_> {
     /// Whose an inserted row is: the first of its ids that the last version of the key in the log had not. A row
     /// that was put back as it had been carries nobody's.
     fn inserted_by(&self, actions: &[&str]) -> (String, String) {
-        if !self.schema.has(managed::TRANSACTIONS) {
+        let Some(ids) = &self.schema.kept.transactions else {
             return (self.context("transaction_id"), self.context("client_id"));
-        }
+        };
+        let ids = json_path(ids);
         let cases: Vec<String> = actions
             .iter()
             .map(|action| {
                 let new = self.transaction("NEW", action);
                 let known = format!(
-                    "(SELECT CAST(json_extract(value, '$.transactions.{action}') AS TEXT) FROM activities \
+                    "(SELECT CAST(json_extract(value, {}) AS TEXT) FROM activities \
                      WHERE entity_id = {} AND entity_type = {} AND value IS NOT NULL ORDER BY seq DESC LIMIT 1)",
+                    literal(&format!("{ids}.{action}")),
                     key_text(self.entity, "NEW"),
                     literal(&self.entity.name)
                 );
@@ -243,13 +276,13 @@ impl Maker<'_> {
             })
             .collect();
         let transaction = format!("CASE {} END", cases.join(" "));
-        let client = match self.schema.has(managed::LAST_CLIENT_ID) {
-            true => {
+        let client = match &self.schema.kept.last_client_id {
+            Some(column) => {
                 let first = format!("NOT EXISTS (SELECT 1 FROM {})", self.logged("NEW", "1"));
-                let client = field("NEW", managed::LAST_CLIENT_ID);
+                let client = field("NEW", column);
                 format!("CASE WHEN {first} OR ({transaction}) IS NOT NULL THEN {client} END")
             }
-            false => "NULL".into(),
+            None => "NULL".into(),
         };
         (transaction, client)
     }
@@ -311,11 +344,9 @@ impl Maker<'_> {
             literal(&self.entity.name)
         );
         let stamped = format!("CASE WHEN {stamp} IS NOT NULL AND NOT {used} THEN {stamp} END");
-        let client = match self.schema.has(managed::LAST_CLIENT_ID) {
-            true => {
-                format!("CASE WHEN {stamped} IS NOT NULL THEN {} END", field("OLD", managed::LAST_CLIENT_ID))
-            }
-            false => "NULL".into(),
+        let client = match &self.schema.kept.last_client_id {
+            Some(column) => format!("CASE WHEN {stamped} IS NOT NULL THEN {} END", field("OLD", column)),
+            None => "NULL".into(),
         };
         let deleted = self.entry(&Entry {
             action: "'delete'".into(),
@@ -362,7 +393,7 @@ impl Maker<'_> {
     /// The first of the row's transaction ids that this statement changed. A writer that left `transactions`
     /// as it was knows nothing of them, and passes none on.
     fn changed_transaction(&self, actions: &[&str]) -> String {
-        if !self.schema.has(managed::TRANSACTIONS) {
+        if self.schema.kept.transactions.is_none() {
             return self.context("transaction_id");
         }
         let cases: Vec<String> = actions
@@ -377,10 +408,8 @@ impl Maker<'_> {
 
     /// The client, where the statement gave a transaction id or another client than the row had.
     fn changed_client(&self, actions: &[&str]) -> String {
-        if !self.schema.has(managed::LAST_CLIENT_ID) {
-            return self.context("client_id");
-        }
-        let (old, new) = (field("OLD", managed::LAST_CLIENT_ID), field("NEW", managed::LAST_CLIENT_ID));
+        let Some(column) = &self.schema.kept.last_client_id else { return self.context("client_id") };
+        let (old, new) = (field("OLD", column), field("NEW", column));
         format!(
             "CASE WHEN {new} IS NOT {old} OR ({}) IS NOT NULL THEN {new} END",
             self.changed_transaction(actions)
@@ -405,7 +434,7 @@ impl Maker<'_> {
             .schema
             .columns
             .iter()
-            .filter(|column| !managed::BOOKKEEPING.contains(&column.name.as_str()))
+            .filter(|column| !self.schema.kept.is_bookkeeping(&column.name))
             .map(|column| {
                 let name = serde_json::Value::String(column.name.clone()).to_string();
                 format!(
@@ -430,16 +459,17 @@ impl Maker<'_> {
 
     /// Nothing changed but who is about to delete the row: the delete that follows says it.
     fn announces_delete(&self) -> String {
-        if !self.schema.has(managed::TRANSACTIONS) {
+        let kept = &self.schema.kept;
+        if kept.transactions.is_none() {
             return "0".into();
         }
         let (old, new) = (self.transaction("OLD", "delete"), self.transaction("NEW", "delete"));
-        let quiet = [managed::TRANSACTIONS, managed::LAST_CLIENT_ID];
+        let quiet = [&kept.transactions, &kept.last_client_id];
         let others: Vec<String> = self
             .schema
             .columns
             .iter()
-            .filter(|column| !quiet.contains(&column.name.as_str()))
+            .filter(|column| !quiet.iter().any(|name| name.as_ref() == Some(&column.name)))
             .map(|column| Self::differs(&column.name))
             .collect();
         let groups: Vec<String> =

@@ -435,6 +435,7 @@ impl WriterThread {
             let looked = self.look_at(entity);
             match looked {
                 Ok((Ok(schema), compare)) => {
+                    self.count_left_out(entity, &schema);
                     let schema = Arc::new(schema);
                     entity.set_state(TableState::Ready(schema.clone()));
                     let same = |reconcile: &Reconcile| {
@@ -506,6 +507,16 @@ impl WriterThread {
         Ok((schema, compare))
     }
 
+    /// Looks for rows whose keys cannot be told.
+    fn count_left_out(&self, entity: &crate::entity::EntityType, schema: &crate::entity::TableSchema) {
+        match introspect::left_out(&self.connection, entity, schema) {
+            Ok(reason) => self.shared.left_out(&entity.name, reason),
+            Err(error) => {
+                tracing::warn!(entity = &*entity.name, %error, "cannot count the rows that are left out")
+            }
+        }
+    }
+
     /// Takes out some of what is old; says whether there may be more.
     fn retention_step(&self) -> bool {
         let Some(retention) = self.retention else { return false };
@@ -558,6 +569,7 @@ impl WriterThread {
                         keys = current.looked_at,
                         "the log has the table as it is"
                     );
+                    self.count_left_out(&current.entity, &current.schema);
                     reconciles.pop_front();
                 }
             }
