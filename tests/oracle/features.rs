@@ -20,8 +20,11 @@ const KNOWN_TROUBLE: &[&str] = &[
     // Schema changes.
     "change-type",
     "rewrite-values",
-    // Trouble.
+    // Trouble. A comparison whose statement is cancelled never ends.
+    "cancel",
     "stalled-network",
+    // Readers that change between two servers of one SQLite file are told that their offset is gone.
+    "two-servers-on-a-file",
 ];
 
 /// Whether a kind of input or trouble takes part in this run. The empty name always does.
