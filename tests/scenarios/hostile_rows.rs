@@ -191,7 +191,10 @@ async fn rows_that_were_there_before_the_server_are_served_or_left_out_everywher
 
 #[tokio::test]
 async fn rows_that_other_processes_write_are_served_or_left_out_everywhere() {
-    let mut bourn = Bourn::start_with(&config(), &[], |database| sqlite3(database, &tables())).await;
+    let mut bourn = Bourn::start_with(&config(), &[], |database| {
+        sqlite3(database, &tables());
+    })
+    .await;
     for case in CASES {
         bourn.sql(case.statements);
     }

@@ -126,7 +126,8 @@ async fn a_commit_of_another_process_is_an_event_without_any_polling() {
     }
     waits.sort();
     println!("from the commit to the event: p50 {:?}, max {:?}", waits[25], waits[49]);
-    assert!(waits[25] < Duration::from_millis(50), "{waits:?}");
+    // Far below the poll, also on a disk and processors that others use.
+    assert!(waits[25] < Duration::from_millis(500), "{waits:?}");
 }
 
 #[tokio::test]

@@ -29,6 +29,8 @@ const WITNESS_BYTES: usize = 56;
 /// Where the marks begin.
 const MARKS_AT: u64 = 512;
 const MARK_BYTES: usize = 24;
+/// By how much the file grows at a time: what does not make it longer is on the disk sooner.
+const GROWTH_BYTES: usize = 16 << 10;
 /// How long another server may hold the lock before marking is given up for now.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_RETRY: Duration = Duration::from_micros(200);
@@ -136,7 +138,7 @@ impl Beside {
             match handle.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    std::thread::sleep(LOCK_RETRY);
+                    std::thread::park_timeout(LOCK_RETRY);
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -168,6 +170,10 @@ impl Locked<'_> {
     pub(super) fn add(&self, mark: Mark) -> io::Result<()> {
         let mut marks = Marks::clone(&self.marks());
         let index = marks.0.len();
+        let length = self.file()?.metadata()?.len().max(MARKS_AT);
+        if place_of(index + 1) > length {
+            self.file()?.write_all_at(&vec![0; GROWTH_BYTES], length)?;
+        }
         self.file()?.write_all_at(&encode_mark(self.epoch, index as u64, mark), place_of(index))?;
         self.file()?.sync_data()?;
         marks.0.push(mark);
@@ -177,7 +183,14 @@ impl Locked<'_> {
 
     /// Removes all marks, once they are folded into the database or of no use any more.
     pub(super) fn clear(&self) -> io::Result<()> {
-        self.file()?.set_len(MARKS_AT)?;
+        let length = self.file()?.metadata()?.len();
+        if length > MARKS_AT + GROWTH_BYTES as u64 {
+            self.file()?.set_len(MARKS_AT + GROWTH_BYTES as u64)?;
+        }
+        if length > MARKS_AT {
+            let used = usize::try_from(length - MARKS_AT).unwrap_or(GROWTH_BYTES).min(GROWTH_BYTES);
+            self.file()?.write_all_at(&vec![0; used], MARKS_AT)?;
+        }
         self.publish(Marks::default());
         Ok(())
     }

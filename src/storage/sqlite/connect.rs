@@ -12,7 +12,7 @@ const MIGRATIONS: [(i64, &str); 5] = [
     (1, include_str!("../../../migrations/sqlite/0001_log.sql")),
     (2, include_str!("../../../migrations/sqlite/0002_streams.sql")),
     (3, include_str!("../../../migrations/sqlite/0003_retention.sql")),
-    (4, include_str!("../../../migrations/sqlite/0004_configuration.sql")),
+    (4, include_str!("../../../migrations/sqlite/0004_triggers.sql")),
     (5, include_str!("../../../migrations/sqlite/0005_clashes.sql")),
 ];
 pub(super) const DEMO: &str = include_str!("../../../migrations/sqlite/demo.sql");

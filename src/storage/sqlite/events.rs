@@ -124,7 +124,7 @@ mod linux {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "waiting for file events failed");
-                    std::thread::sleep(patience);
+                    std::thread::park_timeout(patience);
                     return Waited::Nothing;
                 }
             }

@@ -1,10 +1,12 @@
 //! SQLite, the embedded database: one file, any number of processes that write it.
 //!
-//! Capture is by [`triggers`] inside each writer's transaction; the [`sequencer`] marks where transactions end;
+//! Capture is by [`triggers`] inside each writer's transaction; the [`sequencer`] marks where transactions end, in a file
+//! [`beside`] the database; [`history`] notices a database that is not the one that was served;
 //! the [`writer`] thread does our own mutations, many to a commit; the [`watch`] thread notices other
 //! processes; a [`pool`] of connections reads.
 
 mod admin;
+mod background;
 mod beside;
 mod clashes;
 mod connect;

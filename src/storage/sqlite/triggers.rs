@@ -12,8 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::clashes;
 use super::sql::{field, ident, key_text, literal, nameable, row_json, scope_text, transaction_of, visible};
-use crate::config::KeptColumn;
-use crate::entity::{Column, ColumnKind, EntityType, Kept, TableSchema};
+use crate::entity::{EntityType, TableSchema};
 
 /// The triggers of an entity type, as their names end.
 const EVENTS: [&str; 5] = ["insert", "hide", "update", "turn", "delete"];
@@ -92,13 +91,14 @@ pub(super) fn look(
             installed.iter().any(|(name, sql, _)| *name == trigger.name && *sql == trigger.sql)
         });
     let known: Option<(bool, Option<String>)> = connection
-        .prepare_cached("SELECT reconciled, configuration FROM bourn_entities WHERE entity_type = ?1")?
+        .prepare_cached("SELECT reconciled, triggers FROM bourn_entities WHERE entity_type = ?1")?
         .query_row([&*entity.name], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let (reconciled, made_for) = known.unwrap_or_default();
-    let others =
-        !fit && !installed.is_empty() && made_for.is_some_and(|made_for| made_for != configuration(entity));
-    let installed = installed.into_iter().map(|(name, sql, _)| (name, sql)).collect();
+    let (reconciled, made) = known.unwrap_or_default();
+    let installed: Vec<_> = installed.into_iter().map(|(name, sql, _)| (name, sql)).collect();
+    // As a server made them, but not as this one makes them.
+    let there = digest(installed.iter().map(|(name, sql)| (name.as_str(), sql.as_str())));
+    let others = !fit && made.is_some_and(|made| made == there && made != digest_of(wanted));
     Ok(Found { installed, fit, compare: !reconciled, others })
 }
 
@@ -121,44 +121,25 @@ pub(super) fn install(
     }
     set_reconciled(connection, entity, false)?;
     connection
-        .prepare_cached("UPDATE bourn_entities SET configuration = ?2 WHERE entity_type = ?1")?
-        .execute([&*entity.name, &configuration(entity)])?;
+        .prepare_cached("UPDATE bourn_entities SET triggers = ?2 WHERE entity_type = ?1")?
+        .execute([&*entity.name, &digest_of(wanted)])?;
     Ok(true)
 }
 
-/// What tells a configuration of an entity type from another one: the triggers that it makes, and so does the version of
-/// this program, for a table of one of each kind of column.
-fn configuration(entity: &EntityType) -> String {
-    use ColumnKind::{Any, Blob, Boolean, Integer, Json, Numeric, Real, Text, Timestamp};
-    let kinds = [Any, Blob, Boolean, Integer, Json, Numeric, Real, Text, Timestamp];
-    let of_kinds = kinds.iter().enumerate().map(|(i, kind)| (format!("c{i}"), *kind));
-    let name = |configured: &KeptColumn, usual: &str| match configured {
-        KeptColumn::Usual => Some(usual.to_owned()),
-        KeptColumn::Named(name) => Some(name.clone()),
-        KeptColumn::Off => None,
-    };
-    let kept = Kept {
-        transactions: name(&entity.kept.transactions, "transactions"),
-        last_client_id: name(&entity.kept.last_client_id, "last_client_id"),
-        created_at: name(&entity.kept.created_at, "created_at"),
-        modified_at: name(&entity.kept.modified_at, "modified_at"),
-        deleted_at: name(&entity.kept.deleted_at, "deleted_at"),
-    };
-    let named =
-        [Some(&entity.key), entity.scope.as_ref(), kept.transactions.as_ref(), kept.last_client_id.as_ref()];
-    let named = named.into_iter().chain([kept.deleted_at.as_ref()]).flatten();
-    let columns = named.map(|name| (name.clone(), Text)).chain(of_kinds).map(|(name, kind)| Column {
-        name,
-        kind,
-        required: false,
-        has_default: false,
-        generated: false,
-        rowid: false,
-    });
-    let schema = TableSchema { columns: columns.collect(), kept, left_alone: Vec::new(), unique: Vec::new() };
+fn digest_of(wanted: &[Trigger]) -> String {
+    digest(wanted.iter().map(|trigger| (trigger.name.as_str(), trigger.sql.as_str())))
+}
+
+/// What tells these triggers from others.
+fn digest<'a>(triggers: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut triggers: Vec<_> = triggers.collect();
+    triggers.sort_unstable();
     let mut hash = Sha256::new();
-    for trigger in all(entity, &schema) {
-        hash.update(trigger.sql);
+    for (name, sql) in triggers {
+        hash.update(name);
+        hash.update([0]);
+        hash.update(sql);
+        hash.update([0]);
     }
     hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -89,7 +89,7 @@ impl Watcher {
                     news_at = if news { Some(Instant::now()) } else { news_at };
                     self.shared.watcher_stands(None);
                     if waited == Waited::Event {
-                        std::thread::sleep(if news { AFTER_NEWS } else { AFTER_NOTHING });
+                        std::thread::park_timeout(if news { AFTER_NEWS } else { AFTER_NOTHING });
                     }
                 }
                 Err(failure) => {
@@ -97,7 +97,7 @@ impl Watcher {
                     self.shared.watcher_stands(Some(failure.to_string()));
                     // Looked at again, whatever its content is counted as.
                     self.data_version = -1;
-                    std::thread::sleep(AFTER_NOTHING);
+                    std::thread::park_timeout(AFTER_NOTHING);
                 }
             }
         }

@@ -17,16 +17,11 @@ use super::reconcile::Reconcile;
 use super::streams::{StreamJob, StreamWriter};
 use super::subscriptions::SubscriptionJob;
 use super::watch::WRITING_FOR;
-use super::{
-    Shared, admin, advance, connect, error, introspect, log, mutate, retention, sequencer, triggers,
-};
+use super::{Shared, advance, error, introspect, mutate, sequencer, triggers};
 use crate::entity::{Catalog, EntityType, TableSchema, TableState};
 use crate::storage::retention::Retention;
 use crate::storage::{Head, Mutation, StorageError, Version, WriteError, Written};
 
-/// How long folding and reconciling wait for another process that holds the database. Both are tried again, and
-/// mutations must not wait behind them.
-const BACKGROUND_PATIENCE: Duration = Duration::from_millis(100);
 /// How often expired rows of the ledger are looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 /// How long a table is left alone after a step of comparing it, as a multiple of what the step took: the write lock is free
@@ -36,9 +31,10 @@ const GAP: u32 = 1;
 const GAP_AMONG_WRITERS: u32 = 3;
 
 /// How long the thread sleeps at a time while nothing is to be done yet.
-const TICK: Duration = Duration::from_millis(1);
+pub(super) const TICK: Duration = Duration::from_millis(1);
 
-const GONE: &str = "the database's file was removed from its path; put it back, or another one in its place";
+pub(super) const GONE: &str =
+    "the database's file was removed from its path; put it back, or another one in its place";
 
 /// What the thread is asked to do.
 pub(super) enum Job {
@@ -113,7 +109,7 @@ impl WriterThread {
                     Ok(job) => Some(job),
                     Err(mpsc::error::TryRecvError::Disconnected) => None,
                     Err(mpsc::error::TryRecvError::Empty) if Instant::now() < step_at => {
-                        std::thread::sleep(TICK);
+                        std::thread::park_timeout(TICK);
                         continue;
                     }
                     Err(mpsc::error::TryRecvError::Empty) => {
@@ -299,132 +295,11 @@ impl WriterThread {
     }
 
     /// Publishes that the log reaches this far.
-    fn publish(&self, head: Seq) {
+    pub(super) fn publish(&self, head: Seq) {
         if let Err(failure) = self.history.note(&self.connection, head) {
             tracing::debug!(%failure, "cannot note what is served");
         }
         advance(&self.head, Head { epoch: self.history.served().epoch, seq: head });
-    }
-
-    /// Folds some marks into the database, in a commit of its own.
-    fn fold(&self) {
-        self.shared.fold_asked.store(false, Ordering::Relaxed);
-        let folded = self.in_background(|| {
-            let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-            let pending = self.history.fold(&transaction)?;
-            transaction.commit()?;
-            pending.committed();
-            Ok(())
-        });
-        if let Err(failure) = folded {
-            // The next look at the file asks again.
-            let failure = error::storage(&failure);
-            tracing::debug!(%failure, "marks cannot be folded now");
-        }
-    }
-
-    /// Removes what has expired from the ledger; nothing is locked where nothing has.
-    fn expire_ledger(&self) -> rusqlite::Result<()> {
-        let now = unix_secs();
-        let sql = "SELECT expires_at < ?1 FROM bourn_ledger ORDER BY id LIMIT 1";
-        let mut oldest = self.connection.prepare_cached(sql)?;
-        let expired = oldest.query_map([now], |row| row.get::<_, bool>(0))?.next().transpose()?;
-        if expired == Some(true) {
-            self.in_background(|| super::ledger::expire(&self.connection, now))?;
-        }
-        Ok(())
-    }
-
-    /// Tries a small write, after one was refused.
-    fn probe(&self) {
-        let tried = self.in_background(|| {
-            let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-            transaction.execute("UPDATE bourn_context SET client_id = hex(randomblob(1000))", [])?;
-            transaction.execute("UPDATE bourn_context SET client_id = NULL", [])?;
-            transaction.commit()
-        });
-        self.shared.committed(tried.map_err(|failure| error::storage(&failure)).as_ref());
-    }
-
-    fn settle_if_in_doubt(&mut self, reconciles: &mut VecDeque<Reconcile>) {
-        if self.history.in_doubt() && !self.history.is_gone() {
-            self.settle(reconciles);
-        }
-    }
-
-    /// Finds out whether the log is the one that was served, gives it a new epoch if it is not, and publishes what is served
-    /// from here on.
-    fn settle(&mut self, reconciles: &mut VecDeque<Reconcile>) {
-        let before = self.history.served().epoch;
-        let settled = self.history.settle(&self.connection);
-        let settled = settled.and_then(|served| Ok((served.epoch, self.history.number(&self.connection)?)));
-        match settled {
-            Ok((epoch, _)) if epoch == before => {}
-            Ok((epoch, seq)) => self.served_anew(Head { epoch, seq }, reconciles),
-            Err(failure) => {
-                self.shared.writer_stands(Some(error::storage(&failure).to_string()));
-                std::thread::sleep(TICK);
-            }
-        }
-    }
-
-    /// Publishes a log of another epoch, drops what is known of the one before, and compares the tables with it.
-    fn served_anew(&mut self, head: Head, reconciles: &mut VecDeque<Reconcile>) {
-        if let Err(failure) = self.history.note(&self.connection, head.seq) {
-            tracing::debug!(%failure, "cannot note what is served");
-        }
-        self.head.send_replace(head);
-        if let Ok(version) = log::version(&self.connection) {
-            self.version.send_replace(version);
-        }
-        self.streams.served_anew(&self.connection);
-        *reconciles = self.refresh(VecDeque::new());
-        self.shared.writer_stands(None);
-    }
-
-    /// Goes on with the file that is at the path now. None is made there.
-    fn reopen(&mut self, reconciles: &mut VecDeque<Reconcile>) {
-        if self.history.in_place() {
-            self.history.set_gone(false);
-            self.shared.file_stands(None);
-            return;
-        }
-        if !self.history.is_gone() {
-            tracing::error!(path = %self.history.path.display(), "{GONE}");
-        }
-        self.history.set_gone(true);
-        self.shared.file_stands(Some(GONE));
-        if super::history::inode(&self.history.path).is_err() {
-            return;
-        }
-        self.history.set_log_aside();
-        let opened = connect::writer(&self.history.path, self.busy)
-            .map_err(|failure| error::storage(&failure).to_string())
-            .and_then(admin::take_over)
-            .and_then(|(connection, new)| {
-                let served = self.history.begin_again(&connection, new);
-                let served = served.map_err(|failure| error::storage(&failure).to_string())?;
-                self.connection = connection;
-                Ok(served)
-            });
-        match opened {
-            Ok(served) => {
-                tracing::warn!(path = %self.history.path.display(), "going on with the file that is at the path now");
-                self.history.set_gone(false);
-                self.shared.file_stands(None);
-                let seq = self.history.number(&self.connection).unwrap_or(Seq::ZERO);
-                self.served_anew(Head { epoch: served.epoch, seq }, reconciles);
-            }
-            Err(reason) => self.shared.writer_stands(Some(reason)),
-        }
-    }
-
-    /// Does what can be done again later, without waiting long for another process.
-    fn in_background<T>(&self, work: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
-        self.connection.busy_timeout(BACKGROUND_PATIENCE.min(self.busy))?;
-        let result = work();
-        self.connection.busy_timeout(self.busy)?;
-        result
     }
 
     /// Looks at every table anew, and makes sure the triggers fit it; gives the tables to reconcile. Those that
@@ -475,6 +350,16 @@ impl WriterThread {
         reconciles
     }
 
+    /// Looks for rows whose keys cannot be told.
+    pub(super) fn count_left_out(&self, entity: &EntityType, schema: &TableSchema) {
+        match introspect::left_out(&self.connection, entity, schema) {
+            Ok(reason) => self.shared.left_out(&entity.name, reason),
+            Err(error) => {
+                tracing::warn!(entity = &*entity.name, %error, "cannot count the rows that are left out")
+            }
+        }
+    }
+
     /// Looks at a table, and makes sure the triggers fit it; gives its columns, or why it cannot be streamed, and whether it is to
     /// be compared with the log. Nothing is locked where the triggers fit.
     fn look_at(&self, entity: &EntityType) -> rusqlite::Result<(Result<TableSchema, String>, bool)> {
@@ -506,89 +391,6 @@ impl WriterThread {
         transaction.commit()?;
         Ok((schema, compare))
     }
-
-    /// Looks for rows whose keys cannot be told.
-    fn count_left_out(&self, entity: &crate::entity::EntityType, schema: &crate::entity::TableSchema) {
-        match introspect::left_out(&self.connection, entity, schema) {
-            Ok(reason) => self.shared.left_out(&entity.name, reason),
-            Err(error) => {
-                tracing::warn!(entity = &*entity.name, %error, "cannot count the rows that are left out")
-            }
-        }
-    }
-
-    /// Takes out some of what is old; says whether there may be more.
-    fn retention_step(&self) -> bool {
-        let Some(retention) = self.retention else { return false };
-        let stepped = self.in_background(|| {
-            let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-            let text = |millis: i64| {
-                transaction
-                    .prepare_cached("SELECT strftime('%Y-%m-%dT%H:%M:%fZ', ?1 / 1000.0, 'unixepoch')")?
-                    .query_row([millis], |row| row.get(0))
-            };
-            let history = text(retention.history_bound())?;
-            let audit = retention.audit_bound().map(text).transpose()?;
-            let pending = self.history.fold(&transaction)?;
-            let more = retention::step(&transaction, &retention::Bounds { history, audit })?;
-            transaction.commit()?;
-            pending.committed();
-            Ok(more)
-        });
-        stepped.unwrap_or_else(|failure| {
-            tracing::warn!(%failure, "old activities cannot be taken out now");
-            false
-        })
-    }
-
-    fn reconcile_step(&self, reconciles: &mut VecDeque<Reconcile>) {
-        let Some(current) = reconciles.front_mut() else { return };
-        let stepped = self.in_background(|| {
-            let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-            let pending = self.history.fold(&transaction)?;
-            let finished = current.step(&transaction)?;
-            if finished {
-                triggers::set_reconciled(&transaction, &current.entity, true)?;
-            }
-            let head = sequencer::head(&transaction)?;
-            if head > pending.head {
-                sequencer::seal(&transaction, pending.head, head)?;
-            }
-            transaction.commit()?;
-            pending.committed();
-            Ok((finished, head))
-        });
-        match stepped {
-            Ok((finished, head)) => {
-                self.publish(head);
-                self.shared.writer_stands(None);
-                self.shared.reconciling(&current.entity.name, (!finished).then_some(current.looked_at));
-                if finished {
-                    tracing::info!(
-                        entity = &*current.entity.name,
-                        keys = current.looked_at,
-                        "the log has the table as it is"
-                    );
-                    self.count_left_out(&current.entity, &current.schema);
-                    reconciles.pop_front();
-                }
-            }
-            Err(failure) => {
-                let reason = error::storage(&failure).to_string();
-                tracing::warn!(
-                    entity = &*current.entity.name,
-                    reason,
-                    "cannot compare the table with the log now"
-                );
-                self.shared.writer_stands(Some(reason));
-                // Busy has waited already; anything else is left for the next look at the tables.
-                if !matches!(failure.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy)) {
-                    reconciles.pop_front();
-                    self.shared.refresh_owed.store(true, Ordering::Relaxed);
-                }
-            }
-        }
-    }
 }
 
 /// A number that changes when another connection commits.
@@ -600,7 +402,7 @@ fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
     connection.prepare_cached(sql)?.execute([]).map(|_| ())
 }
 
-fn unix_secs() -> i64 {
+pub(super) fn unix_secs() -> i64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
 }

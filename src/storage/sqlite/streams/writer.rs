@@ -374,3 +374,50 @@ pub(super) fn insert(
         ])
         .map(|_| ())
 }
+
+#[cfg(test)]
+mod tests {
+    use bourn_protocol::ContentType;
+    use bourn_protocol::stored::Lifetime;
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::config::{Config, SettingsLayer};
+    use crate::storage::sqlite::admin;
+    use crate::storage::streams::{CreateStream, Producer};
+
+    #[test]
+    fn producers_that_are_refused_are_not_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.db");
+        let (connection, new) = admin::open(&path, Duration::from_secs(1), true).unwrap();
+        let history = Arc::new(History::begin(&path, &connection, new).unwrap());
+        let limits = Config::load(SettingsLayer::default(), None).unwrap().limits;
+        let mut writer = StreamWriter::new(&limits, history, Arc::new(Shared::new()), Arc::default());
+        let path = StreamPath::new("s").unwrap();
+        let create = CreateStream {
+            path: path.clone(),
+            content_type: Some(ContentType::json()),
+            lifetime: Lifetime::Endless,
+            closed: false,
+            fork: None,
+            body: Bytes::new(),
+        };
+        let mut jobs = vec![StreamJob::Create(Box::new(create), oneshot::channel().0)];
+        let mut answers = Vec::new();
+        for i in 0..100 {
+            let (to, answer) = oneshot::channel();
+            answers.push(answer);
+            // Its first append is not its first: a gap.
+            let producer = Some(Producer { id: format!("p{i}"), epoch: 0, seq: 5 });
+            let payload = Payload { data: Bytes::from_static(b"1"), messages: 1 };
+            let content_type = Some(ContentType::json());
+            let append =
+                AppendStream { path: path.clone(), content_type, payload, close: false, seq: None, producer };
+            jobs.push(StreamJob::Append(Box::new(append), to));
+        }
+        writer.commit(&connection, jobs).unwrap();
+        assert!(answers.iter_mut().all(|answer| answer.try_recv().unwrap().is_err()));
+        assert!(writer.heads[&path].producers.is_empty());
+    }
+}
