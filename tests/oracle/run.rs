@@ -11,8 +11,8 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use crate::cache::Cache;
-use crate::features::on;
 use crate::checks::{difference, list, part, story, streams};
+use crate::features::on;
 use crate::journal::Journal;
 use crate::readers::{Reader, Shared, Way};
 use crate::rest::RestWriter;
