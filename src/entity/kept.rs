@@ -167,7 +167,8 @@ mod tests {
             column("deleted_at", ColumnKind::Timestamp, false),
             column("n", ColumnKind::Integer, false),
         ];
-        let named = |name: &str| KeptColumns { deleted_at: KeptColumn::Named(name.into()), ..KeptColumns::default() };
+        let named =
+            |name: &str| KeptColumns { deleted_at: KeptColumn::Named(name.into()), ..KeptColumns::default() };
         let find = |config: &KeptColumns| Kept::find(config, "t", &columns);
         assert_eq!(find(&named("removed")).unwrap().0.deleted_at.as_deref(), Some("removed"));
         assert!(find(&named("gone")).unwrap_err().contains("has no column `gone`"));

@@ -142,7 +142,11 @@ async fn check(client: &Client, case: &Case, how: &str) {
     wanted.sort_unstable();
     assert_eq!(keys, wanted, "{at}: the stream has these rows");
     let streamed: Vec<&Value> = case.keys.iter().map(|key| &state[*key]).collect();
-    assert_eq!(list.iter().collect::<Vec<_>>(), streamed, "{at}: the list has the rows as the stream has them");
+    assert_eq!(
+        list.iter().collect::<Vec<_>>(),
+        streamed,
+        "{at}: the list has the rows as the stream has them"
+    );
     for (key, row) in case.keys.iter().zip(&list) {
         let escaped = percent_encoding::utf8_percent_encode(key, percent_encoding::NON_ALPHANUMERIC);
         let one = client.get(&format!("{path}/{escaped}")).await;
@@ -187,7 +191,10 @@ async fn rows_that_were_there_before_the_server_are_served_or_left_out_everywher
 
 #[tokio::test]
 async fn rows_that_other_processes_write_are_served_or_left_out_everywhere() {
-    let mut bourn = Bourn::start_with(&config(), &[], |database| sqlite3(database, &tables())).await;
+    let mut bourn = Bourn::start_with(&config(), &[], |database| {
+        sqlite3(database, &tables());
+    })
+    .await;
     for case in CASES {
         bourn.sql(case.statements);
     }
@@ -285,15 +292,27 @@ async fn columns_of_other_types_are_left_alone_and_others_can_be_named() {
     .await;
     let client = bourn.client();
     let headers = [("x-transaction-id", "t1"), ("x-client-id", "c1")];
-    let old = client.post("/v1/entities/old", &headers, &json!({ "id": "a", "transactions": 7, "created_at": 8 })).await;
-    assert_eq!(old.json(), json!({ "id": "a", "transactions": 7, "created_at": 8, "deleted_at": 0 }), "{}", old.text());
-    let changed = client.patch("/v1/entities/old/a", &[("x-transaction-id", "t2")], &json!({ "deleted_at": 1 })).await;
+    let old = client
+        .post("/v1/entities/old", &headers, &json!({ "id": "a", "transactions": 7, "created_at": 8 }))
+        .await;
+    assert_eq!(
+        old.json(),
+        json!({ "id": "a", "transactions": 7, "created_at": 8, "deleted_at": 0 }),
+        "{}",
+        old.text()
+    );
+    let changed =
+        client.patch("/v1/entities/old/a", &[("x-transaction-id", "t2")], &json!({ "deleted_at": 1 })).await;
     assert_eq!(changed.json()["transactions"], 7);
     assert_eq!(client.get("/v1/entities/old").await.json(), json!([changed.json()]));
 
     let headers = [("x-transaction-id", "t3"), ("x-client-id", "c1")];
-    let named = client.post("/v1/entities/named", &headers, &json!({ "id": "a", "deleted_at": "own" })).await.json();
-    assert_eq!((&named["txns"]["insert"], &named["device"], &named["deleted_at"]), (&json!("t3"), &json!("c1"), &json!("own")));
+    let named =
+        client.post("/v1/entities/named", &headers, &json!({ "id": "a", "deleted_at": "own" })).await.json();
+    assert_eq!(
+        (&named["txns"]["insert"], &named["device"], &named["deleted_at"]),
+        (&json!("t3"), &json!("c1"), &json!("own"))
+    );
     assert!(named["born"].is_string(), "{named}");
     let read_only = client.patch("/v1/entities/named/a", &[], &json!({ "touched": "x" })).await;
     read_only.assert_error(400, "READ_ONLY_COLUMN");
@@ -301,12 +320,16 @@ async fn columns_of_other_types_are_left_alone_and_others_can_be_named() {
     assert_eq!(client.delete("/v1/entities/named/a", &expecting).await.status, 200);
     client.get("/v1/entities/named/a").await.assert_error(404, "NOT_FOUND");
     let (messages, _) = client.read_all("/v1/entities/named", "-1").await;
-    assert_eq!((&messages[1]["headers"]["operation"], &messages[1]["headers"]["txid"]), (&json!("delete"), &json!("t4")));
+    assert_eq!(
+        (&messages[1]["headers"]["operation"], &messages[1]["headers"]["txid"]),
+        (&json!("delete"), &json!("t4"))
+    );
 
     assert_eq!(client.get("/v1/entities/off/o").await.json()["deleted_at"], "yesterday");
     let file = bourn.database().with_file_name("bourn.toml");
     let url = bourn.url().to_owned();
-    let checked = Bourn::output(&["check", "--config", file.to_str().unwrap(), "--database", &url], &[]).await;
+    let checked =
+        Bourn::output(&["check", "--config", file.to_str().unwrap(), "--database", &url], &[]).await;
     let text = String::from_utf8(checked.stdout).unwrap();
     assert!(text.contains("old: column `deleted_at` is left alone"), "{text}");
     assert!(!text.contains("off: column"), "{text}");
@@ -321,7 +344,8 @@ async fn a_name_that_is_configured_must_be_a_column_that_fits() {
     let file = directory.path().join("bourn.toml");
     std::fs::write(&file, config).unwrap();
     let url = format!("sqlite:{}", database.display());
-    let checked = Bourn::output(&["check", "--config", file.to_str().unwrap(), "--database", &url], &[]).await;
+    let checked =
+        Bourn::output(&["check", "--config", file.to_str().unwrap(), "--database", &url], &[]).await;
     let text = String::from_utf8(checked.stdout).unwrap();
     assert!(text.contains("column `size` of table `pages` cannot be its `deleted_at`"), "{text}");
 }
@@ -343,7 +367,11 @@ async fn the_lock_sees_what_writers_in_sql_did() {
         eventually("the change is in the stream", async || {
             let (messages, _) = client.read_all(path, "-1").await;
             let last = messages.iter().rev().find(|message| message["key"] == key);
-            let Some(last) = last.filter(|last| last["value"]["name"] == name || last["value"]["body"] == name) else { return false };
+            let Some(last) =
+                last.filter(|last| last["value"]["name"] == name || last["value"]["body"] == name)
+            else {
+                return false;
+            };
             *found.borrow_mut() = last["headers"]["txid"].as_str().unwrap().to_owned();
             true
         })
@@ -369,7 +397,9 @@ async fn the_lock_sees_what_writers_in_sql_did() {
     // A row that was found with its ids in it is known by those.
     assert_eq!(patch("/v1/entities/pages/stamped", "s1", json!({ "name": "b" })).await.status, 200);
     // A table without the column is locked by what the stream says.
-    client.post("/v1/entities/notes", &[("x-transaction-id", "n1")], &json!({ "id": "n", "body": "a" })).await;
+    client
+        .post("/v1/entities/notes", &[("x-transaction-id", "n1")], &json!({ "id": "n", "body": "a" }))
+        .await;
     let note = "/v1/entities/notes/n";
     client.patch(note, &[], &json!({ "body": "b" })).await.assert_error(428, "EXPECTATION_REQUIRED");
     assert_eq!(patch(note, "n0", json!({ "body": "b" })).await.status, 409);
@@ -425,7 +455,9 @@ async fn an_undo_that_would_lose_something_says_what() {
     assert_eq!(client.get("/v1/entities/items/i").await.status, 200);
     // A value whose column has another name now would come back as NULL.
     assert_eq!(client.delete("/v1/entities/items/i", &[("x-transaction-id", "t3")]).await.status, 200);
-    bourn.sql("ALTER TABLE items RENAME COLUMN label TO caption; INSERT INTO items (id, caption) VALUES ('j', 'x')");
+    bourn.sql(
+        "ALTER TABLE items RENAME COLUMN label TO caption; INSERT INTO items (id, caption) VALUES ('j', 'x')",
+    );
     eventually("the server has seen the new name", async || {
         client.get("/v1/entities/items/j").await.json().get("caption").is_some()
     })

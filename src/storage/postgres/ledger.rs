@@ -7,8 +7,8 @@ use bourn_protocol::{Action, ClientId, TransactionId};
 use sqlx::{PgConnection, Row};
 
 use super::mutate::Done;
-use crate::storage::postgres::connect::statement;
 use crate::storage::mutation::LoggedChange;
+use crate::storage::postgres::connect::statement;
 use crate::storage::{Mutation, undo};
 
 /// Rows of the ledger removed at a time.

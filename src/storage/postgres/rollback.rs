@@ -136,7 +136,9 @@ async fn take_back(
     if let Some(row) = row {
         // Only what differs is set.
         let now: Map<String, Value> = serde_json::from_str(&rows::json(&table, &row)).unwrap_or_default();
-        values.retain(|name, _| now.get(name) != previous.get(name) || table.checked.kept.transactions.as_ref() == Some(name));
+        values.retain(|name, _| {
+            now.get(name) != previous.get(name) || table.checked.kept.transactions.as_ref() == Some(name)
+        });
         let sets = Sets { values, now: Vec::new() };
         return context.set(transaction, &table, key, sets, &stamps, "update").await.map(|_| ());
     }

@@ -46,7 +46,11 @@ pub fn check(path: &Path, config: &Config) -> Result<Vec<Finding>, OpenError> {
                 }
                 let kept = &schema.kept;
                 let lacks = [
-                    (kept.transactions.is_none(), "transactions", "writers in SQL cannot give transaction ids"),
+                    (
+                        kept.transactions.is_none(),
+                        "transactions",
+                        "writers in SQL cannot give transaction ids",
+                    ),
                     (
                         kept.last_client_id.is_none(),
                         "last_client_id",

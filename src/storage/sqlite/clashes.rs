@@ -16,8 +16,7 @@ pub(super) fn all(entity: &EntityType, schema: &TableSchema) -> Vec<Trigger> {
     if schema.unique.is_empty() {
         return Vec::new();
     }
-    let mut columns: Vec<String> =
-        schema.unique.iter().flatten().map(|column| ident(&column.name)).collect();
+    let mut columns: Vec<String> = schema.unique.iter().flatten().map(|column| ident(&column.name)).collect();
     columns.sort_unstable();
     columns.dedup();
     let update = format!("UPDATE OF {}", columns.join(", "));

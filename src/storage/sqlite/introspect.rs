@@ -107,7 +107,10 @@ fn unique(connection: &Connection, entity: &EntityType) -> rusqlite::Result<Vec<
     let mut sets = Vec::new();
     for name in names {
         let columns: Vec<Option<UniqueColumn>> = connection
-            .prepare(&format!("SELECT name, coll FROM pragma_index_xinfo({}) WHERE key ORDER BY seqno", ident(&name)))?
+            .prepare(&format!(
+                "SELECT name, coll FROM pragma_index_xinfo({}) WHERE key ORDER BY seqno",
+                ident(&name)
+            ))?
             .query_map([], |row| {
                 let name: Option<String> = row.get(0)?;
                 let collation = row.get(1)?;

@@ -37,8 +37,8 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Activity, ActivityQuery, Capture, CaptureStatus, Condition, Gained, Head, Kept, ListPage, ListQuery, Log, Mutation,
-    OpenError, StorageError, Tables, TransactionState, Version, WriteError, Writer, Written,
+    Activity, ActivityQuery, Capture, CaptureStatus, Condition, Gained, Head, Kept, ListPage, ListQuery, Log,
+    Mutation, OpenError, StorageError, Tables, TransactionState, Version, WriteError, Writer, Written,
 };
 use crate::config::Limits;
 use crate::entity::{Catalog, EntityType, TableSchema};

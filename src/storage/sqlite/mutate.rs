@@ -268,9 +268,7 @@ impl Context<'_> {
         let stamp: Option<Option<String>> = self
             .connection
             .prepare_cached(&sql)
-            .and_then(|mut statement| {
-                statement.query_row([key.as_str()], |row| lossy(row, 0)).optional()
-            })
+            .and_then(|mut statement| statement.query_row([key.as_str()], |row| lossy(row, 0)).optional())
             .map_err(|e| error::write(&e))?;
         let Some(stamp) = stamp else { return Err(WriteError::NotFound(key.to_string())) };
         let Some(expected) = expected else {

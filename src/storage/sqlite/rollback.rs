@@ -89,7 +89,8 @@ impl Context<'_> {
             .connection
             .prepare_cached(sql)
             .and_then(|mut select| {
-                let text = |row: &rusqlite::Row<'_>, i| Ok::<_, rusqlite::Error>(lossy(row, i)?.unwrap_or_default());
+                let text =
+                    |row: &rusqlite::Row<'_>, i| Ok::<_, rusqlite::Error>(lossy(row, i)?.unwrap_or_default());
                 select.query_map([before.as_i64()], |row| Ok((text(row, 0)?, text(row, 1)?)))?.collect()
             })
             .map_err(|e| error::write(&e))?;

@@ -324,7 +324,9 @@ impl WriterThread {
     fn count_left_out(&self, entity: &crate::entity::EntityType, schema: &crate::entity::TableSchema) {
         match introspect::left_out(&self.connection, entity, schema) {
             Ok(reason) => self.shared.left_out(&entity.name, reason),
-            Err(error) => tracing::warn!(entity = &*entity.name, %error, "cannot count the rows that are left out"),
+            Err(error) => {
+                tracing::warn!(entity = &*entity.name, %error, "cannot count the rows that are left out")
+            }
         }
     }
 
