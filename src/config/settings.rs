@@ -156,8 +156,8 @@ settings! {
     busy_timeout("BOURN_BUSY_TIMEOUT"): Span = "5s";
     /// Connections for reading.
     read_connections("BOURN_READ_CONNECTIONS"): usize = "4";
-    /// How often a SQLite file is looked at for other processes' commits.
-    poll_interval("BOURN_POLL_INTERVAL"): Span = "5ms";
+    /// How often a SQLite file is looked at for other processes' commits, should a file event have been lost.
+    poll_interval("BOURN_POLL_INTERVAL"): Span = "1s";
     /// Connections to PostgreSQL for reads and writes.
     database_connections("BOURN_DATABASE_CONNECTIONS"): usize = "16";
     /// How long a request waits for one of these connections.
