@@ -244,6 +244,8 @@ impl WriterThread {
         if !self.history.in_place() {
             return gone();
         }
+        // A mutation may ask which transaction last changed a row: its number must be in the database.
+        self.fold_backlog().map_err(storage)?;
         let transaction =
             Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate).map_err(storage)?;
         let pending = self.history.fold(&transaction).map_err(storage)?;
