@@ -65,7 +65,9 @@ impl WriterThread {
     }
 
     pub(super) fn settle_if_in_doubt(&mut self, reconciles: &mut VecDeque<Reconcile>) {
-        if self.history.in_doubt() && !self.history.is_gone() {
+        if !self.history.in_place() {
+            self.reopen(reconciles);
+        } else if self.history.in_doubt() {
             self.settle(reconciles);
         }
     }
@@ -130,6 +132,7 @@ impl WriterThread {
                 tracing::warn!(path = %self.history.path.display(), "going on with the file that is at the path now");
                 self.history.set_gone(false);
                 self.shared.file_stands(None);
+                self.shared.committed(Ok(&()));
                 let seq = self.history.number(&self.connection).unwrap_or(Seq::ZERO);
                 self.served_anew(Head { epoch: served.epoch, seq }, reconciles);
             }

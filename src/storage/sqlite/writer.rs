@@ -240,7 +240,10 @@ impl WriterThread {
 
     fn commit_batch(&self, waiting: &mut Waiting, answers: &mut Vec<Answer>) -> Result<Seq, Failed> {
         let storage = |e: rusqlite::Error| Failed::Storage(error::storage(&e));
-        let gone = || Err(Failed::Storage(StorageError::Unavailable));
+        let gone = || {
+            self.shared.file_stands(Some(GONE));
+            Err(Failed::Storage(StorageError::Unavailable))
+        };
         if !self.history.in_place() {
             return gone();
         }
