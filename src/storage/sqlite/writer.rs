@@ -360,7 +360,7 @@ impl WriterThread {
         match introspect::left_out(&self.connection, entity, schema) {
             Ok(reason) => self.shared.left_out(&entity.name, reason),
             Err(error) => {
-                tracing::warn!(entity = &*entity.name, %error, "cannot count the rows that are left out")
+                tracing::warn!(entity = &*entity.name, %error, "cannot count the rows that are left out");
             }
         }
     }
