@@ -136,6 +136,15 @@ pub struct Column {
     pub rowid: bool,
 }
 
+/// A column of a set that must be unique.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UniqueColumn {
+    /// Its name.
+    pub name: String,
+    /// The collation by which values are the same.
+    pub collation: String,
+}
+
 /// A table's columns, in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableSchema {
@@ -143,6 +152,8 @@ pub struct TableSchema {
     pub columns: Vec<Column>,
     /// Which of them the server keeps.
     pub kept: Kept,
+    /// The sets of columns in which no two rows may be equal, besides the text of the key; as far as a storage must know.
+    pub unique: Vec<Vec<UniqueColumn>>,
     /// Columns that look as if the server should keep them, and why it does not; in words for the operator.
     pub left_alone: Vec<String>,
 }
@@ -175,7 +186,7 @@ impl TableSchema {
         if let Some(column) = ids {
             column.kind = ColumnKind::Json;
         }
-        Ok(TableSchema { columns, kept, left_alone })
+        Ok(TableSchema { columns, kept, unique: Vec::new(), left_alone })
     }
 
     /// The column of this name.

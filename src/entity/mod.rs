@@ -12,7 +12,7 @@ use bourn_protocol::{MessageKind, Scope, Selector};
 
 pub use crate::config::ConflictPolicy;
 use crate::config::{EntityConfig, KeptColumns};
-pub use columns::{Column, ColumnError, ColumnKind, TableSchema, unhex};
+pub use columns::{Column, ColumnError, ColumnKind, TableSchema, UniqueColumn, unhex};
 pub use kept::Kept;
 
 /// The kinds of column whose values are told apart by their text.

@@ -7,6 +7,7 @@ const KNOWN_TROUBLE: &[&str] = &[
     "dollar-names",
     "float-keys",
     "hstore",
+    "inet-keys",
     "long-keys",
     "numeric-keys",
     "vectors",

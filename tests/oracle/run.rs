@@ -154,6 +154,7 @@ impl<W: World> Scene<W> {
             name: name.to_owned(),
             seed: self.seed.wrapping_mul(31).wrapping_add(number),
             script,
+            forgives: number == WRITERS,
             pause,
             stop: self.stop.0.clone(),
             journal: self.shared.journal.clone(),

@@ -29,6 +29,7 @@ mod postgres {
     mod failover;
     mod faults;
     mod forms;
+    mod hostile_rows;
     mod identities;
     mod large;
     mod late;

@@ -24,6 +24,7 @@ mod conformance;
 mod crashes;
 mod database_faults;
 mod ground;
+mod hostile_rows;
 mod live;
 mod nginx;
 mod operations;

@@ -134,7 +134,8 @@ pub(super) async fn table(
     let mut full_is_refused = false;
     for row in &rows {
         let computed: &str = row.try_get(5)?;
-        if !computed.is_empty() && !(computed == "s" && computed_are_published) {
+        let streamed = computed.is_empty() || (computed == "s" && computed_are_published);
+        if !streamed {
             full_is_refused = found.try_get(6)?;
             continue;
         }

@@ -234,7 +234,7 @@ impl Db {
 
     /// A connection past any pooler, outside the pools.
     pub(super) async fn connect_directly(&self) -> Result<PgConnection, sqlx::Error> {
-        let connecting = PgConnection::connect_with(&self.all.direct);
+        let connecting = Box::pin(PgConnection::connect_with(&self.all.direct));
         match tokio::time::timeout(self.all.connect_timeout, connecting).await {
             Ok(connected) => connected,
             Err(_) => Err(timed_out("the database does not accept a connection in time")),

@@ -10,8 +10,9 @@ use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::error;
+use super::expect::{Patience, caught_up};
 use super::log::{COLUMNS, read_activity};
-use super::mutate::{Context, Done, Patience, Sets, caught_up, locked, stamps_of};
+use super::mutate::{Context, Done, Sets, locked, stamps_of};
 use super::rows;
 use crate::storage::postgres::connect::statement;
 use crate::storage::undo::{self, Need, Plan};
@@ -129,7 +130,7 @@ async fn take_back(
             None => Ok(()),
         };
     }
-    let previous = undo::previous(activity)?;
+    let previous = undo::previous(activity, &table.checked)?;
     let columns = undo::previous_columns(entity, &table.checked, &previous, context.transaction.as_str());
     let mut values: Map<String, Value> =
         columns.into_iter().map(|(column, value)| (column.name.clone(), value)).collect();

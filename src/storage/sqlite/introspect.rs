@@ -4,7 +4,7 @@ use bourn_protocol::limits::KEY_MAX_BYTES;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::sql::{field, ident, nameable};
-use crate::entity::{Column, ColumnKind, EntityType, TableSchema};
+use crate::entity::{Column, ColumnKind, EntityType, TableSchema, UniqueColumn};
 
 /// SQLite's own bound on the expressions that our triggers are made of.
 const COLUMNS_MAX: usize = 500;
@@ -53,10 +53,11 @@ pub(super) fn table(
         })?
         .collect::<Result<_, _>>()?;
     key_is_unique = (key_is_unique && key_columns == 1) || has_unique_index(connection, entity)?;
-    let schema = match TableSchema::new(entity, columns) {
+    let mut schema = match TableSchema::new(entity, columns) {
         Ok(schema) => schema,
         Err(reason) => return Ok(Err(reason)),
     };
+    schema.unique = unique(connection, entity)?;
     let problem = entity.unfit(&schema, key_is_unique).or_else(|| {
         (schema.columns.len() > COLUMNS_MAX)
             .then(|| format!("table `{name}` has more than {COLUMNS_MAX} columns"))
@@ -95,6 +96,37 @@ pub(super) fn left_out(
 /// What to do about rows that are left out.
 pub(super) const LEFT_OUT_REMEDY: &str =
     "give these rows other keys; every row whose key is changed so appears at once";
+
+/// The sets of columns in which no two rows may be equal, but for the key as its text is compared; an index over an
+/// expression is none.
+fn unique(connection: &Connection, entity: &EntityType) -> rusqlite::Result<Vec<Vec<UniqueColumn>>> {
+    let mut indexes =
+        connection.prepare_cached("SELECT name FROM pragma_index_list(?1) WHERE \"unique\" ORDER BY name")?;
+    let names: Vec<String> =
+        indexes.query_map([&entity.table], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let mut sets = Vec::new();
+    for name in names {
+        let columns: Vec<Option<UniqueColumn>> = connection
+            .prepare(&format!(
+                "SELECT name, coll FROM pragma_index_xinfo({}) WHERE key ORDER BY seqno",
+                ident(&name)
+            ))?
+            .query_map([], |row| {
+                let name: Option<String> = row.get(0)?;
+                let collation = row.get(1)?;
+                Ok(name.map(|name| UniqueColumn { name, collation }))
+            })?
+            .collect::<Result<_, _>>()?;
+        let Some(columns) = columns.into_iter().collect::<Option<Vec<_>>>() else { continue };
+        let is_key = |column: &UniqueColumn| {
+            column.name == entity.key && column.collation.eq_ignore_ascii_case("binary")
+        };
+        if !matches!(columns.as_slice(), [only] if is_key(only)) {
+            sets.push(columns);
+        }
+    }
+    Ok(sets)
+}
 
 fn has_unique_index(connection: &Connection, entity: &EntityType) -> rusqlite::Result<bool> {
     let mut indexes = connection

@@ -8,6 +8,7 @@
 mod admin;
 mod background;
 mod beside;
+mod clashes;
 mod connect;
 mod error;
 mod events;

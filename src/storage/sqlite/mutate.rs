@@ -313,7 +313,7 @@ impl Context<'_> {
                 .prepare_cached(
                     "SELECT 1 FROM activities WHERE transaction_id = ?1 AND entity_id = ?2 AND entity_type = ?3",
                 )?
-                .exists([&stamp, key.as_str(), &entity.name])?;
+                .exists([stamp.as_str(), key.as_str(), &entity.name])?;
             if !known {
                 ids.insert(0, stamp);
             }

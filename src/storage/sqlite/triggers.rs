@@ -10,13 +10,14 @@
 use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
 
+use super::clashes;
 use super::sql::{field, ident, key_text, literal, nameable, row_json, scope_text, transaction_of, visible};
 use crate::entity::{EntityType, TableSchema};
 
 /// The triggers of an entity type, as their names end.
 const EVENTS: [&str; 5] = ["insert", "hide", "update", "turn", "delete"];
 
-const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
+pub(super) const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
 
 /// One trigger: its name and the statement that makes it.
 pub(super) struct Trigger {
@@ -41,7 +42,8 @@ struct Entry<'a> {
 pub(super) fn all(entity: &EntityType, schema: &TableSchema) -> Vec<Trigger> {
     let maker = Maker { entity, schema };
     let hide = schema.kept.deleted_at.is_some().then(|| maker.hide());
-    [maker.insert(), maker.update(), maker.turn(), maker.delete()].into_iter().chain(hide).collect()
+    let own = [maker.insert(), maker.update(), maker.turn(), maker.delete()].into_iter().chain(hide);
+    own.chain(clashes::all(entity, schema)).collect()
 }
 
 /// The triggers that are there.
@@ -62,9 +64,14 @@ pub(super) fn look(
     entity: &EntityType,
     wanted: &[Trigger],
 ) -> rusqlite::Result<Found> {
+    let names: Vec<String> =
+        EVENTS.iter().chain(&clashes::EVENTS).map(|event| literal(&name(entity, event))).collect();
     let installed: Vec<(String, String, i64)> = connection
-        .prepare_cached("SELECT name, sql, rowid FROM sqlite_master WHERE type = 'trigger' AND name IN (?1, ?2, ?3, ?4, ?5)")?
-        .query_map(EVENTS.map(|event| name(entity, event)), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .prepare(&format!(
+            "SELECT name, sql, rowid FROM sqlite_master WHERE type = 'trigger' AND name IN ({})",
+            names.join(", ")
+        ))?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<Result<_, _>>()?;
     // SQLite fires the newest trigger first. Ours must be that: one of the application's that changes the row once
     // more would be logged before the change it follows.
@@ -160,7 +167,7 @@ fn json_path(column: &str) -> String {
     }
 }
 
-fn name(entity: &EntityType, event: &str) -> String {
+pub(super) fn name(entity: &EntityType, event: &str) -> String {
     format!("bourn_{}__{event}", entity.name)
 }
 
