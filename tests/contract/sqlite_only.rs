@@ -206,3 +206,19 @@ async fn a_log_that_is_renewed_by_hand_has_the_same_changes_under_another_epoch(
     db.write("t1", db.delete("pages", "p1")).await.unwrap();
     db.log(3).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_of_another_process_is_whole_however_many_rows_it_has() {
+    let db = Sqlite::open(&[]).await;
+    db.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 7000)
+         INSERT INTO notes (id) SELECT 'n' || i FROM n",
+    );
+    let before = db.log(7_000).await;
+    assert!(before.iter().all(|activity| activity.commit_id == 7_000));
+    db.write("t1", db.delete("notes", "n1")).await.unwrap();
+    assert_eq!(db.query("SELECT count(*) FROM activities WHERE commit_id = 7000"), "7000", "it is folded");
+    assert_eq!(db.log(7_001).await[..7_000], before, "that changes nothing");
+    db.sql("INSERT INTO notes (id) VALUES ('last')");
+    assert_eq!(db.log(7_002).await.last().unwrap().commit_id, 7_002);
+}

@@ -1,7 +1,7 @@
 //! Other processes that write the SQLite file: they do not fail because of the server, wait for it only briefly, and are heard
 //! of at once.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -19,13 +19,13 @@ fn connect(database: &Path) -> rusqlite::Connection {
 }
 
 /// Transactions that read, think and then write, one after another; gives how many of them failed.
-fn read_then_write(database: &PathBuf, transactions: u32, thinking: Duration) -> u32 {
+fn read_then_write(database: &Path, transactions: u32, thinking: Duration) -> u32 {
     let connection = connect(database);
     let mut failed = 0;
     for i in 0..transactions {
         let done = connection
             .execute_batch("BEGIN; SELECT name FROM pages WHERE id = 'p'")
-            .map(|()| std::thread::sleep(thinking))
+            .map(|()| std::thread::park_timeout(thinking))
             .and_then(|()| connection.execute("UPDATE pages SET name = ?1 WHERE id = 'p'", [i]))
             .and_then(|_| connection.execute_batch("COMMIT"));
         if done.is_err() {
@@ -153,7 +153,7 @@ async fn a_table_is_compared_in_slices_that_let_writers_through() {
                 let started = Instant::now();
                 connection.execute("INSERT INTO others DEFAULT VALUES", []).unwrap();
                 waits.push(started.elapsed());
-                std::thread::sleep(Duration::from_millis(3));
+                std::thread::park_timeout(Duration::from_millis(3));
             }
             waits
         }));

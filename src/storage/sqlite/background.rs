@@ -18,21 +18,27 @@ use crate::storage::Head;
 const PATIENCE: Duration = Duration::from_millis(100);
 
 impl WriterThread {
-    /// Folds some marks into the database, in a commit of its own.
+    /// Folds marks into the database until few are left.
     pub(super) fn fold(&self) {
         self.shared.fold_asked.store(false, Ordering::Relaxed);
-        let folded = self.in_background(|| {
-            let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-            let pending = self.history.fold(&transaction)?;
-            transaction.commit()?;
-            pending.committed();
-            Ok(())
-        });
-        if let Err(failure) = folded {
+        if let Err(failure) = self.in_background(|| self.fold_backlog()) {
             // The next look at the file asks again.
             let failure = error::storage(&failure);
             tracing::debug!(%failure, "marks cannot be folded now");
         }
+    }
+
+    /// Folds marks into the database, in commits of their own and with time for others in between, until so few are left
+    /// that the next commit takes them along.
+    pub(super) fn fold_backlog(&self) -> rusqlite::Result<()> {
+        while self.history.beside.unfolded() >= sequencer::FOLD_ROWS {
+            let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+            let pending = self.history.fold(&transaction)?;
+            transaction.commit()?;
+            pending.committed();
+            std::thread::park_timeout(TICK);
+        }
+        Ok(())
     }
 
     /// Removes what has expired from the ledger; nothing is locked where nothing has.
@@ -59,7 +65,9 @@ impl WriterThread {
     }
 
     pub(super) fn settle_if_in_doubt(&mut self, reconciles: &mut VecDeque<Reconcile>) {
-        if self.history.in_doubt() && !self.history.is_gone() {
+        if !self.history.in_place() {
+            self.reopen(reconciles);
+        } else if self.history.in_doubt() {
             self.settle(reconciles);
         }
     }
@@ -124,6 +132,7 @@ impl WriterThread {
                 tracing::warn!(path = %self.history.path.display(), "going on with the file that is at the path now");
                 self.history.set_gone(false);
                 self.shared.file_stands(None);
+                self.shared.committed(Ok(&()));
                 let seq = self.history.number(&self.connection).unwrap_or(Seq::ZERO);
                 self.served_anew(Head { epoch: served.epoch, seq }, reconciles);
             }

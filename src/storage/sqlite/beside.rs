@@ -15,6 +15,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,8 @@ pub(super) struct Beside {
     file: Mutex<Option<File>>,
     /// The marks as last read; never ahead of what is on the disk.
     marks: ArcSwap<Marks>,
+    /// Marks up to this seq are known to be in the database.
+    folded: AtomicU64,
 }
 
 /// The file, locked: no other server or thread adds or removes marks.
@@ -93,13 +96,34 @@ impl Beside {
     pub(super) fn of(database: &Path) -> Beside {
         let mut path = database.as_os_str().to_owned();
         path.push("-bourn");
-        Beside { path: path.into(), file: Mutex::default(), marks: ArcSwap::default() }
+        Beside {
+            path: path.into(),
+            file: Mutex::default(),
+            marks: ArcSwap::default(),
+            folded: AtomicU64::new(0),
+        }
     }
 
     /// The marks as this process knows them. What is read from the database in a snapshot that begins after this call
     /// agrees with them: a mark is removed only after it is folded.
     pub(super) fn marks(&self) -> Arc<Marks> {
         self.marks.load_full()
+    }
+
+    /// How far marks are known to be folded into the database.
+    pub(super) fn folded(&self) -> Seq {
+        Seq::new(self.folded.load(Ordering::Acquire)).unwrap_or_default()
+    }
+
+    /// Notes that marks are folded into the database up to here.
+    pub(super) fn set_folded(&self, seq: Seq) {
+        self.folded.store(seq.get(), Ordering::Release);
+    }
+
+    /// How many activities wait to be folded.
+    pub(super) fn unfolded(&self) -> u64 {
+        let folded = self.folded();
+        self.marks().0.iter().map(|mark| mark.to.get().saturating_sub(mark.from.max(folded).get())).sum()
     }
 
     /// The last witness; none where it is missing or not whole.
@@ -152,6 +176,7 @@ impl Beside {
     /// Lets go of the file: it may be another one now.
     pub(super) fn reopen(&self) {
         *self.hold() = None;
+        self.set_folded(Seq::ZERO);
         self.marks.store(Arc::default());
     }
 
@@ -192,6 +217,7 @@ impl Locked<'_> {
             self.file()?.write_all_at(&vec![0; used], MARKS_AT)?;
         }
         self.publish(Marks::default());
+        self.beside.set_folded(Seq::ZERO);
         Ok(())
     }
 

@@ -4,6 +4,8 @@
 //! snapshot, and every write in its own transaction, that the log still contains that; if it does not, nothing is
 //! answered, and the writer thread gives the log a new epoch before anything of it is served: old offsets are then gone.
 //! Stored streams go on as forks of what they were, so that whatever is appended from then on has offsets of its own.
+//! (Reading them needs no check: servers alone append to them, each under the check, so what a restored file has of a stream
+//! are the first of the bytes that were served.)
 //!
 //! A log is not the one that was served if its epoch is another, its head is lower, the activity at the served head is
 //! another, fewer commits have touched stored streams, or the file has another inode. In doubt it is not.

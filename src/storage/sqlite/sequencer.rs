@@ -72,10 +72,12 @@ fn sync_log(path: &Path) -> std::io::Result<()> {
 
 /// What other processes wrote and the database has no numbers for, in a write transaction of ours.
 pub(super) struct Pending<'a> {
+    beside: &'a Beside,
     /// Held until the commit, so that no other server numbers what this transaction does.
     locked: Option<Locked<'a>>,
-    /// All marks are in the database.
-    folded: bool,
+    /// How far marks are in the database then, and whether all are.
+    folded: Seq,
+    all: bool,
     /// The head of the log when the transaction began.
     pub(super) head: Seq,
 }
@@ -92,32 +94,37 @@ impl<'a> Pending<'a> {
         let head = head(connection)?;
         let marks = beside.marks();
         if marks.0.is_empty() && head <= sealed_head(connection, &marks)? {
-            return Ok(Pending { locked: None, folded: false, head });
+            return Ok(Pending { beside, locked: None, folded: Seq::ZERO, all: false, head });
         }
         let locked = beside.lock(epoch).map_err(io)?;
         let sealed = sealed_head(connection, &locked.marks())?;
         if head > sealed {
             let mark = Mark { from: sealed, to: head };
             if locked.marks().0.is_empty() && head.get() - sealed.get() <= FOLD_ROWS {
-                fold(connection, mark, FOLD_ROWS)?;
+                fold(connection, mark, sealed, FOLD_ROWS)?;
             } else {
                 sync_log(path).map_err(io)?;
                 locked.add(mark).map_err(io)?;
             }
         }
-        let mut room = FOLD_ROWS;
+        let (mut room, mut folded) = (FOLD_ROWS, beside.folded());
         for mark in &locked.marks().0 {
-            room = room.saturating_sub(fold(connection, *mark, room)?);
+            let (count, to) = fold(connection, *mark, folded, room)?;
+            folded = folded.max(to);
+            room = room.saturating_sub(count);
             if room == 0 {
                 break;
             }
         }
-        Ok(Pending { locked: Some(locked), folded: room > 0, head })
+        let all = folded >= locked.marks().end();
+        Ok(Pending { beside, locked: Some(locked), folded, all, head })
     }
 
     /// The caller's transaction is committed: marks that are in the database are not needed any more.
     pub(super) fn committed(self) {
-        if let Some(locked) = self.locked.filter(|_| self.folded)
+        let Some(locked) = self.locked else { return };
+        self.beside.set_folded(self.folded);
+        if self.all
             && let Err(failure) = locked.clear()
         {
             // They are folded again, to the same numbers.
@@ -126,21 +133,24 @@ impl<'a> Pending<'a> {
     }
 }
 
-/// How many activities wait to be folded.
-pub(super) fn unfolded(marks: &Marks) -> u64 {
-    marks.0.iter().map(|mark| mark.to.get() - mark.from.get()).sum()
-}
-
-/// Copies a mark's number to at most so many of its activities that lack it; gives how many those were.
-fn fold(connection: &Connection, mark: Mark, most: u64) -> rusqlite::Result<u64> {
+/// Copies a mark's number to at most so many of its activities that lack it, from a place on; gives how many those were, and
+/// up to where none lacks it now.
+fn fold(connection: &Connection, mark: Mark, from: Seq, most: u64) -> rusqlite::Result<(u64, Seq)> {
+    let from = from.max(mark.from).as_i64();
+    let end: Option<i64> = connection
+        .prepare_cached(
+            "SELECT max(seq) FROM (SELECT seq FROM activities \
+             WHERE seq > ?1 AND seq <= ?2 AND commit_id IS NULL ORDER BY seq LIMIT ?3)",
+        )?
+        .query_row([from, mark.to.as_i64(), most.cast_signed()], |row| row.get(0))?;
+    let Some(end) = end else { return Ok((0, mark.to)) };
     let folded = connection
         .prepare_cached(&format!(
-            "UPDATE activities SET commit_id = ?2, last = {} WHERE seq IN \
-             (SELECT seq FROM activities WHERE seq > ?1 AND seq <= ?2 AND commit_id IS NULL ORDER BY seq LIMIT ?3)",
+            "UPDATE activities SET commit_id = ?2, last = {} WHERE seq > ?1 AND seq <= ?3 AND commit_id IS NULL",
             last_of("activities", "?2")
         ))?
-        .execute(rusqlite::params![mark.from.as_i64(), mark.to.as_i64(), most.cast_signed()])?;
-    Ok(folded as u64)
+        .execute([from, mark.to.as_i64(), end])?;
+    Ok((folded as u64, Seq::from_i64(end).unwrap_or_default()))
 }
 
 /// Whether an activity is the last one, up to a place, in its feed (1) and in its entity type (2).

@@ -180,7 +180,7 @@ impl Watcher {
         if self.stream_version.fetch_max(stream_version, Ordering::Relaxed) < stream_version {
             self.streams.foreign_commit();
         }
-        if sequencer::unfolded(&self.history.beside.marks()) >= sequencer::FOLD_ROWS {
+        if self.history.beside.unfolded() >= sequencer::FOLD_ROWS {
             let asked = self.shared.fold_asked.swap(true, Ordering::Relaxed);
             if !asked && self.jobs.try_send(Job::Fold).is_err() {
                 self.shared.fold_asked.store(false, Ordering::Relaxed);

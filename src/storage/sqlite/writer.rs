@@ -240,10 +240,15 @@ impl WriterThread {
 
     fn commit_batch(&self, waiting: &mut Waiting, answers: &mut Vec<Answer>) -> Result<Seq, Failed> {
         let storage = |e: rusqlite::Error| Failed::Storage(error::storage(&e));
-        let gone = || Err(Failed::Storage(StorageError::Unavailable));
+        let gone = || {
+            self.shared.file_stands(Some(GONE));
+            Err(Failed::Storage(StorageError::Unavailable))
+        };
         if !self.history.in_place() {
             return gone();
         }
+        // A mutation may ask which transaction last changed a row: its number must be in the database.
+        self.fold_backlog().map_err(storage)?;
         let transaction =
             Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate).map_err(storage)?;
         let pending = self.history.fold(&transaction).map_err(storage)?;
@@ -355,7 +360,7 @@ impl WriterThread {
         match introspect::left_out(&self.connection, entity, schema) {
             Ok(reason) => self.shared.left_out(&entity.name, reason),
             Err(error) => {
-                tracing::warn!(entity = &*entity.name, %error, "cannot count the rows that are left out")
+                tracing::warn!(entity = &*entity.name, %error, "cannot count the rows that are left out");
             }
         }
     }
