@@ -40,6 +40,7 @@ mod postgres {
     mod schema;
     mod sessions;
     mod several;
+    mod time_travel;
     mod tls;
     mod transactions;
 }

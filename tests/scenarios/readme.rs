@@ -16,7 +16,8 @@ fn samples(kind: &str) -> Vec<String> {
 
 /// Runs shell lines on the demo server and its file; gives what they print.
 async fn shell(bourn: &Bourn, script: &str) -> String {
-    let script = script.replace("127.0.0.1:4437", bourn.address()).replace("curl ", "curl -sS --fail-with-body ");
+    let script =
+        script.replace("127.0.0.1:4437", bourn.address()).replace("curl ", "curl -sS --fail-with-body ");
     let output = Command::new("bash")
         .args(["-euo", "pipefail", "-c", &script])
         .current_dir(bourn.database().parent().unwrap())
@@ -49,7 +50,8 @@ async fn every_sample_for_a_shell_works_as_it_stands_in_the_readme() {
     assert!(printed.contains("Hello from SQL") && printed.contains("event: control"), "{printed}");
     // Repeated, a write changes nothing and says so.
     let write = samples("sh").into_iter().find(|sample| sample.contains("make-p1")).unwrap();
-    let write = write.lines().filter(|line| line.starts_with("B=") || line.contains("-d '")).collect::<Vec<_>>();
+    let write =
+        write.lines().filter(|line| line.starts_with("B=") || line.contains("-d '")).collect::<Vec<_>>();
     let again = shell(&bourn, &write.join("\n").replace("curl ", "curl -i ")).await;
     assert!(again.to_lowercase().contains("x-idempotent-hit: true"), "{again}");
 }

@@ -107,7 +107,7 @@ pub(super) fn kept(connection: &Connection, stream: &Selector) -> rusqlite::Resu
         }
     };
     let horizon = horizon.and_then(Seq::from_i64).unwrap_or_default();
-    Ok(Kept { version: version(connection)?, horizon, lost: false })
+    Ok(Kept { version: version(connection)?, horizon, lost: false, spans: false, gap: None })
 }
 
 /// Which log this is, and how often something has left it.
