@@ -17,6 +17,7 @@ pub struct Copy(PathBuf);
 #[derive(Debug)]
 pub struct Standby {
     data: PathBuf,
+    port: u16,
     server: Option<Child>,
 }
 
@@ -27,6 +28,11 @@ impl Drop for Standby {
 }
 
 impl Standby {
+    /// Where one of its databases is, for reading.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
     /// Stops it: what the cluster commits from now on does not reach it.
     pub fn stop(&mut self) {
         if let Some(mut child) = self.server.take() {
@@ -90,8 +96,14 @@ impl Cluster {
             arguments.iter().map(ToString::to_string).chain([data.display().to_string()]).collect();
         self.run("pg_basebackup", &arguments);
         let port = process::free_port();
-        let server = launch_in(self.directory(), &data, &["-p".into(), port.to_string()]).unwrap();
-        Standby { data, server: Some(server) }
+        let mut arguments = vec!["-p".to_owned(), port.to_string()];
+        if self.major() >= 17 {
+            for setting in ["sync_replication_slots=on", "hot_standby_feedback=on"] {
+                arguments.extend(["-c".to_owned(), setting.to_owned()]);
+            }
+        }
+        let server = launch_in(self.directory(), &data, &arguments).unwrap();
+        Standby { data, port, server: Some(server) }
     }
 
     /// Has a standby take the place of the stopped cluster, under its address, and promotes it.

@@ -8,6 +8,9 @@ use super::super::{Inner, history};
 use super::Lost;
 use crate::storage::postgres::connect::{scalar, statement};
 
+/// The version of PostgreSQL that began to have slots which standbys keep in step.
+const FAILOVER_SLOTS_SINCE: i32 = 170_000;
+
 /// The slot as the database has it.
 #[derive(Debug)]
 struct Slot {
@@ -95,10 +98,14 @@ async fn create(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost
     inner.shared.capture_stands(Some(
         "the replication slot is being made; that waits for transactions that are open now".into(),
     ));
-    let created = statement("SELECT 1 FROM pg_create_logical_replication_slot($1, 'pgoutput')")
-        .bind(name)
-        .execute(connection)
-        .await;
+    let version: i32 =
+        scalar("SELECT current_setting('server_version_num')::int").fetch_one(&mut *connection).await?;
+    // A slot that standbys may keep in step: capture goes on from it where one of them is promoted.
+    let sql = match version >= FAILOVER_SLOTS_SINCE {
+        true => "SELECT 1 FROM pg_create_logical_replication_slot($1, 'pgoutput', false, false, true)",
+        false => "SELECT 1 FROM pg_create_logical_replication_slot($1, 'pgoutput')",
+    };
+    let created = statement(sql).bind(name).execute(connection).await;
     match created {
         Ok(_) => {
             tracing::info!(slot = name, "the replication slot was made");
