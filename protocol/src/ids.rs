@@ -68,11 +68,11 @@ identifier!(
 );
 identifier!(
     /// The key of one row, as text: whatever the rows of a table may have.
-    EntityKey, "a row's id", "1 to 1024 bytes of text without NUL", found
+    EntityKey, "a row's id", "1 to 4096 bytes of text without NUL", found
 );
 identifier!(
     /// The value of the column that splits an entity type's stream.
-    Scope, "organizationId", "1 to 1024 bytes of text without NUL", found
+    Scope, "organizationId", "1 to 4096 bytes of text without NUL", found
 );
 
 impl EntityKey {
@@ -134,11 +134,11 @@ mod tests {
 
     #[test]
     fn whatever_a_table_holds_can_be_named_and_new_ids_are_plain() {
-        for odd in ["tab\tbed", "..", &"x".repeat(1024)] {
+        for odd in ["tab\tbed", "..", &"x".repeat(4096)] {
             assert!(EntityKey::new(odd).is_ok(), "{odd}");
             assert!(EntityKey::for_new_row(odd).is_err(), "{odd}");
         }
-        for impossible in ["", "nul\0", &"x".repeat(1025)] {
+        for impossible in ["", "nul\0", &"x".repeat(4097)] {
             assert!(EntityKey::new(impossible).is_err(), "{impossible}");
         }
         assert_eq!(EntityKey::for_new_row("é/ 1").unwrap().as_str(), "é/ 1");

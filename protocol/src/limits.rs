@@ -42,5 +42,5 @@ pub const LEASE_MAX_MILLIS: u64 = 600_000;
 /// The lease when none is asked for.
 pub const LEASE_DEFAULT_MILLIS: u64 = 30_000;
 
-/// Maximum length of a row's key and of a scope.
-pub const KEY_MAX_BYTES: usize = 1_024;
+/// Maximum length of a row's key and of a scope: more than an index of PostgreSQL can hold.
+pub const KEY_MAX_BYTES: usize = 4_096;

@@ -122,7 +122,7 @@ impl From<StorageError> for ApiError {
             StorageError::Slow => ErrorCode::DatabaseTimeout,
             StorageError::Full => ErrorCode::DatabaseFull,
             StorageError::ReadOnly => ErrorCode::DatabaseReadOnly,
-            StorageError::Unavailable => ErrorCode::DatabaseUnavailable,
+            StorageError::Unsettled | StorageError::Unavailable => ErrorCode::DatabaseUnavailable,
             StorageError::Entity(_) => ErrorCode::EntityUnavailable,
             StorageError::Overloaded => ErrorCode::Overloaded,
             StorageError::Closed => ErrorCode::ShuttingDown,

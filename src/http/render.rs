@@ -80,6 +80,7 @@ async fn catch_up<B>(
         return Err(ApiError::new(ErrorCode::Internal, "a catch-up read gave no chunk"));
     };
     let freshness = match chunk.sealed {
+        true if chunk.spans_gap => Freshness::Tail,
         true if from_start => Freshness::SealedFromStart,
         true => Freshness::Sealed,
         false if chunk.messages > 0 => Freshness::Tail,
@@ -106,7 +107,7 @@ async fn catch_up<B>(
     let mut reply =
         build.header(CONTENT_TYPE, content_type(&session.content_type())).body(chunk.body.clone().into());
     // A stored stream may be deleted, and what is at hand here is asked for nowhere.
-    if chunk.sealed && matches!(session, Session::Log(_)) {
+    if chunk.sealed && !chunk.spans_gap && matches!(session, Session::Log(_)) {
         super::respond::add_common_headers(reply.headers_mut());
         app.hot.put(request, reply.headers().clone(), &chunk);
     }

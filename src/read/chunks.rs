@@ -27,8 +27,11 @@ pub struct CachedChunk {
     pub next: Seq,
     /// The token of that place.
     pub offset: Place,
-    /// It is final.
+    /// It does not reach the tail: more follows at once.
     pub sealed: bool,
+    /// It spans a part of the log that was lost: another chunk may have been given out under its address before, and a
+    /// cache may have that one.
+    pub spans_gap: bool,
     /// The stream ends with it for good.
     pub closed: bool,
     /// Its entity tag.
@@ -37,6 +40,8 @@ pub struct CachedChunk {
     pub version: Option<Version>,
     /// What the stream did not keep when it was read: deletions up to here.
     pub horizon: Seq,
+    /// The end of the newest part of the log that was lost, if it lies ahead of where the chunk starts.
+    pub gap: Option<Seq>,
     /// The chunk as an event, made by the first reader at the tail that needs it.
     pub(super) frame: OnceLock<Bytes>,
 }

@@ -90,7 +90,7 @@ impl LogSession {
         }
         let next = chunk.next;
         self.position = next;
-        self.since = Some(horizon).filter(|horizon| next < *horizon);
+        self.since = since(next, horizon, chunk.gap);
         self.covered = if chunk.sealed { next } else { self.covered.max(known).max(next) };
         Ok(Batch::Chunk(chunk))
     }
@@ -104,7 +104,8 @@ impl LogSession {
         let key = Key { stream: StreamKey::Derived(stream.clone(), version), start, head: None };
         let load = async {
             let builder = ChunkBuilder::new(stream.wording(), epoch, start, reader.limits);
-            let (filled, Kept { version, horizon, lost }) = reader.storage.fill(stream, builder).await?;
+            let (filled, Kept { version, horizon, lost, spans, gap }) =
+                reader.storage.fill(stream, builder).await?;
             if version.epoch != epoch {
                 return Err(ReadError::Gone(Gone::OtherLog));
             }
@@ -114,7 +115,7 @@ impl LogSession {
             let chunk = filled.finish();
             // At the tail nothing is missing, so the place may be told as one past the horizon.
             let next = if chunk.sealed { chunk.next } else { chunk.next.max(horizon) };
-            let since = Some(horizon).filter(|horizon| next < *horizon);
+            let since = since(next, horizon, gap);
             let mut fingerprint = stream.fingerprint();
             if version.generation > 0 {
                 fingerprint += &format!(".{}", version.generation);
@@ -126,10 +127,12 @@ impl LogSession {
                 next,
                 offset: Offset { since, ..Offset::new(epoch, next) }.into(),
                 sealed: chunk.sealed,
+                spans_gap: spans,
                 closed: false,
                 etag: bourn_protocol::cache::entity_tag(epoch, &fingerprint, start, next, chunk.sealed),
                 version: Some(version),
                 horizon,
+                gap,
                 frame: std::sync::OnceLock::new(),
             })
         };
@@ -147,4 +150,11 @@ impl LogSession {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// What the token of a place carries beside it: the horizon where that lies ahead; else the end of the newest part of the
+/// log that was lost, if that lies ahead. What is read in front of such a part has addresses of its own: under
+/// the plain ones a cache may still have chunks that lead into what was lost.
+fn since(next: Seq, horizon: Seq, gap: Option<Seq>) -> Option<Seq> {
+    if next < horizon { Some(horizon) } else { gap.filter(|gap| next < *gap) }
 }

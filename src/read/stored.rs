@@ -150,6 +150,8 @@ async fn load(
     Ok(CachedChunk {
         version: None,
         horizon: Seq::ZERO,
+        gap: None,
+        spans_gap: false,
         body: chunk.body.into_boxed_slice().into(),
         messages: chunk.messages,
         start,

@@ -36,6 +36,11 @@ pub enum StorageError {
     /// The database cannot be written.
     #[error("the database can be read but not written")]
     ReadOnly,
+    /// The database went back in time, and no server has found out yet what that means for the log.
+    #[error(
+        "the database went back in time or was replaced; its log cannot be used before that is settled; try again"
+    )]
+    Unsettled,
     /// The database is damaged or out of reach.
     #[error("the database is damaged or out of reach; see the server's log")]
     Unavailable,

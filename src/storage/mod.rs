@@ -73,6 +73,10 @@ pub struct Kept {
     pub horizon: Seq,
     /// The place where the read began lies in a part of the log that the database has lost.
     pub lost: bool,
+    /// What was read spans such a part: another body may have been given out under the same address before.
+    pub spans: bool,
+    /// Where the newest such part ends, if it lies ahead of the place where the read began.
+    pub gap: Option<Seq>,
 }
 
 /// One activity, owned.

@@ -21,9 +21,9 @@ const TAIL: usize = 4000;
 
 /// A running server; it stops when this and all of its databases are dropped. Clones are the same server.
 #[derive(Clone)]
-pub struct Cluster(Arc<Inner>);
+pub struct Cluster(pub(crate) Arc<Inner>);
 
-struct Inner {
+pub(crate) struct Inner {
     // Dropped in this order: the server, then its directory.
     server: Mutex<Option<Child>>,
     scratch: Scratch,
@@ -214,7 +214,7 @@ impl Drop for Inner {
     }
 }
 
-fn data_of(scratch: &Path) -> PathBuf {
+pub(crate) fn data_of(scratch: &Path) -> PathBuf {
     scratch.join("data")
 }
 
@@ -234,18 +234,28 @@ fn tail(scratch: &Path) -> String {
 }
 
 /// Starts the server in this directory and waits until it takes connections; says in its own words why not.
-fn launch(scratch: &Path) -> Result<Child, String> {
-    let data = data_of(scratch);
+pub(crate) fn launch(scratch: &Path) -> Result<Child, String> {
+    launch_in(scratch, &data_of(scratch), &[])
+}
+
+/// The same for a data directory beside it, with further arguments.
+pub(crate) fn launch_in(scratch: &Path, data: &Path, arguments: &[String]) -> Result<Child, String> {
     let log = File::options().append(true).open(log_of(scratch)).unwrap();
     let mut command = Account::get().command(&Binaries::get().postgres, Signal::SIGQUIT);
-    command.arg("-D").arg(&data).stdout(log.try_clone().unwrap()).stderr(log).current_dir(scratch);
+    command
+        .arg("-D")
+        .arg(data)
+        .args(arguments)
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .current_dir(scratch);
     let mut child = process::spawn(command).map_err(|error| error.to_string())?;
     // The eighth line says how far the server has come; the first whether it is about this server.
     let ready = |child: &Child| {
         let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
         let mut lines = text.lines();
         lines.next() == Some(&child.id().to_string())
-            && lines.nth(6).is_some_and(|state| state.trim() == "ready")
+            && lines.nth(6).is_some_and(|state| matches!(state.trim(), "ready" | "standby"))
     };
     let mut died = false;
     let started = within(PATIENCE, || {

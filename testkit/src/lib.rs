@@ -20,6 +20,7 @@ mod process;
 mod proxy;
 mod scratch;
 mod tls;
+mod travel;
 
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ pub use database::{Database, Refused};
 pub use options::Options;
 pub use pgbouncer::PgBouncer;
 pub use proxy::{Proxy, Way};
+pub use travel::{Copy, Standby};
 
 /// How long a server may take to start or to stop.
 pub const PATIENCE: Duration = Duration::from_secs(60);

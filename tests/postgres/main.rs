@@ -42,6 +42,7 @@ mod postgres {
     mod schema;
     mod sessions;
     mod several;
+    mod time_travel;
     mod tls;
     mod transactions;
 }

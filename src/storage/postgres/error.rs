@@ -7,6 +7,11 @@ pub(super) fn code(error: &sqlx::Error) -> Option<String> {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(Into::into)
 }
 
+/// Whether a statement failed because the database can be read but not written.
+pub(super) fn read_only(error: &sqlx::Error) -> bool {
+    code(error).as_deref() == Some("25006")
+}
+
 /// The storage error of a failed statement.
 pub(super) fn storage(error: &sqlx::Error) -> StorageError {
     match (code(error).as_deref(), error) {
@@ -19,6 +24,9 @@ pub(super) fn storage(error: &sqlx::Error) -> StorageError {
         (Some("57014"), _) | (None, sqlx::Error::PoolTimedOut) => StorageError::Slow,
         (None, sqlx::Error::Io(error)) if error.kind() == std::io::ErrorKind::TimedOut => StorageError::Slow,
         (None, sqlx::Error::PoolClosed) => StorageError::Closed,
+        (None, sqlx::Error::AnyDriverError(error)) if error.is::<super::history::Unsettled>() => {
+            StorageError::Unsettled
+        }
         // The table is not what it was when it was looked at; the next look will say so.
         _ if super::rows::table_changed(error) => {
             tracing::warn!(%error, "a table has changed");

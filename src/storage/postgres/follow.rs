@@ -10,7 +10,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::capture::CHANNEL;
+use super::history::{self, settled};
 use super::{Inner, error, log, refresh, streams};
+use crate::storage::Head;
 use crate::storage::postgres::connect::statement;
 
 /// Follows until the server stops.
@@ -29,6 +31,12 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
             heard = heard => match heard {
                 Ok(notification) if notification.channel() == streams::CHANNEL => {
                     inner.stored.hear(notification.payload());
+                }
+                Ok(notification) if notification.payload() == history::CHANGED => {
+                    // What is heard after this is of the log as it is now.
+                    if inner.db.within(look(inner)).await.is_err() {
+                        due = Instant::now();
+                    }
                 }
                 Ok(notification) => {
                     if let Some(head) = notification.payload().parse().ok().and_then(Seq::new) {
@@ -67,21 +75,42 @@ async fn listen(direct: &sqlx::PgPool) -> Result<PgListener, sqlx::Error> {
     Ok(listener)
 }
 
-/// Asks the database how far the log reaches, how far it is behind, and what is being compared.
+/// Asks the database how far the log reaches, how far it is behind, and what is being compared. Where the database went
+/// back in time, that is settled first.
 pub(super) async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
+    if !look_once(inner).await? {
+        history::settle(inner, false).await?;
+        if !look_once(inner).await? {
+            return Err(history::Unsettled.into());
+        }
+    }
+    Ok(())
+}
+
+/// Says whether the log is to be used as it is.
+async fn look_once(inner: &Inner) -> Result<bool, sqlx::Error> {
     let mut reading = inner.db.single().await?;
     let connection = reading.connection();
-    let row = statement(
-        "SELECT head, CASE WHEN pg_is_in_recovery() THEN NULL ELSE greatest(0, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), position))::int8 END, generation, epoch \
-         FROM bourn.log",
-    )
+    let row = statement(concat!(
+        "SELECT head, CASE WHEN pg_is_in_recovery() THEN NULL ELSE greatest(0, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), position))::int8 END, generation, epoch, ",
+        settled!(),
+        ", (SELECT max(after) FROM bourn.gaps)",
+        " FROM bourn.log l"
+    ))
     .fetch_one(&mut *connection)
     .await?;
-    if let Some(head) = Seq::from_i64(row.try_get(0)?) {
-        inner.shared.advance(head);
+    let version = log::version_of(row.try_get(3)?, row.try_get(2)?)?;
+    let head = Head { epoch: version.epoch, seq: Seq::from_i64(row.try_get(0)?).unwrap_or_default() };
+    if !row.try_get::<bool, _>(4)? || !inner.shared.reaches_published(head) {
+        return Ok(false);
+    }
+    // The version first: readers take what they know of the log for another's where it is not of this version.
+    inner.shared.set_version_of_log(version);
+    inner.shared.publish(head);
+    if inner.shared.history_changed(version.epoch, row.try_get(5)?) {
+        inner.stored.doubt();
     }
     inner.shared.lag(row.try_get::<Option<i64>, _>(1)?.and_then(|bytes| u64::try_from(bytes).ok()));
-    inner.shared.set_version_of_log(log::version_of(row.try_get(3)?, row.try_get(2)?)?);
     let rows = statement("SELECT entity_type, reconciled, compared FROM bourn.entities")
         .fetch_all(connection)
         .await?;
@@ -98,5 +127,5 @@ pub(super) async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
         }
     }
     inner.shared.others_reconcile(progress);
-    Ok(())
+    Ok(true)
 }

@@ -2,12 +2,13 @@
 
 use bourn_protocol::chunk::{ChunkBuilder, Feed};
 use bourn_protocol::limits::ANSWER_MAX_BYTES;
-use bourn_protocol::{Action, ActivityRef, Last, Selector, Seq, TransactionId};
+use bourn_protocol::{Action, ActivityRef, Epoch, Last, Selector, Seq, TransactionId};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
 use tokio_stream::StreamExt as _;
 
+use super::history;
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{Activity, ActivityQuery, Head, Kept, TransactionState, Version};
 
@@ -89,22 +90,74 @@ pub(super) async fn stream_tail(
         }
     };
     let tail = newest.and_then(Seq::from_i64).unwrap_or_default();
-    Ok(tail.max(kept(connection, stream).await?.horizon))
+    Ok(tail.max(horizon(connection, stream).await?.horizon))
 }
 
-/// What a stream does not keep.
-pub(super) async fn kept(connection: &mut PgConnection, stream: &Selector) -> Result<Kept, sqlx::Error> {
+/// What a stream does not keep, the parts of the log that were lost left aside.
+async fn horizon(connection: &mut PgConnection, stream: &Selector) -> Result<Kept, sqlx::Error> {
+    let nowhere = Head { epoch: Epoch::draw(), seq: Seq::ZERO };
+    kept(connection, stream, nowhere, (Seq::ZERO, Seq::ZERO)).await
+}
+
+/// What a stream does not keep. `published`: how far this server knew the log to reach before it was read; `read`: where
+/// the read began, and the last place that it has seen.
+pub(super) async fn kept(
+    connection: &mut PgConnection,
+    stream: &Selector,
+    published: Head,
+    read: (Seq, Seq),
+) -> Result<Kept, sqlx::Error> {
     let row = statement(
         "SELECT CASE WHEN $1::text IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE scope = $1 AND ($2::text IS NULL OR entity_type = $2)) \
-         WHEN $2 IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE entity_type = $2) ELSE horizon END, generation, epoch FROM bourn.log",
+         WHEN $2 IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE entity_type = $2) ELSE horizon END, generation, epoch, head, \
+         EXISTS (SELECT 1 FROM bourn.gaps WHERE before < $3 AND after > $3), \
+         (SELECT min(before) FROM bourn.gaps WHERE before >= $3), (SELECT max(after) FROM bourn.gaps WHERE before >= $3) FROM bourn.log",
     )
     .bind(stream.scope.as_ref().map(bourn_protocol::Scope::as_str))
     .bind(stream.entity_type.as_deref())
+    .bind(read.0.as_i64())
     .fetch_one(connection)
     .await?;
     let horizon: Option<i64> = row.try_get(0)?;
     let version = version_of(row.try_get(2)?, row.try_get(1)?)?;
-    Ok(Kept { version, horizon: horizon.and_then(Seq::from_i64).unwrap_or_default(), lost: false })
+    must_reach(Head { epoch: version.epoch, seq: seq_of(row.try_get(3)?) }, published)?;
+    let gap: Option<i64> = row.try_get(5)?;
+    Ok(Kept {
+        version,
+        horizon: seq_of(horizon),
+        lost: row.try_get(4)?,
+        spans: gap.is_some_and(|before| before < read.1.as_i64()),
+        gap: row.try_get::<Option<i64>, _>(6)?.and_then(Seq::from_i64),
+    })
+}
+
+fn seq_of(column: Option<i64>) -> Seq {
+    column.and_then(Seq::from_i64).unwrap_or_default()
+}
+
+/// Fails where the log ends before what this server has published of it.
+fn must_reach(head: Head, published: Head) -> Result<(), sqlx::Error> {
+    match head.epoch == published.epoch && head.seq < published.seq {
+        true => Err(history::Unsettled.into()),
+        false => Ok(()),
+    }
+}
+
+/// The log's epoch, and whether a place lies in a part of it that was lost, or past its head.
+pub(super) async fn reaches(
+    connection: &mut PgConnection,
+    published: Head,
+    place: Seq,
+) -> Result<(Epoch, bool), sqlx::Error> {
+    let row = statement(
+        "SELECT epoch, head, head < $1 OR EXISTS (SELECT 1 FROM bourn.gaps WHERE before < $1 AND after > $1) FROM bourn.log",
+    )
+    .bind(place.as_i64())
+    .fetch_one(connection)
+    .await?;
+    let epoch = version_of(row.try_get(0)?, 0)?.epoch;
+    must_reach(Head { epoch, seq: seq_of(row.try_get(1)?) }, published)?;
+    Ok((epoch, row.try_get(2)?))
 }
 
 /// The version of the log, from its columns.
@@ -120,12 +173,14 @@ pub(super) async fn head(connection: &mut PgConnection) -> Result<Head, sqlx::Er
     Ok(Head { epoch, seq: Seq::from_i64(row.try_get(1)?).unwrap_or_default() })
 }
 
-/// Gives the chunk what follows its position, until it is done or the stream ends.
+/// Gives the chunk what follows its position, until it is done or the stream ends; and the last place that it was
+/// shown.
 pub(super) async fn fill(
     connection: &mut PgConnection,
     stream: &Selector,
     mut chunk: ChunkBuilder,
-) -> Result<ChunkBuilder, sqlx::Error> {
+) -> Result<(ChunkBuilder, Seq), sqlx::Error> {
+    let mut seen = chunk.position();
     let feeds = feeds(connection, stream).await?;
     let limit = i64::try_from(FILL_ROWS).unwrap_or(i64::MAX);
     // A statement that has many rows to read by its index is not to be planned as if it had few: the order and
@@ -141,16 +196,16 @@ pub(super) async fn fill(
     loop {
         let after = chunk.position().as_i64();
         let select = match (&feeds, &stream.entity_type) {
-            (Some(feeds), _) if feeds.is_empty() => return Ok(chunk),
+            (Some(feeds), _) if feeds.is_empty() => return Ok((chunk, seen)),
             (Some(feeds), _) => statement(AssertSqlSafe(of_feeds.as_str())).bind(feeds).bind(after),
             (None, Some(name)) => {
                 statement(AssertSqlSafe(of_type.as_str())).bind(name.to_string()).bind(after)
             }
             (None, None) => statement(AssertSqlSafe(of_all.as_str())).bind(after),
         };
-        let (rows, done) = push_all(connection, select.bind(limit), &mut chunk).await?;
+        let (rows, done) = push_all(connection, select.bind(limit), &mut chunk, &mut seen).await?;
         if done || rows < FILL_ROWS {
-            return Ok(chunk);
+            return Ok((chunk, seen));
         }
     }
 }
@@ -160,12 +215,17 @@ async fn push_all(
     connection: &mut PgConnection,
     select: Query<'_, Postgres, PgArguments>,
     chunk: &mut ChunkBuilder,
+    seen: &mut Seq,
 ) -> Result<(usize, bool), sqlx::Error> {
     let mut rows = select.fetch(connection);
     let mut count = 0;
     while let Some(row) = rows.try_next().await? {
         count += 1;
-        if with_ref(&row, |activity| chunk.push(activity))? == Feed::Done {
+        let push = |activity: &ActivityRef<'_>| {
+            *seen = activity.seq;
+            chunk.push(activity)
+        };
+        if with_ref(&row, push)? == Feed::Done {
             return Ok((count, true));
         }
     }

@@ -11,6 +11,7 @@ mod connect;
 mod error;
 mod expect;
 mod follow;
+mod history;
 mod layout;
 mod ledger;
 mod log;
@@ -51,6 +52,7 @@ use crate::supervisor::Supervisor;
 pub use admin::{check, prepare, prepare_sql};
 use catalog::Table;
 use connect::{Db, scalar};
+pub use history::renew_log;
 use shared::Shared;
 use streams::{Queues, Stored};
 use turns::Turns;
@@ -158,6 +160,7 @@ impl PostgresStorage {
             stored: Arc::new(Stored::new()),
             supervisor: supervisor.clone(),
         };
+        history::settle_at_start(&inner).await.map_err(failed)?;
         inner.stored.begin(&db).await.map_err(failed)?;
         refresh::look(&inner, true).await.map_err(failed)?;
         follow::look(&inner).await.map_err(failed)?;
@@ -249,15 +252,19 @@ impl Log for PostgresStorage {
         chunk: ChunkBuilder,
     ) -> Result<(ChunkBuilder, Kept), StorageError> {
         let nothing = !self.can_write(stream.scope.as_ref()).await?;
+        // Before the database is read: it has what this server has published, unless it went back in time.
+        let published = *self.inner.shared.head().borrow();
+        let start = chunk.position();
         let read = async {
             let mut reading = self.inner.db.single().await?;
             if nothing {
                 let everything = Selector { scope: None, ..stream.clone() };
-                return Ok((chunk, log::kept(reading.connection(), &everything).await?));
+                let kept = log::kept(reading.connection(), &everything, published, (start, start)).await?;
+                return Ok((chunk, kept));
             }
-            let chunk = log::fill(reading.connection(), stream, chunk).await?;
+            let (chunk, seen) = log::fill(reading.connection(), stream, chunk).await?;
             // Afterwards: what has left since then is taken for having left before.
-            let kept = log::kept(reading.connection(), stream).await?;
+            let kept = log::kept(reading.connection(), stream, published, (start, seen)).await?;
             reading.commit().await?;
             Ok((chunk, kept))
         };
@@ -269,12 +276,13 @@ impl Log for PostgresStorage {
             let epoch = self.inner.shared.head().borrow().epoch;
             return Ok(Gained { activities, cut, epoch, lost: false });
         }
+        let published = *self.inner.shared.head().borrow();
         let read = async {
             let mut reading = self.inner.db.single().await?;
             let (activities, cut) = log::follow(reading.connection(), after, rows, bytes).await?;
-            let epoch = log::head(reading.connection()).await?.epoch;
+            let (epoch, lost) = log::reaches(reading.connection(), published, after).await?;
             reading.commit().await?;
-            Ok(Gained { activities, cut, epoch, lost: false })
+            Ok(Gained { activities, cut, epoch, lost })
         };
         self.serve(read).await
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use bourn_protocol::Seq;
+use bourn_protocol::{Epoch, Seq};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -41,6 +41,8 @@ struct Status {
     reconciling: BTreeMap<String, u64>,
     /// Entity types whose tables cannot be compared now, and why.
     failing: Vec<(Arc<str>, String)>,
+    /// The log's epoch and the end of its newest gap, as they were seen last.
+    history: Option<(Epoch, Option<i64>)>,
 }
 
 /// What an operator sees of a table that cannot be compared.
@@ -76,6 +78,17 @@ impl Shared {
         self.head.send_if_modified(|known| known.advance(Head { seq: to, ..*known }));
     }
 
+    /// Publishes the head as the database has it: of another log, or further in the same.
+    pub(super) fn publish(&self, to: Head) {
+        self.head.send_if_modified(|known| known.advance(to));
+    }
+
+    /// Whether the log, which reaches this far, has all that this server has published of it.
+    pub(super) fn reaches_published(&self, head: Head) -> bool {
+        let published = *self.head.borrow();
+        head.epoch != published.epoch || head.seq >= published.seq
+    }
+
     pub(super) fn head(&self) -> watch::Receiver<Head> {
         self.head.subscribe()
     }
@@ -87,6 +100,15 @@ impl Shared {
     /// Something may have left the log since.
     pub(super) fn set_version_of_log(&self, version: Version) {
         self.log_version.send_if_modified(|known| std::mem::replace(known, version) != version);
+    }
+
+    /// Whether the log has got another epoch or another gap since this was asked last.
+    pub(super) fn history_changed(&self, epoch: Epoch, gap: Option<i64>) -> bool {
+        let changed = self.with(|status| status.history.replace((epoch, gap)) != Some((epoch, gap)));
+        if changed {
+            self.recent.clear();
+        }
+        changed
     }
 
     pub(super) fn capture_stands(&self, reason: Option<String>) {

@@ -157,7 +157,7 @@ pub(super) fn kept(view: &View<'_>, stream: &Selector) -> rusqlite::Result<Kept>
         }
     };
     let horizon = horizon.and_then(Seq::from_i64).unwrap_or_default();
-    Ok(Kept { version: view.version, horizon, lost: false })
+    Ok(Kept { version: view.version, horizon, lost: false, spans: false, gap: None })
 }
 
 /// Which log this is, and how often something has left it.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::pgoutput::Relation;
 use super::super::value::Form;
-use super::super::{Inner, refresh};
+use super::super::{Inner, follow, refresh};
 use super::append::{Appender, Long};
 use super::change::{Change, Ids, Source};
 use super::entry::{CommitMark, activities};
@@ -97,14 +97,15 @@ impl<'a> Leader<'a> {
         let mut connection = inner.db.connect_directly().await?;
         slot::prepare(inner, &mut connection).await?;
         let mut client = ReplicationClient::connect_gated(inner.db.replication(&inner.limits)).await?;
-        let system = client.identify_system().await?.system_id;
         client.start().await?;
         match client.wait_started().await {
             Ok(()) => {}
             Err(error) if error.to_string().contains("SQLSTATE 55006") => return Err(Lost::Held),
             Err(error) => return Err(error.into()),
         }
-        let standing = slot::take_over(inner, &mut connection, &system).await?;
+        let standing = slot::take_over(inner, &mut connection).await?;
+        // Published before this server appends: the log may have another epoch, and a gap behind its former head.
+        follow::look(inner).await?;
         let near = scalar("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8")
             .fetch_one(&mut connection)
             .await?;

@@ -67,7 +67,7 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
     let row = statement(
         "SELECT l.pruned, max(p.seq) FILTER (WHERE p.old), count(*) FILTER (WHERE p.old) FROM bourn.log l LEFT JOIN LATERAL (\
            SELECT a.seq, bool_and(a.created_at < to_timestamp($1::float8 / 1000)) OVER (ORDER BY a.seq) AS old \
-           FROM bourn.activities a WHERE a.seq > l.pruned AND a.seq < l.head ORDER BY a.seq LIMIT $2) p ON true GROUP BY l.pruned",
+           FROM bourn.activities a WHERE a.seq > l.pruned AND a.seq < (SELECT max(seq) FROM bourn.activities) ORDER BY a.seq LIMIT $2) p ON true GROUP BY l.pruned",
     )
     .bind(millis(retention.history_bound()))
     .bind(STEP)

@@ -3,10 +3,13 @@
 use pgwire_replication::Lsn;
 use sqlx::{PgConnection, Row};
 
-use super::super::Inner;
 use super::super::connect::APPLICATION;
+use super::super::{Inner, history};
 use super::Lost;
 use crate::storage::postgres::connect::{scalar, statement};
+
+/// The version of PostgreSQL that began to have slots which standbys keep in step.
+const FAILOVER_SLOTS_SINCE: i32 = 170_000;
 
 /// The slot as the database has it.
 #[derive(Debug)]
@@ -95,10 +98,14 @@ async fn create(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost
     inner.shared.capture_stands(Some(
         "the replication slot is being made; that waits for transactions that are open now".into(),
     ));
-    let created = statement("SELECT 1 FROM pg_create_logical_replication_slot($1, 'pgoutput')")
-        .bind(name)
-        .execute(connection)
-        .await;
+    let version: i32 =
+        scalar("SELECT current_setting('server_version_num')::int").fetch_one(&mut *connection).await?;
+    // A slot that standbys may keep in step: capture goes on from it where one of them is promoted.
+    let sql = match version >= FAILOVER_SLOTS_SINCE {
+        true => "SELECT 1 FROM pg_create_logical_replication_slot($1, 'pgoutput', false, false, true)",
+        false => "SELECT 1 FROM pg_create_logical_replication_slot($1, 'pgoutput')",
+    };
+    let created = statement(sql).bind(name).execute(connection).await;
     match created {
         Ok(_) => {
             tracing::info!(slot = name, "the replication slot was made");
@@ -143,44 +150,38 @@ pub(super) struct Standing {
     pub(super) foreign_until: i64,
 }
 
-/// Raises the fence, so that whoever held the slot before appends no more. If the slot is ahead of the log, something
-/// was skipped; if it is another source's, the log's position says nothing: every table is to be compared.
-pub(super) async fn take_over(
-    inner: &Inner,
-    connection: &mut PgConnection,
-    system: &str,
-) -> Result<Standing, Lost> {
+/// Settles the log's history, then raises the fence, so that whoever held the slot before appends no more. If the slot is
+/// ahead of the log, something was skipped: every table is to be compared.
+pub(super) async fn take_over(inner: &Inner, connection: &mut PgConnection) -> Result<Standing, Lost> {
     let slot = look(connection, &inner.limits.slot).await?;
     let confirmed = slot.and_then(|slot| slot.confirmed).ok_or(Lost::Ended)?;
+    let skipped: bool =
+        scalar("SELECT coalesce(position < $1::text::pg_lsn, false) AND head > 0 FROM bourn.log")
+            .bind(confirmed.to_pg_string())
+            .fetch_one(&mut *connection)
+            .await?;
+    history::settle(inner, skipped).await?;
     let row = statement(
-        "UPDATE bourn.log SET fence = fence + 1 RETURNING fence, head, position::text, source, foreign_until, \
-         $1 || ' ' || (SELECT oid::text FROM pg_database WHERE datname = current_database())",
+        "UPDATE bourn.log SET fence = fence + 1 RETURNING fence, head, position::text, foreign_until",
     )
-    .bind(system)
     .fetch_one(&mut *connection)
     .await?;
     let (fence, head): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
     let position: Option<String> = row.try_get(2)?;
     let position = position.and_then(|text| Lsn::parse(&text).ok());
-    let (before, source): (Option<String>, String) = (row.try_get(3)?, row.try_get(5)?);
-    let moved = before.as_ref().is_some_and(|before| *before != source);
-    let foreign_until: i64 = if moved { head } else { row.try_get(4)? };
-    if let Some(position) = position.filter(|position| *position >= confirmed && !moved) {
+    let foreign_until: i64 = row.try_get(3)?;
+    if let Some(position) = position.filter(|position| *position >= confirmed) {
         return Ok(Standing { fence, head, position, foreign_until });
     }
-    if moved {
-        tracing::warn!("the database was restored from elsewhere: every table is compared with the log");
-    } else if position.is_some() {
+    if position.is_some() {
         tracing::warn!("the slot is ahead of the log: every table is compared with the log");
     }
     // All at once: a position that is up to date says that nothing is to be compared.
     statement(
-        "WITH moved AS (UPDATE bourn.log SET position = $1::text::pg_lsn, told_from = $1::text::pg_lsn, source = $2, foreign_until = $3 WHERE fence = $4 RETURNING 1) \
+        "WITH moved AS (UPDATE bourn.log SET position = $1::text::pg_lsn, told_from = $1::text::pg_lsn WHERE fence = $2 RETURNING 1) \
          UPDATE bourn.entities SET reconciled = false, signature = '' WHERE EXISTS (SELECT 1 FROM moved)",
     )
     .bind(confirmed.to_pg_string())
-    .bind(source)
-    .bind(foreign_until)
     .bind(fence)
     .execute(connection)
     .await?;

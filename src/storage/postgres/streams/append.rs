@@ -11,6 +11,7 @@ use sqlx::{PgConnection, Row};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::super::history::{Unsettled, settled};
 use super::super::{Inner, error};
 use super::news::Counter;
 use super::rows::{columns, entry, forked_from, number};
@@ -215,13 +216,19 @@ impl Lane {
         let rows: Vec<PgRow> = statement(concat!(
             "SELECT ",
             columns!(),
-            " FROM bourn.streams WHERE path = ANY($1) ORDER BY id FOR UPDATE"
+            ", (SELECT ",
+            settled!(),
+            " FROM bourn.log l) AS settled FROM bourn.streams WHERE path = ANY($1) ORDER BY id FOR UPDATE"
         ))
         .bind(paths)
         .fetch_all(&mut **transaction)
         .await?;
         let mut entries = HashMap::with_capacity(rows.len());
         for row in &rows {
+            if !row.try_get::<bool, _>("settled")? {
+                // Bytes that were lost may have had these places.
+                return Err(Unsettled.into());
+            }
             let entry = entry(transaction, &self.inner.stored, row).await?;
             entries.insert(entry.path.clone(), entry);
         }

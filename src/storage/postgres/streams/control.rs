@@ -8,6 +8,7 @@ use sqlx::Row;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::super::history::must_be_settled;
 use super::super::{Inner, error};
 use super::collect::{Removed, remove};
 use super::news::Counter;
@@ -172,6 +173,8 @@ impl Worker {
             Err(refused) => return Ok(Attempt::Done(Err(refused))),
         };
         let most = i64::try_from(self.inner.limits.streams).unwrap_or(i64::MAX);
+        // The number that it gets may have been a lost one's.
+        must_be_settled(&mut transaction).await?;
         let Some(id) = insert(&mut transaction, create, &unborn, most, now).await? else {
             let total: i64 = scalar(TOTAL).fetch_one(&mut *transaction).await?;
             return Ok(match total >= most {

@@ -195,6 +195,13 @@ impl Stored {
         self.changes.subscribe()
     }
 
+    /// Streams may not be what they were: everybody here looks.
+    pub(in super::super) fn doubt(&self) {
+        locked(&self.lineages).clear();
+        locked(&self.heard).clear();
+        self.tell_here(vec![StreamChange::Unknown]);
+    }
+
     fn tell_here(&self, changes: Vec<StreamChange>) {
         if !changes.is_empty() {
             // Nobody may be listening.
