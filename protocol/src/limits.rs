@@ -16,7 +16,7 @@ pub const TRANSACTION_WAIT_MAX_SECS: u64 = 60;
 /// Most activities one rollback may undo, cascade included.
 pub const ROLLBACK_MAX: usize = 10_000;
 /// Most bytes of a query string.
-pub const QUERY_MAX_BYTES: usize = 8_192;
+pub const QUERY_MAX_BYTES: usize = 28 << 10;
 /// Most bytes of a stored stream's path, decoded.
 pub const STREAM_PATH_MAX_BYTES: usize = 1_024;
 /// Most bytes of a content type, a `Stream-Seq` and a producer's id.
