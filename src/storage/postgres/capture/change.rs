@@ -51,7 +51,9 @@ impl Change {
     pub(super) fn key(&self) -> Option<&str> {
         let at = self.source.layout.key;
         match &self.kind {
-            Kind::Insert(new) | Kind::Update(_, new) => new.get(at)?.text(),
+            Kind::Insert(new) => new.get(at)?.text(),
+            // A long key that stays as it is may not be repeated in the new row; the old one has it then.
+            Kind::Update(old, new) => new.get(at)?.text().or_else(|| old.as_ref()?.tuple.get(at)?.text()),
             Kind::Delete(old) => old.tuple.get(at)?.text(),
         }
     }
