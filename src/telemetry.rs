@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -99,8 +100,8 @@ pub struct Metrics {
 #[derive(Clone)]
 struct EndpointFigures {
     latency: Histogram,
-    /// Requests by status, for those statuses that are on a hot path.
-    usual: [(StatusCode, Counter); 4],
+    /// Requests by status, for those statuses that are on a hot path: looked up once, and not before there is one.
+    usual: Arc<[(StatusCode, OnceLock<Counter>); 4]>,
 }
 
 impl EndpointFigures {
@@ -108,7 +109,7 @@ impl EndpointFigures {
         let usual = [StatusCode::OK, StatusCode::NOT_MODIFIED, StatusCode::NO_CONTENT, StatusCode::CREATED];
         EndpointFigures {
             latency: metrics::histogram!("bourn_request_seconds", "endpoint" => endpoint),
-            usual: usual.map(|status| (status, requests_counter(endpoint, status))),
+            usual: Arc::new(usual.map(|status| (status, OnceLock::new()))),
         }
     }
 }
@@ -132,7 +133,7 @@ impl Metrics {
     /// # Errors
     /// When the histograms cannot be set up.
     pub fn install() -> Result<Metrics, String> {
-        static HANDLE: std::sync::OnceLock<Result<PrometheusHandle, String>> = std::sync::OnceLock::new();
+        static HANDLE: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
         let handle = HANDLE.get_or_init(|| {
             let builder = PrometheusBuilder::new()
                 .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &LATENCY)
@@ -205,7 +206,7 @@ impl Metrics {
         if let Some(figures) = self.requests.get(endpoint) {
             figures.latency.record(elapsed.as_secs_f64());
             match figures.usual.iter().find(|(usual, _)| *usual == status) {
-                Some((_, count)) => count.increment(1),
+                Some((_, count)) => count.get_or_init(|| requests_counter(endpoint, status)).increment(1),
                 None => requests_counter(endpoint, status).increment(1),
             }
         }

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::limits::KEY_MAX_BYTES;
+
 /// Why an identifier was refused, as words for the one who sent it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} must be {rule}")]
@@ -51,6 +53,11 @@ fn printable(text: &str) -> bool {
     (1..=255).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
+/// What a database may hold and a URL can name.
+fn found(text: &str) -> bool {
+    (1..=KEY_MAX_BYTES).contains(&text.len()) && !text.contains('\0')
+}
+
 identifier!(
     /// The client's id of one mutation (`X-Transaction-Id`); opaque.
     TransactionId, "a transaction id", "1 to 128 visible ASCII characters", visible_ascii
@@ -60,13 +67,29 @@ identifier!(
     ClientId, "a client id", "1 to 128 visible ASCII characters", visible_ascii
 );
 identifier!(
-    /// The key of one row, as text.
-    EntityKey, "a row's id", "1 to 255 bytes of text without control characters", printable
+    /// The key of one row, as text: whatever the rows of a table may have.
+    EntityKey, "a row's id", "1 to 1024 bytes of text without NUL", found
 );
 identifier!(
     /// The value of the column that splits an entity type's stream.
-    Scope, "organizationId", "1 to 255 bytes of text without control characters", printable
+    Scope, "organizationId", "1 to 1024 bytes of text without NUL", found
 );
+
+impl EntityKey {
+    /// The key of a row that a client creates, by stricter rules: it must be easy to name in a URL.
+    ///
+    /// # Errors
+    /// [`InvalidId`] with the rule that the text breaks.
+    pub fn for_new_row(text: &str) -> Result<EntityKey, InvalidId> {
+        let rule = match text {
+            // Clients take these for steps in the path.
+            "." | ".." => "something else than `.` and `..`, which cannot stand in a URL",
+            _ if !printable(text) => "1 to 255 bytes of text without control characters",
+            _ => return EntityKey::new(text),
+        };
+        Err(InvalidId { what: "a new row's id", rule })
+    }
+}
 
 impl TransactionId {
     /// Makes an id for a mutation that came without one: `{milliseconds in base 36}-{12 random characters}`.
@@ -107,6 +130,18 @@ mod tests {
             let error = TransactionId::new(bad).unwrap_err();
             assert_eq!(error.to_string(), "a transaction id must be 1 to 128 visible ASCII characters");
         }
+    }
+
+    #[test]
+    fn whatever_a_table_holds_can_be_named_and_new_ids_are_plain() {
+        for odd in ["tab\tbed", "..", &"x".repeat(1024)] {
+            assert!(EntityKey::new(odd).is_ok(), "{odd}");
+            assert!(EntityKey::for_new_row(odd).is_err(), "{odd}");
+        }
+        for impossible in ["", "nul\0", &"x".repeat(1025)] {
+            assert!(EntityKey::new(impossible).is_err(), "{impossible}");
+        }
+        assert_eq!(EntityKey::for_new_row("é/ 1").unwrap().as_str(), "é/ 1");
     }
 
     #[test]

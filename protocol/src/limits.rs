@@ -16,7 +16,7 @@ pub const TRANSACTION_WAIT_MAX_SECS: u64 = 60;
 /// Most activities one rollback may undo, cascade included.
 pub const ROLLBACK_MAX: usize = 10_000;
 /// Most bytes of a query string.
-pub const QUERY_MAX_BYTES: usize = 4_096;
+pub const QUERY_MAX_BYTES: usize = 8_192;
 /// Most bytes of a stored stream's path, decoded.
 pub const STREAM_PATH_MAX_BYTES: usize = 1_024;
 /// Most bytes of a content type, a `Stream-Seq` and a producer's id.
@@ -41,3 +41,6 @@ pub const LEASE_MIN_MILLIS: u64 = 1_000;
 pub const LEASE_MAX_MILLIS: u64 = 600_000;
 /// The lease when none is asked for.
 pub const LEASE_DEFAULT_MILLIS: u64 = 30_000;
+
+/// Maximum length of a row's key and of a scope.
+pub const KEY_MAX_BYTES: usize = 1_024;

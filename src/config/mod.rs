@@ -7,7 +7,7 @@ mod values;
 
 use std::path::{Path, PathBuf};
 
-pub use entities::{ConflictPolicy, EntityConfig, demo_entities};
+pub use entities::{ConflictPolicy, EntityConfig, KeptColumn, KeptColumns, demo_entities};
 pub use settings::{Limits, SettingsLayer};
 pub use values::{DatabaseUrl, ListenAddress, LogFormat, Size, Span};
 

@@ -156,8 +156,8 @@ settings! {
     busy_timeout("BOURN_BUSY_TIMEOUT"): Span = "5s";
     /// Connections for reading.
     read_connections("BOURN_READ_CONNECTIONS"): usize = "4";
-    /// How often a SQLite file is looked at for other processes' commits.
-    poll_interval("BOURN_POLL_INTERVAL"): Span = "5ms";
+    /// How often a SQLite file is looked at for other processes' commits, should a file event have been lost.
+    poll_interval("BOURN_POLL_INTERVAL"): Span = "1s";
     /// Connections to PostgreSQL for reads and writes.
     database_connections("BOURN_DATABASE_CONNECTIONS"): usize = "16";
     /// How long a request waits for one of these connections.
@@ -176,6 +176,8 @@ settings! {
     follow_interval("BOURN_FOLLOW_INTERVAL"): Span = "1s";
     /// How long changes captured from PostgreSQL may wait for one another while many come.
     capture_gather("BOURN_CAPTURE_GATHER"): Span = "10ms";
+    /// Memory for changes from PostgreSQL that wait to be appended to the log; what is beyond it waits in the database.
+    capture_memory("BOURN_CAPTURE_MEMORY"): Size = "64MiB";
     /// How long the server that captures from PostgreSQL may be silent before another takes over.
     leader_timeout("BOURN_LEADER_TIMEOUT"): Span = "3s";
     /// How long superseded versions and deletions stay in the streams; `0s` keeps all of them.

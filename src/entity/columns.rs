@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::managed;
+use super::{EntityType, Kept};
 
 /// The kinds of column, as far as their JSON form differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +132,17 @@ pub struct Column {
     pub has_default: bool,
     /// The database computes it; nobody writes it.
     pub generated: bool,
+    /// It is the database's own number of the row, and never holds anything else.
+    pub rowid: bool,
+}
+
+/// A column of a set that must be unique.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UniqueColumn {
+    /// Its name.
+    pub name: String,
+    /// The collation by which values are the same.
+    pub collation: String,
 }
 
 /// A table's columns, in their order.
@@ -139,6 +150,12 @@ pub struct Column {
 pub struct TableSchema {
     /// The columns.
     pub columns: Vec<Column>,
+    /// Which of them the server keeps.
+    pub kept: Kept,
+    /// The sets of columns in which no two rows may be equal, besides the text of the key; as far as a storage must know.
+    pub unique: Vec<Vec<UniqueColumn>>,
+    /// Columns that look as if the server should keep them, and why it does not; in words for the operator.
+    pub left_alone: Vec<String>,
 }
 
 /// A request body did not fit the table; each names its column.
@@ -159,6 +176,19 @@ pub enum ColumnError {
 }
 
 impl TableSchema {
+    /// The schema of an entity type's table with these columns.
+    ///
+    /// # Errors
+    /// When a column that the configuration names is missing or does not fit, in words.
+    pub fn new(entity: &EntityType, mut columns: Vec<Column>) -> Result<TableSchema, String> {
+        let (kept, left_alone) = Kept::find(&entity.kept, &entity.table, &columns)?;
+        let ids = columns.iter_mut().find(|column| kept.transactions.as_ref() == Some(&column.name));
+        if let Some(column) = ids {
+            column.kind = ColumnKind::Json;
+        }
+        Ok(TableSchema { columns, kept, unique: Vec::new(), left_alone })
+    }
+
     /// The column of this name.
     #[must_use]
     pub fn column(&self, name: &str) -> Option<&Column> {
@@ -181,7 +211,7 @@ impl TableSchema {
                 let known: Vec<_> = self.columns.iter().map(|column| column.name.as_str()).collect();
                 return Err(ColumnError::Unknown(printable(name), known.join(", ")));
             };
-            if column.generated || managed::READ_ONLY.contains(&name.as_str()) {
+            if column.generated || self.kept.is_read_only(name) {
                 return Err(ColumnError::ReadOnly(name.clone()));
             }
             if value.is_null() {
@@ -198,8 +228,7 @@ impl TableSchema {
                 || column.has_default
                 || column.generated
                 || values.contains_key(name)
-                || name == managed::CREATED_AT
-                || managed::READ_ONLY.contains(&name)
+                || self.kept.is_filled_in(name)
         };
         match self.columns.iter().find(|column| whole && !filled(column)) {
             Some(missing) => Err(ColumnError::Missing(missing.name.clone())),

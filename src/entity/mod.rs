@@ -2,6 +2,7 @@
 //! The storage keeps the column side current; the HTTP layer checks requests against it.
 
 mod columns;
+mod kept;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,26 +11,9 @@ use arc_swap::ArcSwap;
 use bourn_protocol::{MessageKind, Scope, Selector};
 
 pub use crate::config::ConflictPolicy;
-use crate::config::EntityConfig;
-pub use columns::{Column, ColumnError, ColumnKind, TableSchema, unhex};
-
-/// Columns that the server keeps itself, by their names.
-pub mod managed {
-    /// The ids of the transactions that made, changed and deleted the row.
-    pub const TRANSACTIONS: &str = "transactions";
-    /// The device that wrote the row last.
-    pub const LAST_CLIENT_ID: &str = "last_client_id";
-    /// When the row came to be.
-    pub const CREATED_AT: &str = "created_at";
-    /// When the row last changed.
-    pub const MODIFIED_AT: &str = "modified_at";
-    /// When the row was deleted; a table that has it deletes softly.
-    pub const DELETED_AT: &str = "deleted_at";
-    /// What no request body may set.
-    pub const READ_ONLY: [&str; 4] = [TRANSACTIONS, LAST_CLIENT_ID, MODIFIED_AT, DELETED_AT];
-    /// What `changed_keys` leaves out: bookkeeping, not content.
-    pub const BOOKKEEPING: [&str; 3] = [TRANSACTIONS, LAST_CLIENT_ID, MODIFIED_AT];
-}
+use crate::config::{EntityConfig, KeptColumns};
+pub use columns::{Column, ColumnError, ColumnKind, TableSchema, UniqueColumn, unhex};
+pub use kept::Kept;
 
 /// The kinds of column whose values are told apart by their text.
 const NAMEABLE: [ColumnKind; 4] =
@@ -59,6 +43,8 @@ pub struct EntityType {
     pub conflict: ConflictPolicy,
     /// Whether each change keeps the row's previous version.
     pub previous_values: bool,
+    /// Which columns the server keeps, as configured.
+    pub kept: KeptColumns,
     state: ArcSwap<TableState>,
 }
 
@@ -71,6 +57,7 @@ impl EntityType {
             scope: config.scope.clone(),
             conflict: config.conflict,
             previous_values: config.previous_values,
+            kept: config.kept(),
             state: ArcSwap::from_pointee(TableState::Unavailable("it has not been looked at yet".into())),
         }
     }
@@ -110,11 +97,8 @@ impl EntityType {
                 "column `{key}` of table `{name}` cannot be a key: its type is {kind:?}; declare it as text or integer"
             ));
         }
-        if let Some(scope) = self.scope.as_deref().filter(|scope| !schema.has(scope)) {
-            return Some(format!("table `{name}` has no column `{scope}` to be its scope"));
-        }
-        let locks = self.conflict == ConflictPolicy::OptimisticLock && !schema.has(managed::TRANSACTIONS);
-        locks.then(|| format!("table `{name}` has no column `transactions`, which an optimistic lock needs"))
+        let scope = self.scope.as_deref().filter(|scope| !schema.has(scope));
+        scope.map(|scope| format!("table `{name}` has no column `{scope}` to be its scope"))
     }
 
     /// The stream of this type's changes, in one scope or all.

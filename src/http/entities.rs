@@ -33,6 +33,11 @@ pub(super) fn key(text: &str) -> Result<EntityKey, ApiError> {
     EntityKey::new(text).map_err(|error| ApiError::new(ErrorCode::InvalidId, &error.to_string()))
 }
 
+/// The key of a row that is to be created.
+fn new_key(text: &str) -> Result<EntityKey, ApiError> {
+    EntityKey::for_new_row(text).map_err(|error| ApiError::new(ErrorCode::InvalidId, &error.to_string()))
+}
+
 /// The scope a list or a stream is narrowed to.
 pub(super) fn scope(entity: &EntityType, query: &Query) -> Result<Option<Scope>, ApiError> {
     let Some(text) = query.get("organizationId")? else { return Ok(None) };
@@ -106,7 +111,7 @@ pub(super) async fn create(
     let (mut columns, _room) = intake::json_object(app, request).await?;
     let schema = schema_of(&entity)?;
     let given = columns.remove(&entity.key).filter(|id| !id.is_null());
-    let given = given.as_ref().map(|id| id_text(&entity, id)).transpose()?;
+    let given = given.as_ref().map(|id| new_key(&id_text(&entity, id)?)).transpose()?;
     let mut checked = columns.clone();
     if let Some(column) = schema.column(&entity.key) {
         // The key is checked as an id; here it only counts as given.
@@ -130,7 +135,7 @@ pub(super) async fn update(
     let (headers, expected) = write_headers(&request)?;
     let (mut columns, _room) = intake::json_object(app, request).await?;
     if let Some(id) = columns.remove(&entity.key)
-        && id_text(&entity, &id)? != key
+        && id_text(&entity, &id)? != key.as_str()
     {
         let message = format!("`{}` names the row and cannot be changed; make a new row instead", entity.key);
         return Err(ApiError::new(ErrorCode::ReadOnlyColumn, &message));
@@ -196,7 +201,7 @@ pub(super) fn schema_of(entity: &EntityType) -> Result<Arc<TableSchema>, ApiErro
 }
 
 /// A row's id from a body: text, or a whole number where the key is one.
-fn id_text(entity: &EntityType, id: &Value) -> Result<EntityKey, ApiError> {
+fn id_text(entity: &EntityType, id: &Value) -> Result<String, ApiError> {
     let text = match id {
         Value::String(text) => text.clone(),
         Value::Number(number) if number.as_i64().is_some() => number.to_string(),
@@ -205,7 +210,7 @@ fn id_text(entity: &EntityType, id: &Value) -> Result<EntityKey, ApiError> {
             return Err(ApiError::new(ErrorCode::InvalidId, &message));
         }
     };
-    key(&text)
+    Ok(text)
 }
 
 /// A value that stands for the key while the other columns are checked.

@@ -248,7 +248,6 @@ impl From<WriteError> for ApiError {
             WriteError::NotFound(_) => ErrorCode::NotFound,
             WriteError::AlreadyExists(_) => ErrorCode::AlreadyExists,
             WriteError::ExpectationRequired => ErrorCode::ExpectationRequired,
-            WriteError::NoExpectations => ErrorCode::InvalidHeader,
             WriteError::Reused => ErrorCode::TransactionReused,
             WriteError::NotUnique => ErrorCode::NotUnique,
             WriteError::Constraint(_) => ErrorCode::ConstraintViolated,

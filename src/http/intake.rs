@@ -20,8 +20,8 @@ use crate::config::Size;
 const DISCARD_LIMITS: u64 = 4;
 /// The unit in which memory for bodies is counted.
 const ROOM_UNIT: usize = 1 << 10;
-/// How much a parsed body takes, in multiples of its bytes.
-const PARSED: usize = 4;
+/// What one value of a parsed body takes at most, beside its bytes. The columns are copied once while they are checked.
+const PARSED_VALUE: usize = 96;
 /// How long that may take.
 const DISCARD_TIME: Duration = Duration::from_secs(2);
 
@@ -75,7 +75,8 @@ pub(super) async fn json_object(
         return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     }
     let (body, mut room) = collect(app, request, app.limits.body_limit, &app.bodies).await?;
-    if !room.hold(body.len().saturating_mul(PARSED)) {
+    // A body that takes more than the memory there is waits for nobody: it is done alone, or beside one other.
+    if !room.hold(parsed_bytes(&body).min(app.limits.body_memory.bytes() / 2).max(body.len())) {
         return Err(no_room());
     }
     match serde_json::from_slice(&body) {
@@ -86,6 +87,13 @@ pub(super) async fn json_object(
         // The parser tells place and kind, and nothing of the content.
         Err(error) => Err(ApiError::new(ErrorCode::InvalidJson, &format!("the body is not JSON: {error}"))),
     }
+}
+
+/// How much a body and what is parsed from it take, estimated without parsing: each value but the first follows one of these
+/// bytes. Those inside strings are counted as well, which text can afford.
+fn parsed_bytes(body: &[u8]) -> usize {
+    let values = body.iter().filter(|byte| matches!(byte, b',' | b':' | b'[' | b'{')).count();
+    body.len().saturating_mul(2).saturating_add(values.saturating_mul(PARSED_VALUE))
 }
 
 /// Memory for bodies of requests, all together.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bourn_protocol::{ClientId, EntityKey, TransactionId};
+use bourn_protocol::{Action, ClientId, EntityKey, TransactionId};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -118,6 +118,29 @@ impl Operation {
     }
 }
 
+/// A change that the log has under a transaction's id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LoggedChange {
+    pub(super) action: Action,
+    pub(super) entity_type: String,
+    pub(super) entity_id: String,
+}
+
+impl LoggedChange {
+    /// Whether a mutation like this makes such a change.
+    pub(super) fn may_be_of(&self, operation: &Operation) -> bool {
+        let (entity, key, action) = match operation {
+            Operation::Create { entity, key, .. } => (entity, key.as_ref(), Action::Create),
+            Operation::Update { entity, key, .. } => (entity, Some(key), Action::Update),
+            Operation::Delete { entity, key, .. } => (entity, Some(key), Action::Delete),
+            Operation::Rollback { .. } => return true,
+        };
+        // An update that moves a row to another scope is logged as a creation there.
+        let fits = self.action == action || (action == Action::Update && self.action == Action::Create);
+        fits && *self.entity_type == *entity.name && key.is_none_or(|key| key.as_str() == self.entity_id)
+    }
+}
+
 /// A mutation was done, now or before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
@@ -185,11 +208,6 @@ pub enum WriteError {
         "this entity type is changed under an optimistic lock; send X-Expected-Transaction-Id with the row's transaction id"
     )]
     ExpectationRequired,
-    /// The table has no transaction ids to expect.
-    #[error(
-        "this entity type's table has no `transactions` column, so there is nothing X-Expected-Transaction-Id could be compared with"
-    )]
-    NoExpectations,
     /// The transaction id had been used for another mutation.
     #[error(
         "this transaction id was used for another mutation; make a new one for each mutation, and repeat it only for retries of the same"

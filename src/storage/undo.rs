@@ -8,7 +8,7 @@ use bourn_protocol::{Action, Seq, TransactionId};
 use serde_json::{Map, Value};
 
 use super::{Activity, Dependent, Undone, WriteError};
-use crate::entity::{Catalog, Column, EntityType, TableSchema, managed};
+use crate::entity::{Catalog, Column, EntityType, TableSchema};
 
 /// What the plan must know of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,14 +109,7 @@ impl Plan {
     /// What is to be done, if nothing stands in the way.
     pub(super) fn finish(self, catalog: &Catalog) -> Result<Undo, WriteError> {
         if !self.blocking.is_empty() {
-            let dependents = self.blocking.into_values().map(|activity| Dependent {
-                transaction_id: activity.txid(),
-                seq: activity.seq.get(),
-                action: activity.action.as_str(),
-                entity_type: activity.entity_type,
-                entity_id: activity.entity_id,
-            });
-            return Err(WriteError::Blocked(dependents.collect()));
+            return Err(WriteError::Blocked(self.blocking.into_values().map(dependent).collect()));
         }
         for activity in self.all.values() {
             check_reversible(catalog, activity)?;
@@ -136,6 +129,17 @@ impl Plan {
             .collect();
         firsts.reverse();
         Ok(Undo { firsts, undone })
+    }
+}
+
+/// A later change, as it is reported.
+pub(super) fn dependent(activity: Activity) -> Dependent {
+    Dependent {
+        transaction_id: activity.txid(),
+        seq: activity.seq.get(),
+        action: activity.action.as_str(),
+        entity_type: activity.entity_type,
+        entity_id: activity.entity_id,
     }
 }
 
@@ -162,10 +166,19 @@ pub(super) fn not_reversible(activity: &Activity, why: &str) -> WriteError {
     WriteError::NotReversible(format!("{} `{}`: {why}", activity.entity_type, activity.entity_id))
 }
 
-/// The row as it was before a change that is no creation.
-pub(super) fn previous(activity: &Activity) -> Result<Map<String, Value>, WriteError> {
+/// The row as it was before a change that is no creation. Every value that it had must have its column still: under
+/// another name it would be lost without a word.
+pub(super) fn previous(activity: &Activity, schema: &TableSchema) -> Result<Map<String, Value>, WriteError> {
     let previous = activity.previous_values.as_deref().and_then(|json| serde_json::from_str(json).ok());
-    previous.ok_or_else(|| not_reversible(activity, "its previous values cannot be read"))
+    let previous: Map<String, Value> =
+        previous.ok_or_else(|| not_reversible(activity, "its previous values cannot be read"))?;
+    match previous.iter().find(|(name, value)| !value.is_null() && !schema.has(name)) {
+        None => Ok(previous),
+        Some((name, _)) => {
+            let why = format!("it had a value in column `{name}`, which the table does not have any more");
+            Err(not_reversible(activity, &why))
+        }
+    }
 }
 
 /// The columns of a row as it was, but for its key, stamped as changed by `transaction`. A row that capture
@@ -176,16 +189,17 @@ pub(super) fn previous_columns<'a>(
     previous: &Map<String, Value>,
     transaction: &str,
 ) -> Vec<(&'a Column, Value)> {
-    let skipped = [managed::LAST_CLIENT_ID, managed::MODIFIED_AT];
+    let kept = &schema.kept;
     schema
         .columns
         .iter()
         .filter(|column| {
-            !column.generated && column.name != entity.key && !skipped.contains(&column.name.as_str())
+            let skipped = [&kept.last_client_id, &kept.modified_at];
+            !column.generated && column.name != entity.key && !skipped.contains(&&Some(column.name.clone()))
         })
         .filter_map(|column| {
             let value = previous.get(&column.name)?;
-            let value = match column.name == managed::TRANSACTIONS {
+            let value = match kept.transactions.as_ref() == Some(&column.name) {
                 true => stamp(value.get("insert").and_then(Value::as_str), Some(transaction)),
                 false => value.clone(),
             };

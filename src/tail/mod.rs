@@ -208,11 +208,10 @@ impl Tail {
                 channel.settle();
             }
         }
-        match skips {
-            true => awaited.wake_all(),
-            false => {
-                awaited.wake(activities.iter().filter_map(|activity| activity.transaction_id.as_deref()))
-            }
+        if skips {
+            awaited.wake_all();
+        } else {
+            awaited.wake(activities.iter().filter_map(|activity| activity.transaction_id.as_deref()));
         }
         registry.head.seq = end;
         registry.drop_oldest(&self.memory);

@@ -36,6 +36,11 @@ impl Sqlite {
         }
     }
 
+    /// Gives the log a new epoch, as an operator does it while the server runs.
+    pub fn renew(&self) {
+        bourn::storage::sqlite::renew_log(&self.directory.path().join("test.db"), &self.config).unwrap();
+    }
+
     async fn start(directory: tempfile::TempDir) -> Sqlite {
         let path = directory.path().join("test.db");
         let foreign = rusqlite::Connection::open(&path).unwrap();

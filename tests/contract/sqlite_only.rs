@@ -186,3 +186,39 @@ async fn what_could_not_be_looked_at_is_looked_at_again() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_renewed_by_hand_has_the_same_changes_under_another_epoch() {
+    let db = Sqlite::open(&[]).await;
+    db.sql("INSERT INTO pages (id) VALUES ('p1'), ('p2')");
+    db.log(2).await;
+    let before = db.storage().bounds().await.unwrap();
+    db.renew();
+    let mut head = db.storage().head();
+    head.wait_for(|head| head.epoch != before.epoch).await.unwrap();
+    let after = db.storage().bounds().await.unwrap();
+    assert_eq!((after.epoch != before.epoch, after.seq), (true, before.seq));
+    assert_eq!(db.told(2).await, ["create p1 - -", "create p2 - -"]);
+    assert_eq!(
+        db.query("SELECT id FROM activities WHERE seq = 1"),
+        format!("{}_{:016}", after.epoch.as_str(), 1)
+    );
+    db.write("t1", db.delete("pages", "p1")).await.unwrap();
+    db.log(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_of_another_process_is_whole_however_many_rows_it_has() {
+    let db = Sqlite::open(&[]).await;
+    db.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 7000)
+         INSERT INTO notes (id) SELECT 'n' || i FROM n",
+    );
+    let before = db.log(7_000).await;
+    assert!(before.iter().all(|activity| activity.commit_id == 7_000));
+    db.write("t1", db.delete("notes", "n1")).await.unwrap();
+    assert_eq!(db.query("SELECT count(*) FROM activities WHERE commit_id = 7000"), "7000", "it is folded");
+    assert_eq!(db.log(7_001).await[..7_000], before, "that changes nothing");
+    db.sql("INSERT INTO notes (id) VALUES ('last')");
+    assert_eq!(db.log(7_002).await.last().unwrap().commit_id, 7_002);
+}

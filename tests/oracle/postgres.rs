@@ -17,6 +17,7 @@ use crate::features::on;
 use crate::journal::Journal;
 use crate::names::{literal, quoted};
 use crate::postgres_values::PALETTE;
+use crate::readers::text;
 use crate::schema::{Palette, Table};
 use crate::support::Bourn;
 use crate::world::{Orders, Row, World};
@@ -159,7 +160,9 @@ impl World for Postgres {
                         Err((statement, sqlx::Error::Database(error))) => {
                             let code = error.code().unwrap_or_default().into_owned();
                             orders.journal.count(&format!("writers' errors {code}"));
-                            if code.starts_with("42") || code.starts_with("0A") {
+                            // A schema change that was not done before makes the next one wrong.
+                            let wrong = code.starts_with("42") || code.starts_with("0A");
+                            if wrong && !orders.forgives {
                                 orders.journal.fault(format!("the test is wrong: {statement}: {error}"));
                             }
                             if code.starts_with("57P")
@@ -246,15 +249,13 @@ impl World for Postgres {
         let scope = table.scope.as_ref().map_or("NULL".into(), |scope| format!("{}::text", quoted(scope)));
         let alive = if table.soft { "WHERE deleted_at IS NULL" } else { "" };
         let rows = self.database.psql(&format!(
-            "{FORMS} SELECT jsonb_build_array({}::text, {scope}, to_jsonb(t)) FROM {} t {alive}",
-            quoted(&table.key),
+            "{FORMS} SELECT jsonb_build_array({scope}, to_jsonb(t)) FROM {} t {alive}",
             quoted(&table.name)
         ));
         rows.lines()
             .map(|line| {
-                let (key, scope, value): (String, Option<String>, Value) =
-                    serde_json::from_str(line).unwrap();
-                (key, Row { scope, value })
+                let (scope, value): (Option<String>, Value) = serde_json::from_str(line).unwrap();
+                (text(&value[&table.key]), Row { scope, value })
             })
             .collect()
     }

@@ -18,6 +18,8 @@ use crate::support::{Answer, Client, Event};
 
 /// The pause of a reader that got nothing or no answer.
 const PAUSE: Duration = Duration::from_millis(30);
+/// How long a request may go without an answer before the reader tries again.
+const SILENCE: Duration = Duration::from_secs(15);
 /// Past it a transaction may come in parts.
 const TRANSACTION_BYTES: usize = 8 << 20;
 /// Messages that are remembered for the story.
@@ -156,8 +158,9 @@ impl Work {
     /// Whether a list can be followed: the table has been compared once.
     async fn complete(&self) -> bool {
         on("list-while-compared") || {
-            let ready = self.clients[0].get("/ready").await;
-            ready.status == 200 && !String::from_utf8_lossy(&ready.body).contains("comparing")
+            let asked = self.clients[0].try_send(http::Method::GET, "/ready", &[], bytes::Bytes::new());
+            let ready = self.in_time("/ready", asked).await;
+            ready.is_some_and(|ready| ready.status == 200 && !ready.text().contains("comparing"))
         }
     }
 
@@ -167,9 +170,8 @@ impl Work {
         let mut path = format!("{}{}limit={PAGE}", self.stream, self.separator());
         let (mut rows, mut offset) = (BTreeMap::new(), None);
         loop {
-            let Ok(answer) = client.try_send(http::Method::GET, &path, &[], bytes::Bytes::new()).await else {
-                return false;
-            };
+            let sent = client.try_send(http::Method::GET, &path, &[], bytes::Bytes::new());
+            let Some(answer) = self.in_time(&path, sent).await else { return false };
             if answer.status != 200 {
                 self.tolerate(&path, &answer);
                 return false;
@@ -192,6 +194,28 @@ impl Work {
         true
     }
 
+    /// An answer; none if the connection failed or says nothing, as a half-open one does.
+    async fn in_time(
+        &self,
+        path: &str,
+        sent: impl Future<Output = Result<Answer, String>>,
+    ) -> Option<Answer> {
+        let began = self.shared.journal.seconds();
+        match tokio::time::timeout(SILENCE, sent).await {
+            Ok(Ok(answer)) => Some(answer),
+            Ok(Err(_)) => {
+                self.shared.journal.count("connections that failed");
+                None
+            }
+            Err(_) => {
+                self.shared
+                    .journal
+                    .trouble(format!("a request is not answered: GET {path} since {began:.3} s"));
+                None
+            }
+        }
+    }
+
     /// Answers that a server in trouble may give.
     fn tolerate(&self, path: &str, answer: &Answer) {
         self.shared.journal.count(&format!("answers {}", answer.status));
@@ -208,13 +232,8 @@ impl Work {
             _ => format!("&cursor={}", self.cursor),
         };
         let path = format!("{}{}offset={offset}{live}{cursor}", self.stream, self.separator());
-        let answer = match self.shared.cache.get(client, &path, &self.shared.journal).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                self.shared.journal.count("connections that failed");
-                return false;
-            }
-        };
+        let sent = self.shared.cache.get(client, &path, &self.shared.journal);
+        let Some(answer) = self.in_time(&path, sent).await else { return false };
         if !live.is_empty() {
             self.cursor = answer.header("stream-cursor").to_owned();
         }

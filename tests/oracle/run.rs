@@ -12,10 +12,11 @@ use tokio::task::JoinHandle;
 
 use crate::cache::Cache;
 use crate::checks::{difference, list, part, story, streams};
+use crate::features::on;
 use crate::journal::Journal;
 use crate::readers::{Reader, Shared, Way};
 use crate::rest::RestWriter;
-use crate::schema::Table;
+use crate::schema::{Dialect, Table};
 use crate::statements::{Alterations, transaction};
 use crate::support::{Bourn, Client};
 use crate::trouble::{Server, Trouble};
@@ -114,11 +115,13 @@ impl<W: World> Scene<W> {
         // Some of it is there before anybody captures.
         scene.write();
         scene.committed(30).await;
-        for i in 0..SERVERS {
+        let several = W::PALETTE.dialect == Dialect::Postgres || on("two-servers-on-a-file");
+        let servers = if several { SERVERS } else { 1 };
+        for i in 0..servers {
             let process = scene.server().await;
             let front = Proxy::start(process.address().parse().unwrap());
             scene.clients.push(Client::new(&front.address().to_string()));
-            let mortal = !pace.one_lives || i + 1 < SERVERS;
+            let mortal = !pace.one_lives || !several || i + 1 < servers;
             scene.servers.push(Arc::new(Server { process: Mutex::new(process), front, mortal }));
         }
         scene.write_over_rest();
@@ -154,6 +157,7 @@ impl<W: World> Scene<W> {
             name: name.to_owned(),
             seed: self.seed.wrapping_mul(31).wrapping_add(number),
             script,
+            forgives: number == WRITERS,
             pause,
             stop: self.stop.0.clone(),
             journal: self.shared.journal.clone(),

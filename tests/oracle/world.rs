@@ -28,6 +28,8 @@ pub struct Orders {
     pub name: String,
     pub seed: u64,
     pub script: Script,
+    /// Whether statements may be wrong.
+    pub forgives: bool,
     /// The pause between two transactions, at most, in milliseconds.
     pub pause: u64,
     pub stop: Arc<AtomicBool>,

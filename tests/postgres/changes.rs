@@ -100,6 +100,11 @@ async fn a_key_that_its_type_or_domain_refuses_is_of_no_row() {
     client.patch(&path, &[], &json!({ "x": 2 })).await.assert_error(404, "NOT_FOUND");
     client.delete(&path, &[]).await.assert_error(404, "NOT_FOUND");
     assert_eq!(client.get(&format!("{MEASURES_PATH}/abc")).await.status, 200);
+    // No text of PostgreSQL has a NUL.
+    for path in [format!("{MEASURES_PATH}/%00"), "/v1/activities?organizationId=%00".into()] {
+        let answer = client.get(&path).await;
+        assert!(answer.status < 500, "{path}: {}", answer.text());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

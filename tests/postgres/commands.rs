@@ -238,3 +238,26 @@ async fn a_start_waits_for_a_database_that_is_away() {
     site.sql("INSERT INTO pages (id) VALUES ('p1')");
     site.assert_agrees(&server, "pages").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn generated_columns_that_the_publication_names_are_streamed() {
+    if Cluster::shared().major() < 18 {
+        return;
+    }
+    let table = "CREATE TABLE pages (id text PRIMARY KEY, name text, length int GENERATED ALWAYS AS (length(name)) STORED); \
+         ALTER TABLE pages REPLICA IDENTITY FULL; INSERT INTO pages VALUES ('p1', 'x'); \
+         CREATE PUBLICATION bourn FOR TABLE pages WITH (publish_via_partition_root = true, publish_generated_columns = stored)";
+    let site = Site::new(table, "[[entity]]\ntype = 'page'\ntable = 'pages'\n").await.eager();
+    let server = site.server().await;
+    let client = server.client();
+    site.sql("UPDATE pages SET name = 'xyz'; INSERT INTO pages VALUES ('p2', 'yy')");
+    site.assert_agrees(&server, "pages").await;
+    assert_eq!(
+        client.get("/v1/entities/pages/p1").await.json(),
+        json!({ "id": "p1", "name": "xyz", "length": 3 })
+    );
+    let changed = client.patch("/v1/entities/pages/p1", &[], &json!({ "name": "wxyz" })).await;
+    assert_eq!((changed.status, &changed.json()["length"]), (200, &json!(4)), "{}", changed.text());
+    assert_eq!(client.patch("/v1/entities/pages/p1", &[], &json!({ "length": 9 })).await.status, 400);
+    site.assert_agrees(&server, "pages").await;
+}

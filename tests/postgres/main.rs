@@ -29,6 +29,8 @@ mod postgres {
     mod failover;
     mod faults;
     mod forms;
+    mod hostile;
+    mod hostile_rows;
     mod identities;
     mod large;
     mod late;

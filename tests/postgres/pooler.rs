@@ -53,3 +53,38 @@ async fn everything_works_behind_a_pooler_in_transaction_mode() {
     load.end().await;
     witnesses.agree(&site, &clients).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_database_is_set_to_changes_nothing_behind_a_pooler() {
+    let pooler = PgBouncer::start(Cluster::shared());
+    let mut site = Site::new(PAGES, PAGE).await.eager();
+    site.set("direct_database", &site.database.url());
+    let database = site.database.name().to_owned();
+    site.reach_by(&pooler.url(&database));
+    for setting in [
+        "default_transaction_isolation = 'serializable'",
+        "lock_timeout = '1ms'",
+        "intervalstyle = 'iso_8601'",
+    ] {
+        site.sql(&format!("ALTER DATABASE {database} SET {setting}"));
+    }
+    site.sql(
+        "ALTER TABLE pages ADD COLUMN took interval DEFAULT '1 day'; INSERT INTO pages (id) VALUES ('p1')",
+    );
+    let server = site.server().await;
+    let client = server.client();
+    let path = format!("{PAGES_PATH}/p1");
+    let patches = (0..30).map(|i| {
+        let (client, path) = (client.clone(), path.clone());
+        tokio::spawn(async move {
+            client.patch(&path, &[], &serde_json::json!({ "name": format!("n{i}") })).await
+        })
+    });
+    for patch in patches.collect::<Vec<_>>() {
+        let answer = patch.await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.json()["took"], "1 day");
+    }
+    site.captured().await;
+    assert_eq!(client.read_all(PAGES_PATH, "-1").await.0.last().unwrap()["value"]["took"], "1 day");
+}

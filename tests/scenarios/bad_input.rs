@@ -14,8 +14,8 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 async fn every_bad_read_has_its_status_and_code() {
     let bourn = Bourn::start(&[]).await;
     let client = bourn.client();
-    let long = "x".repeat(5_000);
-    let long_id = format!("/v1/entities/pages/{}", "x".repeat(256));
+    let long = "x".repeat(9_000);
+    let long_id = format!("/v1/entities/pages/{}", "x".repeat(4_097));
     let long_query = format!("{PAGES}?organizationId={long}");
     for (path, status, code) in [
         ("/v1/entities/pages?offset=", 400, "INVALID_OFFSET"),

@@ -82,11 +82,14 @@ async fn on_a_full_disk_writes_are_refused_and_reads_go_on() {
     };
     refused.assert_error(503, "DATABASE_FULL");
     assert_eq!(refused.header("retry-after"), "1");
+    let ready = client.get("/ready").await;
+    assert!(ready.status == 503 && ready.text().contains("disk is full"), "{}", ready.text());
     let (messages, _) = client.read_all(PAGES, "-1").await;
     assert_eq!(messages.len(), acknowledged.len());
     assert_eq!(client.get("/v1/entities/pages/p0").await.status, 200);
     // With room again, the refused write is done as if it had never been tried.
     disk.remount("size=64m");
+    bourn.ready().await;
     let id = format!("p{}", acknowledged.len());
     let again =
         client.post(PAGES, &[("x-transaction-id", &id)], &json!({ "id": id, "content": content })).await;
@@ -136,6 +139,7 @@ async fn a_file_that_is_damaged_while_it_is_served_is_unavailable_and_the_server
     refused.unwrap().assert_error(503, "DATABASE_UNAVAILABLE");
     assert_eq!(client.get("/health").await.status, 200);
     assert_eq!(client.get("/ready").await.status, 503);
+    assert!(bourn.log().matches("the database failed").count() < 10, "{}", bourn.log());
 }
 
 #[tokio::test]

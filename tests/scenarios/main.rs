@@ -24,15 +24,18 @@ mod conformance;
 mod crashes;
 mod database_faults;
 mod ground;
+mod hostile_rows;
 mod live;
 mod nginx;
 mod operations;
+mod other_writers;
 mod readme;
 mod retention;
 mod stored_streams;
 mod subscriptions;
 #[cfg(feature = "failpoints")]
 mod supervision;
+mod time_travel;
 mod transactions;
 mod two_servers;
 mod writes;

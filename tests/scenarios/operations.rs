@@ -324,3 +324,31 @@ async fn an_answer_from_the_cache_is_counted_like_any_other() {
     assert!(count("bourn_chunk_cache_total{outcome=\"answer\"}").await >= 9);
     assert_eq!((count(answered).await, count(timed).await), (before + 10, before_timed + 10));
 }
+
+#[tokio::test]
+async fn what_is_parsed_from_bodies_is_bounded_however_dense_they_are() {
+    const BODIES: usize = 20;
+    let bourn = Bourn::start(&[("body_memory", "32MiB")]).await;
+    let client = bourn.client();
+    client.make_page("p1", "t1").await;
+    let before = bourn.resident();
+    let dense = format!("{{\"content\":[0{}]}}", ",0".repeat(500_000));
+    let mut sent = Vec::new();
+    for _ in 0..BODIES {
+        let (client, dense) = (client.clone(), dense.clone());
+        let json = [("content-type", "application/json")];
+        sent.push(tokio::spawn(
+            async move { client.send(http::Method::POST, PAGES, &json, dense).await.status },
+        ));
+    }
+    for answer in sent {
+        let status = answer.await.unwrap();
+        assert!(status == 400 || status == 429, "{status}");
+    }
+    let grown = bourn.peak().saturating_sub(before);
+    assert!(grown < 250 << 20, "resident memory grew by {} MiB", grown >> 20);
+    // Alone, such a body is looked at.
+    let json = [("content-type", "application/json")];
+    client.send(http::Method::POST, PAGES, &json, dense).await.assert_error(400, "WRONG_TYPE");
+    client.make_page("p2", "t2").await;
+}

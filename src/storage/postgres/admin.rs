@@ -9,7 +9,7 @@ use super::migrate;
 use super::sql::ident;
 use super::{error, refresh};
 use crate::config::{Config, DatabaseUrl, Limits};
-use crate::entity::{Catalog, managed};
+use crate::entity::Catalog;
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{Finding, OpenError};
 
@@ -207,19 +207,25 @@ async fn look(
                 ),
             );
         }
+        for text in &table.checked.left_alone {
+            add(true, format!("{name}: {text}"));
+        }
+        let kept = &table.checked.kept;
         let lacks = [
             (
-                managed::TRANSACTIONS,
-                "writers in SQL give transaction ids by pg_logical_emit_message, and there is no optimistic lock",
+                kept.transactions.is_none(),
+                "transactions",
+                "writers in SQL give transaction ids by pg_logical_emit_message",
             ),
             (
-                managed::LAST_CLIENT_ID,
+                kept.last_client_id.is_none(),
+                "last_client_id",
                 "writers in SQL say by pg_logical_emit_message which client they write for",
             ),
-            (managed::DELETED_AT, "rows are deleted for good"),
+            (kept.deleted_at.is_none(), "deleted_at", "rows are deleted for good"),
         ];
-        for (column, consequence) in lacks.into_iter().filter(|(column, _)| table.column(column).is_none()) {
-            add(true, format!("{name}: no column `{column}`: {consequence}"));
+        for (_, column, consequence) in lacks.into_iter().filter(|(lacking, ..)| *lacking) {
+            add(true, format!("{name}: no column serves as `{column}`: {consequence}"));
         }
     }
     Ok(findings)

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use super::layout::Layout;
 use super::sql::{NAMED, configured, shape_of};
 use super::value::Form;
-use crate::entity::{Column, ColumnKind, EntityType, TableSchema, managed};
+use crate::entity::{Column, ColumnKind, EntityType, TableSchema};
 use crate::storage::postgres::connect::{scalar, statement};
 
 /// How deep types may be made of types before they are shown as text.
@@ -134,18 +134,20 @@ pub(super) async fn table(
     let mut full_is_refused = false;
     for row in &rows {
         let computed: &str = row.try_get(5)?;
-        if !computed.is_empty() && !(computed == "s" && computed_are_published) {
+        let streamed = computed.is_empty() || (computed == "s" && computed_are_published);
+        if !streamed {
             full_is_refused = found.try_get(6)?;
             continue;
         }
         let (name, type_id): (String, u32) = (row.try_get(0)?, id(row.try_get(1)?));
         let known = types.get(&type_id).cloned().unwrap_or_default();
         checked.push(Column {
-            kind: if name == managed::TRANSACTIONS { ColumnKind::Json } else { known.kind },
+            kind: known.kind,
             name: name.clone(),
             required: row.try_get(3)?,
             has_default: row.try_get(4)?,
             generated: row.try_get::<bool, _>(6)? || !computed.is_empty(),
+            rowid: false,
         });
         let column =
             PgColumn { name, type_id, type_name: row.try_get(2)?, form: known.form, text: known.text };
@@ -160,14 +162,18 @@ pub(super) async fn table(
     .bind(&entity.key)
     .fetch_one(&mut *connection)
     .await?;
-    let checked = TableSchema { columns: checked };
+    let checked = match TableSchema::new(entity, checked) {
+        Ok(checked) => checked,
+        Err(reason) => return Ok(Err(reason)),
+    };
     // The database has no unique index over a partitioned table's key alone where that is not what divides it; the
     // key is taken for unique all the same where it is part of one.
     let unique = unique || (kind == "p" && in_primary_key(connection, oid, &entity.key).await?);
     if let Some(problem) = entity.unfit(&checked, unique) {
         return Ok(Err(problem));
     }
-    let layout = Layout::new(entity, columns.iter().map(|column| (column.name.clone(), column.form.clone())));
+    let named = columns.iter().map(|column| (column.name.clone(), column.form.clone()));
+    let layout = Layout::new(entity, &checked.kept, named);
     let key = columns.iter().position(|column| column.name == entity.key);
     let (Some(layout), Some(key)) = (layout, key) else {
         return Ok(Err(format!(
@@ -177,12 +183,15 @@ pub(super) async fn table(
     let identity = identity(connection, oid, &entity.key).await?;
     let parts: Vec<String> = scalar(
         "SELECT concat_ws(' ', p.relid::oid, c.relfilenode) FROM pg_partition_tree($1::int8::oid::regclass) p \
-         JOIN pg_class c ON c.oid = p.relid WHERE p.isleaf ORDER BY 1",
+         JOIN pg_class c ON c.oid = p.relid WHERE p.isleaf \
+         UNION ALL SELECT concat_ws(' ', 'f', c.relfilenode) FROM pg_class c WHERE c.oid = $1::int8::oid AND c.relkind = 'r' \
+         UNION ALL SELECT concat_ws(' ', 'e', e.oid, e.enumlabel) FROM pg_enum e WHERE e.enumtypid IN \
+           (SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped) ORDER BY 1",
     )
     .bind(oid)
     .fetch_all(&mut *connection)
     .await?;
-    let signature = signature(oid, entity, &columns, &parts);
+    let signature = signature(oid, entity, checked.kept.deleted_at.as_deref(), &columns, &parts);
     let shape =
         scalar(AssertSqlSafe(format!("SELECT {}", shape_of(&relations)))).fetch_one(connection).await?;
     let (schema, table_name, sql) = (found.try_get(2)?, found.try_get(3)?, found.try_get(4)?);
@@ -366,13 +375,21 @@ async fn in_primary_key(connection: &mut PgConnection, oid: i64, key: &str) -> R
     .await
 }
 
-/// `parts` are those of a partitioned table and their files: the stream does not tell of parts that come, go, or are
-/// truncated by themselves.
-fn signature(oid: i64, entity: &EntityType, columns: &[PgColumn], parts: &[String]) -> String {
+/// `parts` are those of a partitioned table, the files that the rows are in, and the labels of enumerations: the stream
+/// does not report parts that come, go, or are truncated by themselves, rows that are rewritten, and labels that are renamed.
+fn signature(
+    oid: i64,
+    entity: &EntityType,
+    deleted_at: Option<&str>,
+    columns: &[PgColumn],
+    parts: &[String],
+) -> String {
     let columns: Vec<_> =
         columns.iter().map(|c| format!("{} {} {:?}", c.name, c.type_name, c.form)).collect();
     let (columns, parts) = (columns.join("\n"), parts.join("\n"));
-    let text = format!("{oid}\n{}\n{:?}\n{columns}\n{parts}", entity.key, entity.scope);
+    // Which rows are to be seen depends on the column by which they are deleted softly.
+    let deleted_at = deleted_at.filter(|name| *name != "deleted_at").unwrap_or_default();
+    let text = format!("{oid}\n{}\n{:?}\n{columns}\n{parts}{deleted_at}", entity.key, entity.scope);
     Sha256::digest(text).iter().take(12).map(|byte| format!("{byte:02x}")).collect()
 }
 

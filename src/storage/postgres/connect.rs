@@ -29,8 +29,8 @@ const WATCH_CONNECTIONS: usize = 2;
 const GRACE: Duration = Duration::from_secs(1);
 /// Most bytes of one message of the replication stream: a row's largest value, as PostgreSQL bounds it.
 const MESSAGE_MAX: usize = 1 << 30;
-/// Events of the replication stream that wait to be looked at.
-const EVENTS_MAX: usize = 4_096;
+/// Events of the replication stream that the client holds before the queue that is bounded in bytes.
+const EVENTS_MAX: usize = 8;
 /// What every session is set to, whatever role and database are set to: how values are written as text, what a
 /// transaction sees, and that rows are refused where a policy would hide them. Whether it may write is left as it is set:
 /// operators of databases forbid that while a disk is nearly full.
@@ -234,7 +234,7 @@ impl Db {
 
     /// A connection past any pooler, outside the pools.
     pub(super) async fn connect_directly(&self) -> Result<PgConnection, sqlx::Error> {
-        let connecting = PgConnection::connect_with(&self.all.direct);
+        let connecting = Box::pin(PgConnection::connect_with(&self.all.direct));
         match tokio::time::timeout(self.all.connect_timeout, connecting).await {
             Ok(connected) => connected,
             Err(_) => Err(timed_out("the database does not accept a connection in time")),
@@ -295,8 +295,10 @@ impl Db {
         })
         // The database ends the connection of a server that hangs, and with it its hold on the slot.
         .with_options(format!("{settings}-c wal_sender_timeout={}", patience.as_millis()))
-        .with_status_interval(patience / 4)
-        .with_wakeup_interval(patience / 4)
+        // Later than the database asks for a sign of life, which it does after half its patience: what it asks for is
+        // how the server knows that the database is there.
+        .with_status_interval(patience * 5 / 8)
+        .with_wakeup_interval(patience * 5 / 8)
         .with_buffer_size(EVENTS_MAX)
         .with_max_message_size(MESSAGE_MAX);
         config.application_name = Some(APPLICATION.into());

@@ -59,7 +59,7 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
                     inner.stored.look(&inner.db, listener.is_some()).await?;
                     refresh::look(inner, false).await
                 };
-                let looked = inner.db.within(looked).await;
+                let looked = inner.db.within(Box::pin(looked)).await;
                 inner.shared.database_stands(looked.err().map(|failure| error::storage(&failure).to_string()));
             }
             () = stop.cancelled() => break,

@@ -1,12 +1,13 @@
 //! What the columns of a row mean: which one is the key, which the scope, and how each becomes JSON. The same
 //! layout serves rows of the replication stream and rows that were selected, so their JSON is the same.
 
+use bourn_protocol::TransactionId;
 use bourn_protocol::json::push_string;
 use serde_json::Value;
 
 use super::pgoutput::{Cell, Tuple};
 use super::value::Form;
-use crate::entity::{EntityType, managed};
+use crate::entity::{EntityType, Kept};
 
 /// The columns of a table's rows, in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,15 +40,18 @@ pub(super) struct Stamps {
 }
 
 impl Stamps {
-    /// Reads them; what is no such object holds none.
+    /// Reads them; what is no such object holds none, and what cannot be a transaction id is none.
     pub(super) fn read(json: Option<&str>) -> Stamps {
         let Some(Ok(Value::Object(mut map))) = json.map(serde_json::from_str) else {
             return Stamps::default();
         };
-        let mut take = |name: &str| match map.remove(name)? {
-            Value::String(text) => Some(text),
-            Value::Number(number) => Some(number.to_string()),
-            _ => None,
+        let mut take = |name: &str| {
+            let id = match map.remove(name)? {
+                Value::String(text) => text,
+                Value::Number(number) => number.to_string(),
+                _ => return None,
+            };
+            TransactionId::new(&id).is_ok().then_some(id)
         };
         Stamps { insert: take("insert"), update: take("update"), delete: take("delete") }
     }
@@ -81,13 +85,14 @@ impl Layout {
     /// The layout of rows with these columns, if they have the entity type's key and scope.
     pub(super) fn new(
         entity: &EntityType,
+        kept: &Kept,
         columns: impl IntoIterator<Item = (String, Form)>,
     ) -> Option<Layout> {
         let column = |(name, form): (String, Form)| {
             let mut member = Vec::with_capacity(name.len() + 3);
             push_string(&mut member, &name);
             member.push(b':');
-            LayoutColumn { bookkeeping: managed::BOOKKEEPING.contains(&name.as_str()), name, member, form }
+            LayoutColumn { bookkeeping: kept.is_bookkeeping(&name), name, member, form }
         };
         let columns: Vec<_> = columns.into_iter().map(column).collect();
         let find = |name: &str| columns.iter().position(|column| column.name == name);
@@ -98,9 +103,9 @@ impl Layout {
         Some(Layout {
             key: find(&entity.key)?,
             scope,
-            deleted_at: find(managed::DELETED_AT),
-            transactions: find(managed::TRANSACTIONS),
-            client: find(managed::LAST_CLIENT_ID),
+            deleted_at: kept.deleted_at.as_deref().and_then(find),
+            transactions: kept.transactions.as_deref().and_then(find),
+            client: kept.last_client_id.as_deref().and_then(find),
             columns,
         })
     }

@@ -7,8 +7,9 @@ use bourn_protocol::{Action, ClientId, TransactionId};
 use sqlx::{PgConnection, Row};
 
 use super::mutate::Done;
+use crate::storage::mutation::LoggedChange;
 use crate::storage::postgres::connect::statement;
-use crate::storage::{Mutation, Operation, undo};
+use crate::storage::{Mutation, undo};
 
 /// Rows of the ledger removed at a time.
 const EXPIRE_MAX: i64 = 20_000;
@@ -100,28 +101,6 @@ pub(super) async fn find(
         })
     };
     row.map(read).transpose()
-}
-
-/// A change that the log has under a transaction's id.
-pub(super) struct LoggedChange {
-    pub(super) action: Action,
-    pub(super) entity_type: String,
-    pub(super) entity_id: String,
-}
-
-impl LoggedChange {
-    /// Whether a mutation like this makes such a change.
-    pub(super) fn may_be_of(&self, operation: &Operation) -> bool {
-        let (entity, key, action) = match operation {
-            Operation::Create { entity, key, .. } => (entity, key.as_ref(), Action::Create),
-            Operation::Update { entity, key, .. } => (entity, Some(key), Action::Update),
-            Operation::Delete { entity, key, .. } => (entity, Some(key), Action::Delete),
-            Operation::Rollback { .. } => return true,
-        };
-        // An update that moves a row to another scope is logged as a creation there.
-        let fits = self.action == action || (action == Action::Update && self.action == Action::Create);
-        fits && *self.entity_type == *entity.name && key.is_none_or(|key| key.as_str() == self.entity_id)
-    }
 }
 
 /// The changes that the log, or the audit trail, has under a transaction's id.

@@ -279,7 +279,11 @@ pub(super) async fn query(
     for (column, value) in given {
         if let Some(value) = value {
             values.push(value);
-            conditions.push(format!("{column} = ${}", values.len() + 1));
+            let place = values.len() + 1;
+            conditions.push(format!("{column} = ${place}"));
+            if column == "entity_id" {
+                conditions.push(format!("hashtextextended(entity_id, 0) = hashtextextended(${place}, 0)"));
+            }
         }
     }
     // An activity does not show the row itself.

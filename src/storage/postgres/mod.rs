@@ -9,6 +9,7 @@ mod capture;
 mod catalog;
 mod connect;
 mod error;
+mod expect;
 mod follow;
 mod history;
 mod layout;
@@ -192,6 +193,10 @@ impl PostgresStorage {
 
     /// Whether the database's encoding can write a scope; if not, no row has it.
     async fn can_write(&self, scope: Option<&Scope>) -> Result<bool, StorageError> {
+        // No encoding has a text with NUL.
+        if scope.is_some_and(|scope| scope.as_str().contains('\0')) {
+            return Ok(false);
+        }
         let Some(scope) = scope.filter(|scope| !self.unicode && !scope.as_str().is_ascii()) else {
             return Ok(true);
         };
@@ -329,6 +334,7 @@ impl Tables for PostgresStorage {
                     looks += 1;
                     self.look_again().await?;
                 }
+                Err(failure) if session::broken(&failure) && looks < LOOKS_MAX => looks += 1,
                 Err(failure) => return Err(error::storage(&failure)),
             }
         }
@@ -351,6 +357,7 @@ impl Tables for PostgresStorage {
                     looks += 1;
                     self.look_again().await?;
                 }
+                Err(failure) if session::broken(&failure) && looks < LOOKS_MAX => looks += 1,
                 Err(failure) => return Err(error::storage(&failure)),
             }
         }

@@ -1,8 +1,6 @@
 //! Mutations as SQL: each is a transaction of its own on a connection of the pool, done once whatever is
 //! retried, and capture sees it as it sees any other writer's. The ids travel with it as a logical message.
 
-use std::time::Duration;
-
 use bourn_protocol::{ClientId, EntityKey, TransactionId};
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -10,21 +8,18 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::catalog::Table;
-use super::connect::Db;
 use super::layout::Stamps;
 use super::ledger::{self, Entry};
 use super::rollback;
 use super::rows::{self, names_nothing};
-use super::sql::{by_key, ident, texts, visible};
+use super::sql::{by_key, ident, texts};
 use super::{PostgresStorage, error};
-use crate::entity::{ConflictPolicy, EntityType, managed};
+use crate::entity::EntityType;
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{Mutation, Operation, StorageError, Undone, WriteError, Written, undo};
 
 /// How often a mutation is tried in all.
 const ATTEMPTS: usize = 4;
-/// How long an optimistic lock waits for capture to log the row's last change.
-const LOCK_PATIENCE: Patience = Patience { most: Duration::from_secs(2), between: Duration::from_millis(5) };
 /// Characters of a key that the server makes up.
 const MADE_KEY_LENGTH: usize = 21;
 
@@ -47,7 +42,7 @@ pub(super) struct Context<'a> {
 #[derive(Default)]
 pub(super) struct Sets {
     pub(super) values: Map<String, Value>,
-    pub(super) now: Vec<&'static str>,
+    pub(super) now: Vec<String>,
 }
 
 /// Does a mutation that was not done before, or says what became of it. What another session's work has foiled, a
@@ -148,20 +143,20 @@ impl Context<'_> {
         if let Some(key) = key {
             sets.values.insert(entity.key.clone(), Value::String(key));
         }
-        let has = |name: &str| table.column(name).is_some();
-        if has(managed::TRANSACTIONS) {
+        let kept = &table.checked.kept;
+        if let Some(name) = &kept.transactions {
             let stamp = undo::stamp(Some(self.transaction.as_str()), None);
-            sets.values.insert(managed::TRANSACTIONS.into(), stamp);
+            sets.values.insert(name.clone(), stamp);
         }
-        if has(managed::LAST_CLIENT_ID) {
-            sets.values.insert(managed::LAST_CLIENT_ID.into(), self.client_value());
+        if let Some(name) = &kept.last_client_id {
+            sets.values.insert(name.clone(), self.client_value());
         }
         let required = |name: &str| table.checked.column(name).is_some_and(|column| column.required);
-        if has(managed::CREATED_AT) && !columns.contains_key(managed::CREATED_AT) {
-            sets.now.push(managed::CREATED_AT);
+        if let Some(name) = kept.created_at.as_ref().filter(|name| !columns.contains_key(*name)) {
+            sets.now.push(name.clone());
         }
-        if required(managed::MODIFIED_AT) {
-            sets.now.push(managed::MODIFIED_AT);
+        if let Some(name) = kept.modified_at.as_ref().filter(|name| required(name)) {
+            sets.now.push(name.clone());
         }
         let row = self.insert(connection, &table, &sets).await?;
         self.done(&table, &row)
@@ -174,8 +169,8 @@ impl Context<'_> {
         table: &Table,
         sets: &Sets,
     ) -> Result<PgRow, WriteError> {
-        let names = sets.values.keys().map(String::as_str).chain(sets.now.iter().copied());
-        let names: Vec<String> = names.map(ident).collect();
+        let names = sets.values.keys().chain(&sets.now);
+        let names: Vec<String> = names.map(|name| ident(name)).collect();
         let sources = sets.values.keys().map(|name| format!("r.{}", ident(name)));
         let sources: Vec<String> = sources.chain(sets.now.iter().map(|name| now_as(table, name))).collect();
         let insert = match names.is_empty() {
@@ -233,9 +228,11 @@ impl Context<'_> {
         stamps: &Stamps,
         action: &str,
     ) -> Result<PgRow, WriteError> {
-        let has = |name: &str| table.column(name).is_some();
-        let given = |sets: &Sets, name: &str| sets.values.contains_key(name) || sets.now.contains(&name);
-        if has(managed::TRANSACTIONS) && !given(&sets, managed::TRANSACTIONS) {
+        let kept = &table.checked.kept;
+        let given = |sets: &Sets, name: &str| {
+            sets.values.contains_key(name) || sets.now.iter().any(|now| now == name)
+        };
+        if let Some(column) = kept.transactions.as_ref().filter(|name| !given(&sets, name)) {
             let own = |name: &str, known: &Option<String>| match name == action {
                 true => Some(self.transaction.to_string()),
                 false => known.clone(),
@@ -245,13 +242,13 @@ impl Context<'_> {
                 "update": own("update", &stamps.update),
                 "delete": own("delete", &stamps.delete),
             });
-            sets.values.insert(managed::TRANSACTIONS.into(), stamped);
+            sets.values.insert(column.clone(), stamped);
         }
-        if has(managed::LAST_CLIENT_ID) && !given(&sets, managed::LAST_CLIENT_ID) {
-            sets.values.insert(managed::LAST_CLIENT_ID.into(), self.client_value());
+        if let Some(name) = kept.last_client_id.as_ref().filter(|name| !given(&sets, name)) {
+            sets.values.insert(name.clone(), self.client_value());
         }
-        if has(managed::MODIFIED_AT) && !given(&sets, managed::MODIFIED_AT) {
-            sets.now.push(managed::MODIFIED_AT);
+        if let Some(name) = kept.modified_at.as_ref().filter(|name| !given(&sets, name)) {
+            sets.now.push(name.clone());
         }
         let values = sets.values.keys().map(|name| format!("{n} = r.{n}", n = ident(name)));
         let times = sets.now.iter().map(|name| format!("{} = {}", ident(name), now_as(table, name)));
@@ -285,8 +282,8 @@ impl Context<'_> {
         key: &str,
         stamps: &Stamps,
     ) -> Result<PgRow, WriteError> {
-        if table.column(managed::DELETED_AT).is_some() {
-            let sets = Sets { values: Map::new(), now: vec![managed::DELETED_AT] };
+        if let Some(name) = &table.checked.kept.deleted_at {
+            let sets = Sets { values: Map::new(), now: vec![name.clone()] };
             return self.set(connection, table, key, sets, stamps, "delete").await;
         }
         let sql =
@@ -294,84 +291,6 @@ impl Context<'_> {
         let row = statement(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await;
         row.map_err(|e| error::write(&e))?
             .ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
-    }
-
-    /// Locks a living row and checks that it is in the version the client expects; gives its ids.
-    async fn expect(
-        &self,
-        connection: &mut PgConnection,
-        entity: &EntityType,
-        table: &Table,
-        key: &EntityKey,
-        expected: Option<&TransactionId>,
-    ) -> Result<Stamps, WriteError> {
-        let row = locked(connection, table, key.as_str(), &visible(table)).await?;
-        let Some(row) = row else { return Err(WriteError::NotFound(key.to_string())) };
-        let stamps = stamps_of(table, &row);
-        let Some(expected) = expected else {
-            return match entity.conflict {
-                ConflictPolicy::OptimisticLock => Err(WriteError::ExpectationRequired),
-                ConflictPolicy::LastWriteWins => Ok(stamps),
-            };
-        };
-        if table.layout.transactions.is_none() {
-            return Err(WriteError::NoExpectations);
-        }
-        let actual = self.current_id(connection, entity, table, key, &stamps).await?;
-        if actual.as_deref() == Some(expected.as_str()) {
-            return Ok(stamps);
-        }
-        Err(WriteError::Conflict { row: json(table, &row)?, expected: expected.to_string(), actual })
-    }
-
-    /// The id of the transaction that last changed a locked row, as clients see it in the stream. The row's own stamp is
-    /// that only if its last writer has set it: one in SQL may have left it alone.
-    async fn current_id(
-        &self,
-        connection: &mut PgConnection,
-        entity: &EntityType,
-        table: &Table,
-        key: &EntityKey,
-        stamps: &Stamps,
-    ) -> Result<Option<String>, WriteError> {
-        let stamp = stamps.update.clone().or_else(|| stamps.insert.clone());
-        let failed = |e: sqlx::Error| error::write(&e);
-        // The ledger's row was written by the same database transaction as the row's version, if that is the stamp's.
-        let sql = format!(
-            "SELECT (t.xmin::text::int8) AS writer, EXISTS (SELECT 1 FROM bourn.ledger l WHERE l.transaction_id = $2 AND l.xmin = t.xmin) \
-             FROM {} t WHERE {}",
-            table.sql,
-            by_key(table, 1)
-        );
-        let row = statement(AssertSqlSafe(sql)).bind(key.as_str()).bind(&stamp).fetch_one(&mut *connection);
-        let row = row.await.map_err(failed)?;
-        let (writer, stamped): (i64, bool) =
-            (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
-        if stamped {
-            return Ok(stamp);
-        }
-        let mut last = last_change(connection, &entity.name, key.as_str()).await.map_err(failed)?;
-        let logged = |last: &Option<LastChange>| {
-            last.as_ref().is_some_and(|last| last.commit_id & i64::from(u32::MAX) == writer)
-        };
-        if !logged(&last) {
-            // Capture is behind, or the log has nothing of the row's last version. The row is locked: what the log has
-            // of it once it has caught up is all there is.
-            let db = &self.storage.inner.db;
-            if !caught_up(db, connection, LOCK_PATIENCE).await.map_err(failed)? {
-                return Err(WriteError::Storage(StorageError::Slow));
-            }
-            last = last_change(connection, &entity.name, key.as_str()).await.map_err(failed)?;
-        }
-        Ok(match last {
-            None => stamp,
-            Some(last) => match last.transaction_id {
-                Some(id) => Some(id),
-                // It was found by comparing, not captured: the stamp may be all that clients know.
-                None if last.created && stamp.is_some() => stamp,
-                None => Some(last.commit_id.to_string()),
-            },
-        })
     }
 
     fn client_value(&self) -> Value {
@@ -464,38 +383,8 @@ impl Context<'_> {
     }
 }
 
-/// The last change of a row that the log has.
-struct LastChange {
-    transaction_id: Option<String>,
-    commit_id: i64,
-    created: bool,
-}
-
-async fn last_change(
-    connection: &mut PgConnection,
-    entity_type: &str,
-    key: &str,
-) -> Result<Option<LastChange>, sqlx::Error> {
-    let row = statement(
-        "SELECT transaction_id, commit_id, action = 'create' FROM bourn.activities \
-         WHERE entity_id = $1 AND entity_type = $2 ORDER BY seq DESC LIMIT 1",
-    )
-    .bind(key)
-    .bind(entity_type)
-    .fetch_optional(connection)
-    .await?;
-    let read = |row: PgRow| {
-        Ok(LastChange {
-            transaction_id: row.try_get(0)?,
-            commit_id: row.try_get(1)?,
-            created: row.try_get(2)?,
-        })
-    };
-    row.map(read).transpose()
-}
-
 /// A row that was selected by [`texts`], as JSON.
-fn json(table: &Table, row: &PgRow) -> Result<Bytes, WriteError> {
+pub(super) fn json(table: &Table, row: &PgRow) -> Result<Bytes, WriteError> {
     rows::checked_json(table, row).map(Bytes::from).map_err(|e| error::write(&e))
 }
 
@@ -541,32 +430,4 @@ fn record(table: &Table, values: &Map<String, Value>) -> String {
     };
     let values: Map<String, Value> = values.iter().map(as_taken).collect();
     serde_json::to_string(&values).unwrap_or_default()
-}
-
-/// How long to wait for capture, and how often to look.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
-    pub(super) most: Duration,
-    pub(super) between: Duration,
-}
-
-/// Waits until everything that is committed now is in the log; says whether it came to that. The caller's own
-/// transaction looks: each of its statements sees what is committed by then.
-pub(super) async fn caught_up(
-    db: &Db,
-    connection: &mut PgConnection,
-    patience: Patience,
-) -> Result<bool, sqlx::Error> {
-    let deadline = tokio::time::Instant::now() + patience.most;
-    let mark = db.mark().await?.to_pg_string();
-    loop {
-        let there: bool = scalar("SELECT coalesce(position > $1::text::pg_lsn, false) FROM bourn.log")
-            .bind(&mark)
-            .fetch_one(&mut *connection)
-            .await?;
-        if there || tokio::time::Instant::now() >= deadline {
-            return Ok(there);
-        }
-        tokio::time::sleep(patience.between).await;
-    }
 }

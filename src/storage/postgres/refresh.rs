@@ -161,8 +161,10 @@ async fn signature(connection: &mut PgConnection, inner: &Inner) -> Result<Strin
              FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid WHERE c.relkind = 'c' AND a.attnum > 0 \
            UNION ALL SELECT concat_ws(' ', a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, a.attidentity, a.attisdropped) \
              FROM pg_attribute a JOIN named ON a.attrelid = named.oid WHERE a.attnum > 0 \
-           UNION ALL SELECT concat_ws(' ', c.oid, c.relname, c.relnamespace, c.relkind, c.relreplident, c.relhasindex) FROM pg_class c JOIN named ON c.oid = named.oid \
+           UNION ALL SELECT concat_ws(' ', c.oid, c.relname, c.relnamespace, c.relkind, c.relreplident, c.relhasindex, c.relfilenode) FROM pg_class c JOIN named ON c.oid = named.oid \
            UNION ALL SELECT concat_ws(' ', p.relid::oid, c.relfilenode, c.relreplident) FROM named CROSS JOIN LATERAL pg_partition_tree(named.oid::regclass) p JOIN pg_class c ON c.oid = p.relid \
+           UNION ALL SELECT concat_ws(' ', 'e', e.oid, e.enumlabel) FROM pg_enum e WHERE e.enumtypid IN \
+             (SELECT a.atttypid FROM pg_attribute a JOIN named ON a.attrelid = named.oid WHERE a.attnum > 0) \
            UNION ALL SELECT concat_ws(' ', i.indexrelid, i.indisunique, i.indisvalid, i.indisreplident) FROM pg_index i JOIN named ON i.indrelid = named.oid \
            UNION ALL SELECT concat_ws(' ', r.prrelid, r.xmin, r.prattrs, pg_get_expr(r.prqual, r.prrelid) IS NULL) FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $2 \
            UNION ALL SELECT concat_ws(' ', s.pnnspid, s.xmin) FROM pg_publication_namespace s JOIN pg_publication p ON p.oid = s.pnpubid WHERE p.pubname = $2 \

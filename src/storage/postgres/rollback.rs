@@ -10,10 +10,10 @@ use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::error;
+use super::expect::{Patience, caught_up};
 use super::log::{COLUMNS, read_activity};
-use super::mutate::{Context, Done, Patience, Sets, caught_up, locked, stamps_of};
+use super::mutate::{Context, Done, Sets, locked, stamps_of};
 use super::rows;
-use crate::entity::managed;
 use crate::storage::postgres::connect::statement;
 use crate::storage::undo::{self, Need, Plan};
 use crate::storage::{Activity, StorageError, WriteError};
@@ -71,7 +71,7 @@ async fn plan(
     while let Some(need) = plan.need()? {
         plan.give(match &need {
             Need::Later { entity_type, entity_id, after } => {
-                let condition = "entity_id = $1 AND entity_type = $2 AND seq > $3";
+                let condition = "hashtextextended(entity_id, 0) = hashtextextended($1, 0) AND entity_id = $1 AND entity_type = $2 AND seq > $3";
                 let query = statement(AssertSqlSafe(select(condition)));
                 read(connection, query.bind(entity_id).bind(entity_type).bind(after.as_i64())).await?
             }
@@ -130,14 +130,16 @@ async fn take_back(
             None => Ok(()),
         };
     }
-    let previous = undo::previous(activity)?;
+    let previous = undo::previous(activity, &table.checked)?;
     let columns = undo::previous_columns(entity, &table.checked, &previous, context.transaction.as_str());
     let mut values: Map<String, Value> =
         columns.into_iter().map(|(column, value)| (column.name.clone(), value)).collect();
     if let Some(row) = row {
         // Only what differs is set.
         let now: Map<String, Value> = serde_json::from_str(&rows::json(&table, &row)).unwrap_or_default();
-        values.retain(|name, _| now.get(name) != previous.get(name) || name == managed::TRANSACTIONS);
+        values.retain(|name, _| {
+            now.get(name) != previous.get(name) || table.checked.kept.transactions.as_ref() == Some(name)
+        });
         let sets = Sets { values, now: Vec::new() };
         return context.set(transaction, &table, key, sets, &stamps, "update").await.map(|_| ());
     }

@@ -13,8 +13,10 @@ use deadpool::managed::{
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
+use super::error;
+
 /// How long a connection that was given back may be trusted without a test.
-const TRUSTED: Duration = Duration::from_secs(1);
+const TRUSTED: Duration = Duration::from_millis(100);
 /// How long the test of a connection, or taking back its transaction, may last.
 const TEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a connection lives: the database's process behind it grows with every table it has seen.
@@ -72,7 +74,8 @@ impl Manager for Connector {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<Pooled, sqlx::Error> {
-        let mut connection = PgConnection::connect_with(&self.options).await?;
+        // Boxed, so that whatever waits for a connection is not as large as opening one.
+        let mut connection = Box::pin(PgConnection::connect_with(&self.options)).await?;
         if let Some(opening) = self.opening {
             sqlx::raw_sql(opening).execute(&mut connection).await?;
         }
@@ -96,7 +99,10 @@ impl Manager for Connector {
                 pooled.answered = Some(Instant::now());
                 Ok(())
             }
-            Ok(Err(error)) => Err(RecycleError::Backend(error)),
+            Ok(Err(error)) => {
+                self.distrust();
+                Err(RecycleError::Backend(error))
+            }
             Err(_) => {
                 self.distrust();
                 Err(RecycleError::message("it does not answer"))
@@ -128,6 +134,14 @@ pub(super) fn timed_out(what: &'static str) -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, what))
 }
 
+/// Whether a statement failed because its connection is no more: on another one it may succeed.
+pub(super) fn broken(failure: &sqlx::Error) -> bool {
+    match failure {
+        sqlx::Error::Io(error) => error.kind() != std::io::ErrorKind::TimedOut,
+        failure => matches!(error::code(failure).as_deref(), Some("57P01" | "57P02" | "25P03" | "57P05")),
+    }
+}
+
 /// A connection that is lent from a pool, with or without a transaction. Dropped, it takes back what was not committed.
 pub(super) struct Session {
     lent: Option<Object<Connector>>,
@@ -149,10 +163,22 @@ impl Session {
     /// A connection with a transaction.
     pub(super) async fn begin(pool: &Pool, sql: &str) -> Result<Session, sqlx::Error> {
         let mut session = Session::plain(pool).await?;
-        // Before the statement is sent: it may be done though nobody waits for the answer any more.
-        session.begun = true;
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(session.connection()).await?;
+        match session.begin_with(sql).await {
+            Err(error) if broken(&error) => {
+                // It was closed while it was idle, and others may have been with it: now one that is tested, or new.
+                pool.manager().distrust();
+                session = Session::plain(pool).await?;
+                session.begin_with(sql).await?;
+            }
+            begun => begun?,
+        }
         Ok(session)
+    }
+
+    async fn begin_with(&mut self, sql: &str) -> Result<(), sqlx::Error> {
+        // Before the statement is sent: it may be done though nobody waits for the answer any more.
+        self.begun = true;
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(self.connection()).await.map(|_| ())
     }
 
     pub(super) fn connection(&mut self) -> &mut PgConnection {

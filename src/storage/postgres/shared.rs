@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::catalog::Table;
 use super::recent::Recent;
-use crate::storage::{CaptureStatus, Head, Version};
+use crate::storage::{CaptureStatus, Condition, Head, Version};
 
 /// The tables that can be served, by the names of their entity types.
 pub(super) type Tables = HashMap<Arc<str>, Arc<Table>>;
@@ -41,6 +41,19 @@ struct Status {
     reconciling: BTreeMap<String, u64>,
     /// The log's epoch and the end of its newest gap, as they were seen last.
     history: Option<(Epoch, Option<i64>)>,
+    /// Entity types whose tables cannot be compared now, and why.
+    failing: Vec<(Arc<str>, String)>,
+}
+
+/// What an operator sees of a table that cannot be compared.
+fn condition((name, reason): &(Arc<str>, String)) -> Condition {
+    Condition {
+        entity_type: name.to_string(),
+        stopped: false,
+        key: None,
+        reason: reason.clone(),
+        remedy: "it is tried again by itself; see the server's log for the database's own words".into(),
+    }
 }
 
 impl Shared {
@@ -112,12 +125,20 @@ impl Shared {
 
     pub(super) fn leading(&self, leads: bool) {
         self.recent.clear();
-        self.with(|status| status.leads = leads);
+        self.with(|status| {
+            status.leads = leads;
+            status.failing.clear();
+        });
     }
 
     /// What is being compared, as the leader knows it.
     pub(super) fn reconciling(&self, progress: BTreeMap<String, u64>) {
         self.with(|status| status.reconciling = progress);
+    }
+
+    /// Which tables the leader cannot read to compare them, and why.
+    pub(super) fn comparing_fails(&self, failing: Vec<(Arc<str>, String)>) {
+        self.with(|status| status.failing = failing);
     }
 
     /// What is being compared, as the database's tables have it.
@@ -134,6 +155,7 @@ impl Shared {
             stalled: status.database.clone().or_else(|| status.capture.clone()),
             lag_bytes: status.lag_bytes,
             reconciling: status.reconciling.clone(),
+            conditions: status.failing.iter().map(condition).collect(),
             ..CaptureStatus::default()
         })
     }

@@ -2,7 +2,6 @@
 //! replication stream carries.
 
 use super::catalog::{PgColumn, Table, TextBy};
-use crate::entity::managed;
 
 /// A name, quoted.
 pub(super) fn ident(name: &str) -> String {
@@ -71,8 +70,8 @@ pub(super) fn by_key(table: &Table, place: usize) -> String {
 
 /// Whether the row is to be seen: it is not deleted softly.
 pub(super) fn visible(table: &Table) -> String {
-    match table.column(managed::DELETED_AT) {
-        Some(_) => format!("{} IS NULL", field(managed::DELETED_AT)),
+    match &table.checked.kept.deleted_at {
+        Some(column) => format!("{} IS NULL", field(column)),
         None => "true".into(),
     }
 }

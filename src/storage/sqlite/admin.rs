@@ -1,12 +1,14 @@
 //! What an operator asks of a database before serving it: is anything missing, and what SQL mends it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
+use super::history::{self, History};
 use super::{connect, introspect, open_error, triggers};
 use crate::config::Config;
-use crate::entity::{Catalog, TableSchema, managed};
+use crate::entity::Catalog;
 use crate::storage::{Finding, OpenError};
 
 /// Looks at the database without changing it.
@@ -28,9 +30,11 @@ pub fn check(path: &Path, config: &Config) -> Result<Vec<Finding>, OpenError> {
     let failed = |e: rusqlite::Error| open_error(path, &e);
     let mut findings = Vec::new();
     let mut add = |fine: bool, text: String| findings.push(Finding { fine, text });
-    match connect::has_log(&connection).map_err(failed)? {
-        true => add(true, "the log's tables are there".into()),
-        false => add(
+    let unfit = connect::unfit(&connection).map_err(failed)?;
+    match (unfit, connect::has_log(&connection).map_err(failed)?) {
+        (Some(reason), _) => add(false, format!("{}: {reason}", path.display())),
+        (None, true) => add(true, "the log's tables are there".into()),
+        (None, false) => add(
             true,
             "the log's tables are missing; `bourn serve` or `bourn prepare --apply` will make them".into(),
         ),
@@ -41,26 +45,33 @@ pub fn check(path: &Path, config: &Config) -> Result<Vec<Finding>, OpenError> {
             Err(reason) => add(false, format!("{name}: {reason}")),
             Ok(schema) => {
                 add(true, format!("{name}: table `{}` with {} columns", entity.table, schema.columns.len()));
-                let absent = |column: &str, lacks: &str| {
-                    missing(&schema, column).map(|_| format!("{name}: no column `{column}`: {lacks}"))
-                };
-                let advice = [
-                    absent(
-                        managed::TRANSACTIONS,
-                        "writers in SQL cannot give transaction ids, and there is no optimistic lock",
+                for text in &schema.left_alone {
+                    add(true, format!("{name}: {text}"));
+                }
+                let kept = &schema.kept;
+                let lacks = [
+                    (
+                        kept.transactions.is_none(),
+                        "transactions",
+                        "writers in SQL cannot give transaction ids",
                     ),
-                    absent(managed::LAST_CLIENT_ID, "writers in SQL cannot say which client they write for"),
-                    absent(managed::DELETED_AT, "rows are deleted for good"),
+                    (
+                        kept.last_client_id.is_none(),
+                        "last_client_id",
+                        "writers in SQL cannot say which client they write for",
+                    ),
+                    (kept.deleted_at.is_none(), "deleted_at", "rows are deleted for good"),
                 ];
-                advice.into_iter().flatten().for_each(|text| add(true, text));
+                for (_, column, lack) in lacks.into_iter().filter(|(lacking, ..)| *lacking) {
+                    add(true, format!("{name}: no column serves as `{column}`: {lack}"));
+                }
+                if let Some(reason) = introspect::left_out(&connection, entity, &schema).map_err(failed)? {
+                    add(false, format!("{name}: {reason}; {}", introspect::LEFT_OUT_REMEDY));
+                }
             }
         }
     }
     Ok(findings)
-}
-
-fn missing<'a>(schema: &TableSchema, column: &'a str) -> Option<&'a str> {
-    (!schema.has(column)).then_some(column)
 }
 
 /// The SQL that prepares the database: the log's tables and the triggers.
@@ -109,11 +120,8 @@ pub fn prepare(path: &Path, config: &Config) -> Result<(), OpenError> {
         return Err(error);
     }
     let failed = |e: rusqlite::Error| open_error(path, &e);
-    let mut connection = connect::writer(path, config.limits.busy_timeout.get()).map_err(failed)?;
-    if config.demo {
-        connect::make_demo(&mut connection).map_err(failed)?;
-    }
-    connect::migrate(&mut connection).map_err(failed)?;
+    let (mut connection, new) = open(path, config.limits.busy_timeout.get(), config.demo)?;
+    History::begin(path, &connection, new).map_err(failed)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     for entity in Catalog::new(&config.entities).iter() {
         if let Ok(schema) = introspect::table(&transaction, entity).map_err(failed)? {
@@ -121,6 +129,49 @@ pub fn prepare(path: &Path, config: &Config) -> Result<(), OpenError> {
         }
     }
     transaction.commit().map_err(failed)
+}
+
+/// Gives the log a new epoch: clients start again from the beginning. For an operator who knows that the database is not what
+/// it was.
+///
+/// # Errors
+/// When the file cannot be opened or written.
+pub fn renew_log(path: &Path, config: &Config) -> Result<(), OpenError> {
+    let failed = |e: rusqlite::Error| open_error(path, &e);
+    drop(open_existing(path)?);
+    let (connection, new) = open(path, config.limits.busy_timeout.get(), false)?;
+    let history = History::begin(path, &connection, new).map_err(failed)?;
+    let served = history.served();
+    history::renew(&connection, &history.beside, served.inode, served.streams).map_err(failed)?;
+    Ok(())
+}
+
+/// Opens the file for writing, makes it if it is missing, and brings the log's tables up to date; says whether all of them
+/// were missing.
+pub(super) fn open(path: &Path, busy: Duration, demo: bool) -> Result<(Connection, bool), OpenError> {
+    let failed = |e: rusqlite::Error| open_error(path, &e);
+    if let Some(error) = missing_file(path, demo) {
+        return Err(error);
+    }
+    let mut connection = connect::new_writer(path, busy).map_err(failed)?;
+    if let Some(reason) = connect::unfit(&connection).map_err(failed)? {
+        return Err(OpenError::new(&path.display(), &reason));
+    }
+    if demo {
+        connect::make_demo(&mut connection).map_err(failed)?;
+    }
+    let new = connect::migrate(&mut connection).map_err(failed)?;
+    Ok((connection, new))
+}
+
+/// Brings the log's tables of a file up to date that has come to the path while the server runs.
+pub(super) fn take_over(mut connection: Connection) -> Result<(Connection, bool), String> {
+    let words = |failure: rusqlite::Error| super::error::storage(&failure).to_string();
+    if let Some(reason) = connect::unfit(&connection).map_err(words)? {
+        return Err(reason);
+    }
+    let new = connect::migrate(&mut connection).map_err(words)?;
+    Ok((connection, new))
 }
 
 /// Why a file that is missing cannot be made: only the demo's can, for another one lacks the application's tables.

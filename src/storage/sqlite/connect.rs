@@ -8,10 +8,12 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::storage::OpenError;
 
-const MIGRATIONS: [(i64, &str); 3] = [
+const MIGRATIONS: [(i64, &str); 5] = [
     (1, include_str!("../../../migrations/sqlite/0001_log.sql")),
     (2, include_str!("../../../migrations/sqlite/0002_streams.sql")),
     (3, include_str!("../../../migrations/sqlite/0003_retention.sql")),
+    (4, include_str!("../../../migrations/sqlite/0004_triggers.sql")),
+    (5, include_str!("../../../migrations/sqlite/0005_clashes.sql")),
 ];
 pub(super) const DEMO: &str = include_str!("../../../migrations/sqlite/demo.sql");
 /// Pages after which the write-ahead log is folded into the file: 32 MiB. A page that many commits touch is then written
@@ -32,10 +34,18 @@ pub(super) fn open_error(path: &Path, error: &rusqlite::Error) -> OpenError {
     OpenError::new(&path.display(), &format_args!("{error}{advice}"))
 }
 
+/// The connection that writes, to a file that may have to be made.
+pub(super) fn new_writer(path: &Path, busy: Duration) -> rusqlite::Result<Connection> {
+    open_writer(path, busy, OpenFlags::SQLITE_OPEN_CREATE)
+}
+
 /// The connection that writes. There is one in a process.
 pub(super) fn writer(path: &Path, busy: Duration) -> rusqlite::Result<Connection> {
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    open_writer(path, busy, OpenFlags::empty())
+}
+
+fn open_writer(path: &Path, busy: Duration, more: OpenFlags) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(busy)?;
     connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
@@ -91,16 +101,48 @@ fn statements(done: i64, epoch: Epoch) -> String {
         .collect()
 }
 
-/// Makes the log's own tables, as far as they are missing.
-pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+/// The last migration that this program knows.
+const NEWEST: i64 = MIGRATIONS[MIGRATIONS.len() - 1].0;
+
+/// The last migration that was applied; zero when none was.
+fn applied(connection: &Connection) -> rusqlite::Result<i64> {
+    let there = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'bourn_migrations')";
+    if !connection.query_row(there, [], |row| row.get(0))? {
+        return Ok(0);
+    }
+    connection.query_row("SELECT coalesce(max(version), 0) FROM bourn_migrations", [], |row| row.get(0))
+}
+
+/// Why the log's own tables cannot be used or made, in words.
+pub(super) fn unfit(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    let done = applied(connection)?;
+    if done > NEWEST {
+        return Ok(Some(format!(
+            "its log was made by a newer version of bourn (layout {done}; this version knows {NEWEST}); update bourn"
+        )));
+    }
+    let taken = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'activities')";
+    if done == 0 && connection.query_row(taken, [], |row| row.get(0))? {
+        return Ok(Some(
+            "it has a table `activities` of its own, and the log of changes needs that name; rename the table".into(),
+        ));
+    }
+    Ok(None)
+}
+
+/// Makes the log's own tables, as far as they are missing; says whether all of them were.
+pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<bool> {
+    // Nothing is locked where there is nothing to do: other processes may be writing.
+    if applied(connection)? == NEWEST {
+        return Ok(false);
+    }
     // Another server on the same file may be at it, too: the write lock decides.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(MIGRATIONS_TABLE)?;
-    let done: i64 =
-        transaction
-            .query_row("SELECT coalesce(max(version), 0) FROM bourn_migrations", [], |row| row.get(0))?;
+    let done = applied(&transaction)?;
     transaction.execute_batch(&statements(done, Epoch::draw()))?;
-    transaction.commit()
+    transaction.commit()?;
+    Ok(done == 0)
 }
 
 /// The SQL of the log's own tables, for an operator who runs it himself; with the demo's tables, if they are to be

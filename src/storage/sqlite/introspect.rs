@@ -1,9 +1,10 @@
 //! Reading a table's columns from the database.
 
+use bourn_protocol::limits::KEY_MAX_BYTES;
 use rusqlite::{Connection, OptionalExtension};
 
-use super::sql::ident;
-use crate::entity::{Column, ColumnKind, EntityType, TableSchema, managed};
+use super::sql::{field, ident, nameable};
+use crate::entity::{Column, ColumnKind, EntityType, TableSchema, UniqueColumn};
 
 /// SQLite's own bound on the expressions that our triggers are made of.
 const COLUMNS_MAX: usize = 500;
@@ -23,6 +24,10 @@ pub(super) fn table(
         Some(_) => return Ok(Err(format!("`{name}` is a view; only tables can be streamed"))),
         None => return Ok(Err(format!("the database has no table `{name}`"))),
     }
+    // A rowid has no index of its own; a primary key that has one may hold anything.
+    let has_key_index: bool = connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM pragma_index_list(?1) WHERE origin = 'pk')")?
+        .query_row([name], |row| row.get(0))?;
     let mut statement = connection.prepare_cached(
         "SELECT name, type, \"notnull\", dflt_value IS NOT NULL, pk, hidden FROM pragma_table_xinfo(?1)",
     )?;
@@ -36,21 +41,23 @@ pub(super) fn table(
             key_columns += i64::from(pk > 0);
             key_is_unique |= pk == 1 && column == entity.key;
             // An INTEGER PRIMARY KEY fills itself in.
-            let fills_itself = pk == 1 && declared.eq_ignore_ascii_case("integer");
+            let rowid = pk == 1 && declared.eq_ignore_ascii_case("integer") && !has_key_index;
             Ok(Column {
-                kind: match column.as_str() {
-                    managed::TRANSACTIONS => ColumnKind::Json,
-                    _ => kind_of(&declared),
-                },
+                kind: kind_of(&declared),
                 name: column,
                 required: not_null || pk > 0,
-                has_default: row.get::<_, bool>(3)? || fills_itself,
+                has_default: row.get::<_, bool>(3)? || rowid,
                 generated: hidden == 2 || hidden == 3,
+                rowid,
             })
         })?
         .collect::<Result<_, _>>()?;
     key_is_unique = (key_is_unique && key_columns == 1) || has_unique_index(connection, entity)?;
-    let schema = TableSchema { columns };
+    let mut schema = match TableSchema::new(entity, columns) {
+        Ok(schema) => schema,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    schema.unique = unique(connection, entity)?;
     let problem = entity.unfit(&schema, key_is_unique).or_else(|| {
         (schema.columns.len() > COLUMNS_MAX)
             .then(|| format!("table `{name}` has more than {COLUMNS_MAX} columns"))
@@ -59,6 +66,66 @@ pub(super) fn table(
         Some(problem) => Err(problem),
         None => Ok(schema),
     })
+}
+
+/// What the operator should know of rows that are left out, if there are any.
+pub(super) fn left_out(
+    connection: &Connection,
+    entity: &EntityType,
+    schema: &TableSchema,
+) -> rusqlite::Result<Option<String>> {
+    if schema.column(&entity.key).is_some_and(|column| column.rowid) {
+        return Ok(None);
+    }
+    let sql = format!(
+        "SELECT count(*) FROM {} t WHERE {} IS NOT NULL AND NOT {}",
+        ident(&entity.table),
+        field("t", &entity.key),
+        nameable(entity, "t")
+    );
+    let count: i64 = connection.prepare(&sql)?.query_row([], |row| row.get(0))?;
+    Ok((count > 0).then(|| {
+        format!(
+            "{count} rows are left out of lists and streams: their key `{}` is neither a number nor UTF-8 text of 1 to \
+             {KEY_MAX_BYTES} bytes without NUL",
+            entity.key
+        )
+    }))
+}
+
+/// What to do about rows that are left out.
+pub(super) const LEFT_OUT_REMEDY: &str =
+    "give these rows other keys; every row whose key is changed so appears at once";
+
+/// The sets of columns in which no two rows may be equal, but for the key as its text is compared; an index over an
+/// expression is none.
+fn unique(connection: &Connection, entity: &EntityType) -> rusqlite::Result<Vec<Vec<UniqueColumn>>> {
+    let mut indexes =
+        connection.prepare_cached("SELECT name FROM pragma_index_list(?1) WHERE \"unique\" ORDER BY name")?;
+    let names: Vec<String> =
+        indexes.query_map([&entity.table], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let mut sets = Vec::new();
+    for name in names {
+        let columns: Vec<Option<UniqueColumn>> = connection
+            .prepare(&format!(
+                "SELECT name, coll FROM pragma_index_xinfo({}) WHERE key ORDER BY seqno",
+                ident(&name)
+            ))?
+            .query_map([], |row| {
+                let name: Option<String> = row.get(0)?;
+                let collation = row.get(1)?;
+                Ok(name.map(|name| UniqueColumn { name, collation }))
+            })?
+            .collect::<Result<_, _>>()?;
+        let Some(columns) = columns.into_iter().collect::<Option<Vec<_>>>() else { continue };
+        let is_key = |column: &UniqueColumn| {
+            column.name == entity.key && column.collation.eq_ignore_ascii_case("binary")
+        };
+        if !matches!(columns.as_slice(), [only] if is_key(only)) {
+            sets.push(columns);
+        }
+    }
+    Ok(sets)
 }
 
 fn has_unique_index(connection: &Connection, entity: &EntityType) -> rusqlite::Result<bool> {

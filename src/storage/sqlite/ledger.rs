@@ -1,13 +1,17 @@
 //! The ledger of mutations done: what makes a retry safe. It is written in the mutation's own transaction, so
 //! a mutation is in it exactly if it was done, whatever happened to the answer.
 
-use bourn_protocol::{Seq, TransactionId};
+use bourn_protocol::{Action, Seq, TransactionId};
 use rusqlite::{Connection, OptionalExtension};
 
-use crate::storage::{Fingerprint, Mutation};
+use super::sql::lossy;
+use crate::storage::mutation::LoggedChange;
+use crate::storage::{Fingerprint, Mutation, Operation};
 
 /// Rows of the ledger removed at a time.
 const EXPIRE_MAX: i64 = 20_000;
+/// Changes of one transaction that are looked at to know its mutation again.
+const LOGGED_MAX: usize = 100;
 
 /// A mutation that was done.
 pub(super) struct Entry {
@@ -15,6 +19,35 @@ pub(super) struct Entry {
     pub(super) entity_id: String,
     pub(super) fingerprint: Vec<u8>,
     pub(super) outcome: Option<String>,
+}
+
+impl Entry {
+    /// What the ledger had of a mutation that only the log knows now.
+    pub(super) fn of(change: LoggedChange, operation: &Operation) -> Entry {
+        let (entity_type, entity_id) = match operation {
+            Operation::Rollback { .. } => (String::new(), String::new()),
+            _ => (change.entity_type, change.entity_id),
+        };
+        Entry { entity_type, entity_id, fingerprint: Vec::new(), outcome: None }
+    }
+}
+
+/// The changes that the log, or the audit trail, has under a transaction's id.
+pub(super) fn logged(connection: &Connection, id: &TransactionId) -> rusqlite::Result<Vec<LoggedChange>> {
+    let mut changes = Vec::new();
+    for table in ["activities", "bourn_audit"] {
+        let sql = format!(
+            "SELECT action, entity_type, entity_id FROM {table} WHERE transaction_id = ?1 ORDER BY seq LIMIT {LOGGED_MAX}"
+        );
+        let mut select = connection.prepare_cached(&sql)?;
+        let mut rows = select.query([id.as_str()])?;
+        while let Some(row) = rows.next()? {
+            let text = |i| Ok::<_, rusqlite::Error>(lossy(row, i)?.unwrap_or_default());
+            let Some(action) = Action::from_log(&text(0)?) else { continue };
+            changes.push(LoggedChange { action, entity_type: text(1)?, entity_id: text(2)? });
+        }
+    }
+    Ok(changes)
 }
 
 /// The mutation that was done under this id.

@@ -6,8 +6,10 @@ use bourn_protocol::chunk::{ChunkBuilder, Feed};
 use bourn_protocol::limits::ANSWER_MAX_BYTES;
 use bourn_protocol::{Action, ActivityRef, Last, Selector, Seq, TransactionId};
 use rusqlite::types::{Type, ValueRef};
-use rusqlite::{Connection, Row, Rows, ToSql};
+use rusqlite::{Connection, OptionalExtension, Row, Rows, ToSql, params};
 
+use super::beside::Marks;
+use super::history::History;
 use super::sql::literal;
 use super::{ledger, sequencer};
 use crate::storage::{Activity, ActivityQuery, Gained, Head, Kept, TransactionState, Version};
@@ -19,13 +21,56 @@ pub(super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organizat
 /// Rows read at a time while a chunk is filled.
 const FILL_ROWS: usize = 1_100;
 
-/// A row as an owned activity.
+/// A snapshot of the log, as far as its activities have their transactions' numbers.
+pub(super) struct View<'a> {
+    pub(super) snapshot: &'a Connection,
+    marks: Arc<Marks>,
+    /// The head of the log.
+    pub(super) sealed: Seq,
+    pub(super) version: Version,
+}
+
+impl<'a> View<'a> {
+    /// Begins with the first look at the database, after the marks were taken, so that they agree.
+    pub(super) fn of(snapshot: &'a Connection, history: &History) -> rusqlite::Result<View<'a>> {
+        let (served, marks) = (history.served(), history.beside.marks());
+        history.verify(snapshot, &served)?;
+        let sealed = sequencer::sealed_head(snapshot, &marks)?;
+        Ok(View { snapshot, marks, sealed, version: version(snapshot)? })
+    }
+
+    /// How far the log reaches, for readers.
+    pub(super) fn head(&self) -> Head {
+        Head { epoch: self.version.epoch, seq: self.sealed }
+    }
+
+    /// The number of the activity's transaction and of what it is the last change; from the marks where the database does
+    /// not have them yet.
+    fn ends(&self, row: &Row<'_>) -> rusqlite::Result<(i64, i64)> {
+        let (seq, commit_id, last): (i64, i64, i64) = (row.get(0)?, row.get(10)?, row.get(11)?);
+        let mark = Seq::from_i64(seq).filter(|_| commit_id == 0).and_then(|seq| self.marks.of(seq));
+        let Some(mark) = mark else { return Ok((commit_id, last)) };
+        let sql = format!("SELECT {} FROM activities a WHERE a.seq = ?1", sequencer::last_of("a", "?2"));
+        let last = self
+            .snapshot
+            .prepare_cached(&sql)?
+            .query_row([seq, mark.to.as_i64()], |row| row.get(0))
+            .optional()?;
+        Ok((mark.to.as_i64(), last.unwrap_or_default()))
+    }
+}
+
+/// A row as an owned activity, where the database has all of it.
 pub(super) fn read_activity(row: &Row<'_>) -> rusqlite::Result<Activity> {
-    with_ref(row, Activity::of)
+    with_ref(row, (row.get(10)?, row.get(11)?), Activity::of)
 }
 
 /// Hands a row to `take` as a borrowed activity: nothing is copied that needs not be.
-fn with_ref<T>(row: &Row<'_>, take: impl FnOnce(&ActivityRef<'_>) -> T) -> rusqlite::Result<T> {
+fn with_ref<T>(
+    row: &Row<'_>,
+    (commit_id, last): (i64, i64),
+    take: impl FnOnce(&ActivityRef<'_>) -> T,
+) -> rusqlite::Result<T> {
     // Another process may have written text that is not UTF-8; it is shown as far as it can be.
     let text = |i: usize| -> rusqlite::Result<Option<std::borrow::Cow<'_, str>>> {
         Ok(match row.get_ref(i)? {
@@ -52,8 +97,8 @@ fn with_ref<T>(row: &Row<'_>, take: impl FnOnce(&ActivityRef<'_>) -> T) -> rusql
         changed_keys: changed_keys.as_deref(),
         value: value.as_deref(),
         previous_values: previous_values.as_deref(),
-        commit_id: row.get(10)?,
-        last: Last::from_log(row.get(11)?),
+        commit_id,
+        last: Last::from_log(last),
         created_at: &created_at,
     }))
 }
@@ -69,11 +114,15 @@ fn feeds(connection: &Connection, stream: &Selector) -> rusqlite::Result<Option<
 }
 
 /// The place of the last activity of a stream.
-pub(super) fn stream_tail(connection: &Connection, stream: &Selector) -> rusqlite::Result<Seq> {
-    const NEWEST: &str = "commit_id IS NOT NULL ORDER BY seq DESC LIMIT 1";
+pub(super) fn stream_tail(view: &View<'_>, stream: &Selector) -> rusqlite::Result<Seq> {
+    let (connection, newest_first) = (view.snapshot, "ORDER BY seq DESC LIMIT 1");
     let newest = |condition: &str, value: &[&dyn ToSql]| -> rusqlite::Result<Seq> {
-        let mut statement =
-            connection.prepare_cached(&format!("SELECT seq FROM activities WHERE {condition} {NEWEST}"))?;
+        let sealed = view.sealed.as_i64();
+        let value = [&[&sealed as &dyn ToSql], value].concat();
+        let mut statement = connection.prepare_cached(&format!(
+            "SELECT seq FROM activities WHERE {condition} seq <= ?1 {newest_first}"
+        ))?;
+        let value = value.as_slice();
         let mut rows = statement.query(value)?;
         Ok(rows.next()?.map(|row| row.get(0)).transpose()?.and_then(Seq::from_i64).unwrap_or_default())
     };
@@ -81,18 +130,19 @@ pub(super) fn stream_tail(connection: &Connection, stream: &Selector) -> rusqlit
         (Some(feeds), _) => {
             let mut tail = Seq::ZERO;
             for feed in feeds {
-                tail = tail.max(newest("feed_id = ?1 AND", &[&feed])?);
+                tail = tail.max(newest("feed_id = ?2 AND", &[&feed])?);
             }
             Ok(tail)
         }
-        (None, Some(name)) => newest("entity_type = ?1 AND", &[&&**name]),
+        (None, Some(name)) => newest("entity_type = ?2 AND", &[&&**name]),
         (None, None) => newest("", &[]),
     }
-    .and_then(|tail| Ok(tail.max(kept(connection, stream)?.horizon)))
+    .and_then(|tail| Ok(tail.max(kept(view, stream)?.horizon)))
 }
 
 /// What a stream does not keep.
-pub(super) fn kept(connection: &Connection, stream: &Selector) -> rusqlite::Result<Kept> {
+pub(super) fn kept(view: &View<'_>, stream: &Selector) -> rusqlite::Result<Kept> {
+    let connection = view.snapshot;
     let horizon: Option<i64> = match (&stream.scope, &stream.entity_type) {
         (Some(scope), name) => connection
             .prepare_cached(
@@ -107,7 +157,7 @@ pub(super) fn kept(connection: &Connection, stream: &Selector) -> rusqlite::Resu
         }
     };
     let horizon = horizon.and_then(Seq::from_i64).unwrap_or_default();
-    Ok(Kept { version: version(connection)?, horizon, lost: false, spans: false, gap: None })
+    Ok(Kept { version: view.version, horizon, lost: false, spans: false, gap: None })
 }
 
 /// Which log this is, and how often something has left it.
@@ -121,30 +171,26 @@ pub(super) fn version(connection: &Connection) -> rusqlite::Result<Version> {
     })
 }
 
-/// How far the log reaches, for readers.
-pub(super) fn head(connection: &Connection) -> rusqlite::Result<Head> {
-    Ok(Head { epoch: version(connection)?.epoch, seq: sequencer::sealed_head(connection)? })
-}
-
 /// Gives the chunk what follows its position, until it is done or the stream ends.
 pub(super) fn fill(
-    connection: &Connection,
+    view: &View<'_>,
     stream: &Selector,
     mut chunk: ChunkBuilder,
 ) -> rusqlite::Result<ChunkBuilder> {
-    let feeds = feeds(connection, stream)?;
+    let feeds = feeds(view.snapshot, stream)?;
+    let sealed = view.sealed.as_i64();
     loop {
         let after = chunk.position();
         let (rows, done) = match (&feeds, &stream.entity_type) {
             (Some(feeds), _) => match feeds.as_slice() {
                 [] => return Ok(chunk),
-                [feed] => fill_from(connection, "feed_id = ?2 AND", &[&after.as_i64(), feed], &mut chunk)?,
-                feeds => fill_merged(connection, feeds, after, &mut chunk)?,
+                [feed] => fill_from(view, "feed_id = ?3 AND", &[&after.as_i64(), &sealed, feed], &mut chunk)?,
+                feeds => fill_merged(view, feeds, after, &mut chunk)?,
             },
             (None, Some(name)) => {
-                fill_from(connection, "entity_type = ?2 AND", &[&after.as_i64(), &&**name], &mut chunk)?
+                fill_from(view, "entity_type = ?3 AND", &[&after.as_i64(), &sealed, &&**name], &mut chunk)?
             }
-            (None, None) => fill_from(connection, "", &[&after.as_i64()], &mut chunk)?,
+            (None, None) => fill_from(view, "", &[&after.as_i64(), &sealed], &mut chunk)?,
         };
         if done || rows < FILL_ROWS {
             return Ok(chunk);
@@ -154,24 +200,28 @@ pub(super) fn fill(
 
 /// Reads once; gives how many rows there were and whether the chunk is done.
 fn fill_from(
-    connection: &Connection,
+    view: &View<'_>,
     condition: &str,
     values: &[&dyn ToSql],
     chunk: &mut ChunkBuilder,
 ) -> rusqlite::Result<(usize, bool)> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM activities WHERE {condition} seq > ?1 AND commit_id IS NOT NULL ORDER BY seq LIMIT {FILL_ROWS}"
+        "SELECT {COLUMNS} FROM activities WHERE {condition} seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT {FILL_ROWS}"
     );
-    let mut statement = connection.prepare_cached(&sql)?;
-    push_all(statement.query(values)?, chunk)
+    let mut statement = view.snapshot.prepare_cached(&sql)?;
+    push_all(view, statement.query(values)?, chunk)
 }
 
 /// Gives the chunk these rows; gives how many it took and whether it is done.
-fn push_all(mut rows: Rows<'_>, chunk: &mut ChunkBuilder) -> rusqlite::Result<(usize, bool)> {
+fn push_all(
+    view: &View<'_>,
+    mut rows: Rows<'_>,
+    chunk: &mut ChunkBuilder,
+) -> rusqlite::Result<(usize, bool)> {
     let mut count = 0;
     while let Some(row) = rows.next()? {
         count += 1;
-        if with_ref(row, |activity| chunk.push(activity))? == Feed::Done {
+        if with_ref(row, view.ends(row)?, |activity| chunk.push(activity))? == Feed::Done {
             return Ok((count, true));
         }
     }
@@ -181,50 +231,49 @@ fn push_all(mut rows: Rows<'_>, chunk: &mut ChunkBuilder) -> rusqlite::Result<(u
 /// Reads once from several feeds, in the order of the log: each is read by its own index, as far as the
 /// furthest of them could matter.
 fn fill_merged(
-    connection: &Connection,
+    view: &View<'_>,
     feeds: &[i64],
     after: Seq,
     chunk: &mut ChunkBuilder,
 ) -> rusqlite::Result<(usize, bool)> {
-    let one = "SELECT * FROM (SELECT seq AS place FROM activities WHERE feed_id = ? AND seq > ? AND commit_id IS NOT NULL ORDER BY seq LIMIT ?)";
+    let one = "SELECT * FROM (SELECT seq AS place FROM activities WHERE feed_id = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?)";
     let union = vec![one; feeds.len()].join(" UNION ALL ");
     let sql = format!(
         "SELECT {COLUMNS} FROM ({union} ORDER BY place LIMIT {FILL_ROWS}) CROSS JOIN activities ON seq = place ORDER BY place"
     );
     let limit = i64::try_from(FILL_ROWS).unwrap_or(i64::MAX);
-    let values = feeds.iter().flat_map(|&feed| [feed, after.as_i64(), limit]);
-    let mut statement = connection.prepare_cached(&sql)?;
-    push_all(statement.query(rusqlite::params_from_iter(values))?, chunk)
+    let values = feeds.iter().flat_map(|&feed| [feed, after.as_i64(), view.sealed.as_i64(), limit]);
+    let mut statement = view.snapshot.prepare_cached(&sql)?;
+    push_all(view, statement.query(rusqlite::params_from_iter(values))?, chunk)
 }
 
-/// The activities after a place, in order, within limits. Inside the caller's transaction, so that they and the epoch
-/// belong together.
+/// The activities after a place, in order, within limits.
 pub(super) fn follow(
-    connection: &Connection,
+    view: &View<'_>,
     after: Seq,
     most_rows: usize,
     most_bytes: usize,
 ) -> rusqlite::Result<Gained> {
-    let epoch = version(connection)?.epoch;
-    let sql =
-        format!("SELECT {COLUMNS} FROM activities WHERE seq > ?1 AND commit_id IS NOT NULL ORDER BY seq");
-    let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query([after.as_i64()])?;
+    let epoch = view.version.epoch;
+    let sql = format!("SELECT {COLUMNS} FROM activities WHERE seq > ?1 AND seq <= ?2 ORDER BY seq");
+    let mut statement = view.snapshot.prepare_cached(&sql)?;
+    let mut rows = statement.query([after.as_i64(), view.sealed.as_i64()])?;
     let (mut activities, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
-        let activity = read_activity(row)?;
+        let activity = with_ref(row, view.ends(row)?, Activity::of)?;
         bytes += activity.row_bytes();
         activities.push(activity);
         if activities.len() >= most_rows || bytes >= most_bytes {
             return Ok(Gained { activities, cut: true, epoch, lost: false });
         }
     }
-    Ok(Gained { activities, cut: false, epoch, lost: false })
+    Ok(Gained { activities, cut: false, epoch, lost: after > view.sealed })
 }
 
 /// The activities that match, newest first.
-pub(super) fn query(connection: &Connection, query: &ActivityQuery) -> rusqlite::Result<Vec<Activity>> {
-    let mut conditions = vec!["commit_id IS NOT NULL".to_owned()];
+pub(super) fn query(view: &View<'_>, query: &ActivityQuery) -> rusqlite::Result<Vec<Activity>> {
+    let connection = view.snapshot;
+    let mut conditions = vec![format!("seq <= {}", view.sealed.as_i64())];
     let mut values: Vec<Arc<dyn ToSql>> = Vec::new();
     let mut given = |column: &str, operator: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -258,7 +307,7 @@ pub(super) fn query(connection: &Connection, query: &ActivityQuery) -> rusqlite:
         let mut rows = statement.query(values.as_slice())?;
         let (mut found, mut bytes) = (Vec::new(), 0);
         while let Some(row) = rows.next()? {
-            let activity = read_activity(row)?;
+            let activity = with_ref(row, view.ends(row)?, Activity::of)?;
             bytes += activity.row_bytes();
             found.push(activity);
             if bytes > ANSWER_MAX_BYTES {
@@ -296,19 +345,20 @@ pub(super) fn query(connection: &Connection, query: &ActivityQuery) -> rusqlite:
 }
 
 /// What became of a transaction.
-pub(super) fn transaction(connection: &Connection, id: &TransactionId) -> rusqlite::Result<TransactionState> {
+pub(super) fn transaction(view: &View<'_>, id: &TransactionId) -> rusqlite::Result<TransactionState> {
+    let connection = view.snapshot;
     let logged: Option<i64> = connection
         .prepare_cached(
-            "SELECT max(seq) FROM (SELECT max(seq) AS seq FROM activities WHERE transaction_id = ?1 AND commit_id IS NOT NULL \
+            "SELECT max(seq) FROM (SELECT max(seq) AS seq FROM activities WHERE transaction_id = ?1 AND seq <= ?2 \
              UNION ALL SELECT max(seq) FROM bourn_audit WHERE transaction_id = ?1)",
         )?
-        .query_row([id.as_str()], |row| row.get(0))?;
+        .query_row(params![id.as_str(), view.sealed.as_i64()], |row| row.get(0))?;
     if let Some(seq) = logged.and_then(Seq::from_i64) {
         return Ok(TransactionState::Confirmed(seq));
     }
     // It may have changed nothing that the log shows; then it is confirmed once the log has come so far.
     match ledger::place(connection, id)? {
-        Some(place) if place <= sequencer::sealed_head(connection)? => Ok(TransactionState::Confirmed(place)),
+        Some(place) if place <= view.sealed => Ok(TransactionState::Confirmed(place)),
         Some(_) => Ok(TransactionState::Accepted),
         None => {
             let pending = "SELECT 1 FROM activities WHERE transaction_id = ?1 LIMIT 1";

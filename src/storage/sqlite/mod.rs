@@ -1,12 +1,18 @@
 //! SQLite, the embedded database: one file, any number of processes that write it.
 //!
-//! Capture is by [`triggers`] inside each writer's transaction; the [`sequencer`] marks where transactions end;
+//! Capture is by [`triggers`] inside each writer's transaction; the [`sequencer`] marks where transactions end, in a file
+//! [`beside`] the database; [`history`] notices a database that is not the one that was served;
 //! the [`writer`] thread does our own mutations, many to a commit; the [`watch`] thread notices other
 //! processes; a [`pool`] of connections reads.
 
 mod admin;
+mod background;
+mod beside;
+mod clashes;
 mod connect;
 mod error;
+mod events;
+mod history;
 mod introspect;
 mod ledger;
 mod log;
@@ -24,7 +30,7 @@ mod triggers;
 mod watch;
 mod writer;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,36 +42,51 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Activity, ActivityQuery, Capture, CaptureStatus, Gained, Head, Kept, ListPage, ListQuery, Log, Mutation,
-    OpenError, StorageError, Tables, TransactionState, Version, WriteError, Writer, Written,
+    Activity, ActivityQuery, Capture, CaptureStatus, Condition, Gained, Head, Kept, ListPage, ListQuery, Log,
+    Mutation, OpenError, StorageError, Tables, TransactionState, Version, WriteError, Writer, Written,
 };
 use crate::config::Limits;
 use crate::entity::{Catalog, EntityType, TableSchema};
 use crate::storage::retention::Retention;
 use crate::supervisor::Supervisor;
-pub use admin::{check, prepare, prepare_sql};
+pub use admin::{check, prepare, prepare_sql, renew_log};
 use connect::open_error;
+use history::History;
+use log::View;
 use pool::ReadPool;
 use writer::{Job, WriterThread};
+
+const SHARED_DIFFERENTLY: &str =
+    "another server on this file streams the table with another configuration, which stands";
+const SAME_CONFIGURATION: &str =
+    "give all servers of the file the same version and configuration, and restart them";
 
 /// Everything [`SqliteStorage`] shares with its threads: how capture is doing, and what is asked for already.
 #[derive(Debug, Default)]
 struct Shared {
     status: Mutex<Status>,
-    /// The writer has been asked to seal, and has not begun: it is asked once, not at every look.
-    seal_asked: AtomicBool,
+    /// The writer has been asked to fold marks, and has not begun: it is asked once, not at every look.
+    fold_asked: AtomicBool,
     /// The tables are to be looked at again: the last time something stood in the way.
     refresh_owed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Status {
+    /// What is wrong with the file as a whole.
+    file: Option<&'static str>,
+    /// Why the last write was refused, where the next one would be, too.
+    refused: Option<String>,
     /// What stands in the way of each thread.
     writer: Option<String>,
     watcher: Option<String>,
     lag: u64,
     /// Keys compared so far, by the entity type that is being reconciled.
     reconciling: BTreeMap<String, u64>,
+    /// Entity types whose triggers another server made for another configuration.
+    shared_differently: BTreeSet<String>,
+    /// Rows that are left out, by entity type; in words.
+    left_out: BTreeMap<String, String>,
 }
 
 impl Shared {
@@ -77,12 +98,53 @@ impl Shared {
         self.with(|status| status.writer = reason);
     }
 
+    /// Notes how a commit ended. What refused it would refuse the next one unless it was another process's lock.
+    fn committed<T>(&self, result: Result<&T, &StorageError>) {
+        let lasting = result.err().filter(|failure| {
+            matches!(failure, StorageError::Full | StorageError::ReadOnly | StorageError::Unavailable)
+        });
+        self.with(|status| status.refused = lasting.map(ToString::to_string));
+    }
+
+    /// Notes whether another server's configuration of an entity type stands.
+    fn shared_differently(&self, entity: &str, differently: bool) {
+        let news = self.with(|status| match differently {
+            true => status.shared_differently.insert(entity.to_owned()),
+            false => {
+                status.shared_differently.remove(entity);
+                false
+            }
+        });
+        if news {
+            tracing::warn!(entity, "{SHARED_DIFFERENTLY}; {SAME_CONFIGURATION}");
+        }
+    }
+
+    fn file_stands(&self, reason: Option<&'static str>) {
+        self.with(|status| status.file = reason);
+    }
+
     fn watcher_stands(&self, reason: Option<String>) {
         self.with(|status| status.watcher = reason);
     }
 
     fn lag(&self, lag: u64) {
         self.with(|status| status.lag = lag);
+    }
+
+    /// Takes what there is to say of the rows of an entity type that are left out.
+    fn left_out(&self, entity: &str, reason: Option<String>) {
+        if let Some(reason) = &reason {
+            tracing::warn!(entity, reason, remedy = introspect::LEFT_OUT_REMEDY);
+        }
+        self.with(|status| match reason {
+            Some(reason) => {
+                status.left_out.insert(entity.to_owned(), reason);
+            }
+            None => {
+                status.left_out.remove(entity);
+            }
+        });
     }
 
     fn reconciling(&self, entity: &str, looked_at: Option<u64>) {
@@ -100,13 +162,14 @@ impl Shared {
 /// An open SQLite database.
 pub struct SqliteStorage {
     pool: ReadPool,
+    history: Arc<History>,
     jobs: mpsc::Sender<Job>,
     head: tokio::sync::watch::Receiver<Head>,
     version: tokio::sync::watch::Receiver<Version>,
     shared: Arc<Shared>,
     streams: Arc<streams::Shared>,
     /// Dropped with the storage, which ends the watcher.
-    _watcher: std::sync::mpsc::SyncSender<()>,
+    _watcher: events::Stop,
 }
 
 impl SqliteStorage {
@@ -127,22 +190,22 @@ impl SqliteStorage {
         }
         let busy = limits.busy_timeout.get();
         let failed = |e: rusqlite::Error| open_error(path, &e);
-        let mut connection = connect::writer(path, busy).map_err(failed)?;
-        if demo {
-            connect::make_demo(&mut connection).map_err(failed)?;
-        }
-        connect::migrate(&mut connection).map_err(failed)?;
+        let (connection, new) = admin::open(path, busy, demo)?;
+        let history = Arc::new(History::begin(path, &connection, new).map_err(failed)?);
         // What was committed while no server ran is in the log before anybody reads it.
-        sequencer::seal_now(&connection).map_err(failed)?;
-        let (head, _) = tokio::sync::watch::channel(log::head(&connection).map_err(failed)?);
+        let sealed = history.number(&connection).map_err(failed)?;
+        let (head, _) = tokio::sync::watch::channel(Head { epoch: history.served().epoch, seq: sealed });
         let (version, _) = tokio::sync::watch::channel(log::version(&connection).map_err(failed)?);
         let (jobs, queue) = mpsc::channel(limits.write_queue);
         let shared = Arc::new(Shared::default());
         let stored = Arc::new(streams::Shared::new());
         let stream_version = Arc::new(AtomicI64::new(streams::version(&connection).map_err(failed)?));
-        let (watcher, stop) = std::sync::mpsc::sync_channel(0);
+        let (watcher, events) = events::Events::new(path).map_err(|e| OpenError::new(&path.display(), &e))?;
         let watching = watch::Watcher {
             connection: connect::reader(path, busy).map_err(failed)?,
+            file: history.file(),
+            busy,
+            history: history.clone(),
             jobs: jobs.clone(),
             head: head.clone(),
             version: version.clone(),
@@ -150,30 +213,33 @@ impl SqliteStorage {
             streams: stored.clone(),
             stream_version: stream_version.clone(),
             schema_version: connect::schema_version(&connection).map_err(failed)?,
+            data_version: -1,
             interval: limits.poll_interval.get(),
             retain_every: Retention::of(limits).map(|retention| retention.interval),
-            stop,
+            events,
         };
         let writing = WriterThread {
             connection,
             catalog,
+            history: history.clone(),
             jobs: queue,
             shared: shared.clone(),
             head: head.clone(),
+            version: version.clone(),
             batch: limits.write_batch,
             ledger_retention: limits.ledger_retention.get(),
             retention: Retention::of(limits),
             busy,
-            streams: streams::StreamWriter::new(limits, stored.clone(), stream_version),
+            streams: streams::StreamWriter::new(limits, history.clone(), stored.clone(), stream_version),
         };
         // Done here, so that whoever gets the storage finds its tables known.
         let reconciles = writing.refresh(VecDeque::new());
         let failed = |error: &std::io::Error| OpenError::new(&path.display(), error);
         supervisor.thread("bourn-writer", move || writing.run(reconciles)).map_err(|e| failed(&e))?;
         supervisor.thread("bourn-watcher", move || watching.run()).map_err(|e| failed(&e))?;
-        let pool = ReadPool::new(path, busy, limits.read_connections);
         Ok(SqliteStorage {
-            pool,
+            pool: ReadPool::new(history.clone(), busy, limits.read_connections),
+            history,
             jobs,
             head: head.subscribe(),
             version: version.subscribe(),
@@ -183,34 +249,40 @@ impl SqliteStorage {
         })
     }
 
+    /// Runs a read in one snapshot that is known to be of the log that is served.
+    async fn view<T, F>(&self, work: F) -> Result<T, StorageError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&View<'_>) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let history = self.history.clone();
+        let read = self.pool.read(move |connection| {
+            let snapshot = connection.transaction()?;
+            work(&View::of(&snapshot, &history)?)
+        });
+        read.await
+    }
+
     fn schema(entity: &EntityType) -> Result<Arc<TableSchema>, StorageError> {
         entity.schema().map_err(StorageError::Entity)
     }
 }
 
-/// Publishes that the log reaches this far; within an epoch it never goes back.
-fn advance(head: &tokio::sync::watch::Sender<Head>, to: Seq) {
-    head.send_if_modified(|known| known.advance(Head { seq: to, ..*known }));
+/// Publishes that the log reaches this far; within an epoch it never goes back, and another epoch is published by
+/// [`WriterThread::settle`] alone.
+fn advance(head: &tokio::sync::watch::Sender<Head>, to: Head) {
+    head.send_if_modified(|known| known.epoch == to.epoch && known.advance(to));
 }
 
 #[async_trait]
 impl Log for SqliteStorage {
     async fn bounds(&self) -> Result<Head, StorageError> {
-        let read = self.pool.read(|connection| {
-            let snapshot = connection.transaction()?;
-            log::head(&snapshot)
-        });
-        read.await
+        self.view(|view| Ok(view.head())).await
     }
 
     async fn stream_tail(&self, stream: &Selector) -> Result<Head, StorageError> {
         let stream = stream.clone();
-        let read = self.pool.read(move |connection| {
-            let snapshot = connection.transaction()?;
-            let seq = log::stream_tail(&snapshot, &stream)?;
-            Ok(Head { epoch: log::version(&snapshot)?.epoch, seq })
-        });
-        read.await
+        self.view(move |view| Ok(Head { seq: log::stream_tail(view, &stream)?, ..view.head() })).await
     }
 
     async fn fill(
@@ -219,30 +291,21 @@ impl Log for SqliteStorage {
         chunk: ChunkBuilder,
     ) -> Result<(ChunkBuilder, Kept), StorageError> {
         let stream = stream.clone();
-        // One snapshot for all of it: the stream's feeds and their activities belong together.
-        let read = self.pool.read(move |connection| {
-            let snapshot = connection.transaction()?;
-            Ok((log::fill(&snapshot, &stream, chunk)?, log::kept(&snapshot, &stream)?))
-        });
-        read.await
+        self.view(move |view| Ok((log::fill(view, &stream, chunk)?, log::kept(view, &stream)?))).await
     }
 
     async fn follow(&self, after: Seq, rows: usize, bytes: usize) -> Result<Gained, StorageError> {
-        let read = self.pool.read(move |connection| {
-            let snapshot = connection.transaction()?;
-            log::follow(&snapshot, after, rows, bytes)
-        });
-        read.await
+        self.view(move |view| log::follow(view, after, rows, bytes)).await
     }
 
     async fn activities(&self, query: &ActivityQuery) -> Result<Vec<Activity>, StorageError> {
         let query = query.clone();
-        self.pool.read(move |connection| log::query(connection, &query)).await
+        self.view(move |view| log::query(view, &query)).await
     }
 
     async fn transaction(&self, id: &TransactionId) -> Result<TransactionState, StorageError> {
         let id = id.clone();
-        self.pool.read(move |connection| log::transaction(connection, &id)).await
+        self.view(move |view| log::transaction(view, &id)).await
     }
 }
 
@@ -250,12 +313,12 @@ impl Log for SqliteStorage {
 impl Tables for SqliteStorage {
     async fn list(&self, entity: &Arc<EntityType>, query: &ListQuery) -> Result<ListPage, StorageError> {
         let (entity, schema, query) = (entity.clone(), Self::schema(entity)?, query.clone());
-        self.pool.read(move |connection| rows::list(connection, &entity, &schema, &query)).await
+        self.view(move |view| rows::list(view, &entity, &schema, &query)).await
     }
 
     async fn row(&self, entity: &Arc<EntityType>, key: &EntityKey) -> Result<Option<Bytes>, StorageError> {
         let (entity, schema, key) = (entity.clone(), Self::schema(entity)?, key.clone());
-        self.pool.read(move |connection| rows::row(connection, &entity, &schema, &key)).await
+        self.view(move |view| rows::row(view.snapshot, &entity, &schema, &key)).await
     }
 }
 
@@ -289,9 +352,31 @@ impl Capture for SqliteStorage {
 
     fn status(&self) -> CaptureStatus {
         self.shared.with(|status| CaptureStatus {
-            stalled: status.writer.clone().or_else(|| status.watcher.clone()),
+            stalled: status
+                .file
+                .or(status.refused.as_deref())
+                .map(str::to_owned)
+                .or_else(|| status.writer.clone().or_else(|| status.watcher.clone())),
             lag: Some(status.lag),
             reconciling: status.reconciling.clone(),
+            conditions: status
+                .shared_differently
+                .iter()
+                .map(|entity_type| Condition {
+                    entity_type: entity_type.clone(),
+                    stopped: false,
+                    key: None,
+                    reason: SHARED_DIFFERENTLY.into(),
+                    remedy: SAME_CONFIGURATION.into(),
+                })
+                .chain(status.left_out.iter().map(|(entity_type, reason)| Condition {
+                    entity_type: entity_type.clone(),
+                    stopped: false,
+                    key: None,
+                    reason: reason.clone(),
+                    remedy: introspect::LEFT_OUT_REMEDY.into(),
+                }))
+                .collect(),
             ..CaptureStatus::default()
         })
     }

@@ -9,9 +9,12 @@ use serde_json::{Map, Value};
 
 use super::sql::{field, ident, key_text, lossy, row_json, transaction_of, visible};
 use super::{error, ledger, rollback, sequencer};
-use crate::entity::{Catalog, Column, ColumnKind, ConflictPolicy, EntityType, TableSchema, managed};
+use crate::entity::{Catalog, Column, ColumnKind, ConflictPolicy, EntityType, TableSchema};
 use crate::storage::{Mutation, Operation, StorageError, Undone, WriteError, Written, undo};
 
+/// The row is not there after it was written.
+const REFUSED: WriteError =
+    WriteError::Constraint("a trigger of the database refuses the row without saying so");
 /// Characters of a key that the server makes up.
 const MADE_KEY_LENGTH: usize = 21;
 
@@ -55,6 +58,13 @@ pub(super) fn apply(
         if entry.fingerprint != fingerprint {
             return Err(WriteError::Reused);
         }
+        return context.repeated(&entry).map(|written| (written, before));
+    }
+    // The ledger forgets; the log knows an id for as long as it has what was done under it.
+    let logged = ledger::logged(connection, &mutation.transaction_id).map_err(|e| error::write(&e))?;
+    if !logged.is_empty() {
+        let change = logged.into_iter().find(|change| change.may_be_of(&mutation.operation));
+        let entry = ledger::Entry::of(change.ok_or(WriteError::Reused)?, &mutation.operation);
         return context.repeated(&entry).map(|written| (written, before));
     }
     let mut done = match &mutation.operation {
@@ -111,33 +121,40 @@ impl Context<'_> {
             }
         }
         let now = self.now()?;
-        if schema.has(managed::TRANSACTIONS) {
-            set(
-                managed::TRANSACTIONS,
-                Sql::Text(undo::stamp(Some(self.transaction.as_str()), None).to_string()),
-            );
+        let kept = &schema.kept;
+        if let Some(name) = &kept.transactions {
+            set(name, Sql::Text(undo::stamp(Some(self.transaction.as_str()), None).to_string()));
         }
-        if schema.has(managed::LAST_CLIENT_ID) {
-            set(managed::LAST_CLIENT_ID, text_or_null(self.client.map(ClientId::as_str)));
+        if let Some(name) = &kept.last_client_id {
+            set(name, text_or_null(self.client.map(ClientId::as_str)));
         }
-        let timed = |name: &str, always: bool| {
-            schema
-                .column(name)
-                .is_some_and(|column| !columns.contains_key(name) && (always || column.required))
-        };
-        if timed(managed::CREATED_AT, true) {
-            set(managed::CREATED_AT, Sql::Text(now.clone()));
+        if let Some(name) = kept.created_at.as_ref().filter(|name| !columns.contains_key(*name)) {
+            set(name, Sql::Text(now.clone()));
         }
-        if timed(managed::MODIFIED_AT, false) {
-            set(managed::MODIFIED_AT, Sql::Text(now));
+        let required = |name: &str| schema.column(name).is_some_and(|column| column.required);
+        if let Some(name) = kept.modified_at.as_ref().filter(|name| required(name)) {
+            set(name, Sql::Text(now));
         }
         let places = vec!["?"; values.len()].join(", ");
-        let sql = match names.is_empty() {
+        let into = match names.is_empty() {
             true => format!("INSERT INTO {} DEFAULT VALUES", ident(&entity.table)),
             false => format!("INSERT INTO {} ({}) VALUES ({places})", ident(&entity.table), names.join(", ")),
         };
-        self.in_context(!schema.has(managed::TRANSACTIONS), || self.execute(&sql, values))?;
-        self.done(entity, &schema, key.as_deref(), before)
+        // What is returned is the row itself, whatever triggers insert beside it.
+        let sql = format!("{into} RETURNING {}", key_text(entity, &ident(&entity.table)));
+        let mut made = None;
+        self.in_context(kept.transactions.is_none(), || {
+            made = self.returned(&sql, values)?;
+            Ok(())
+        })?;
+        let made = made.ok_or(REFUSED)?;
+        if key.is_some_and(|key| key != made) {
+            return Err(WriteError::Constraint(
+                "the column of the id keeps numbers, and would keep this id as another text: write the number as it is \
+                 kept (12 for 0012, 100000 for 1e5), or declare the column as TEXT",
+            ));
+        }
+        self.done(entity, &schema, &made, before)
     }
 
     fn update(
@@ -156,7 +173,7 @@ impl Context<'_> {
             .filter_map(|(name, value)| schema.column(name).map(|column| (column, bind(column, value))))
             .collect();
         self.set(entity, &schema, key.as_str(), &sets, "update")?;
-        self.done(entity, &schema, Some(key.as_str()), before)
+        self.done(entity, &schema, key.as_str(), before)
     }
 
     fn delete(
@@ -184,20 +201,21 @@ impl Context<'_> {
             sets.iter().map(|(column, _)| format!("{} = ?", ident(&column.name))).collect();
         let mut values: Vec<Sql> = sets.iter().map(|(_, value)| value.clone()).collect();
         let given = |name: &str| sets.iter().any(|(column, _)| column.name == name);
-        if schema.has(managed::TRANSACTIONS) && !given(managed::TRANSACTIONS) {
+        let kept = &schema.kept;
+        if let Some(name) = kept.transactions.as_ref().filter(|name| !given(name)) {
             let fields = ["insert", "update", "delete"].map(|field| match field == action {
                 true => format!("'{field}', ?"),
                 false => format!("'{field}', {}", transaction_of(schema, &ident(&entity.table), field)),
             });
-            parts.push(format!("{} = json_object({})", managed::TRANSACTIONS, fields.join(", ")));
+            parts.push(format!("{} = json_object({})", ident(name), fields.join(", ")));
             values.push(Sql::Text(self.transaction.to_string()));
         }
-        if schema.has(managed::LAST_CLIENT_ID) && !given(managed::LAST_CLIENT_ID) {
-            parts.push(format!("{} = ?", managed::LAST_CLIENT_ID));
+        if let Some(name) = kept.last_client_id.as_ref().filter(|name| !given(name)) {
+            parts.push(format!("{} = ?", ident(name)));
             values.push(text_or_null(self.client.map(ClientId::as_str)));
         }
-        if schema.has(managed::MODIFIED_AT) && !given(managed::MODIFIED_AT) {
-            parts.push(format!("{} = ?", managed::MODIFIED_AT));
+        if let Some(name) = kept.modified_at.as_ref().filter(|name| !given(name)) {
+            parts.push(format!("{} = ?", ident(name)));
             values.push(Sql::Text(self.now()?));
         }
         if parts.is_empty() {
@@ -206,7 +224,7 @@ impl Context<'_> {
         values.push(Sql::Text(key.to_owned()));
         let sql =
             format!("UPDATE {} SET {} WHERE {}", ident(&entity.table), parts.join(", "), by_key(entity, "?"));
-        self.in_context(!schema.has(managed::TRANSACTIONS), || self.execute(&sql, values))
+        self.in_context(schema.kept.transactions.is_none(), || self.execute(&sql, values))
     }
 
     /// Deletes a row, softly where the table can; gives it as it last was.
@@ -216,7 +234,8 @@ impl Context<'_> {
         schema: &TableSchema,
         key: &str,
     ) -> Result<Option<Bytes>, WriteError> {
-        if let Some(column) = schema.column(managed::DELETED_AT) {
+        let soft = schema.kept.deleted_at.as_deref().and_then(|name| schema.column(name));
+        if let Some(column) = soft {
             let now = Sql::Text(self.now()?);
             self.set(entity, schema, key, &[(column, now)], "delete")?;
             return self.row(entity, schema, key);
@@ -235,33 +254,71 @@ impl Context<'_> {
         key: &EntityKey,
         expected: Option<&TransactionId>,
     ) -> Result<(), WriteError> {
-        let current = format!(
+        let stamp = format!(
             "coalesce({}, {})",
             transaction_of(schema, "t", "update"),
             transaction_of(schema, "t", "insert")
         );
         let sql = format!(
-            "SELECT {current} FROM {} t WHERE {} AND {}",
+            "SELECT {stamp} FROM {} t WHERE {} AND {}",
             ident(&entity.table),
             by_key(entity, "?1"),
             visible(entity, schema, "t")
         );
-        let actual: Option<Option<String>> = self
+        let stamp: Option<Option<String>> = self
             .connection
             .prepare_cached(&sql)
-            .and_then(|mut statement| statement.query_row([key.as_str()], |row| row.get(0)).optional())
+            .and_then(|mut statement| statement.query_row([key.as_str()], |row| lossy(row, 0)).optional())
             .map_err(|e| error::write(&e))?;
-        let Some(actual) = actual else { return Err(WriteError::NotFound(key.to_string())) };
-        match expected {
-            None if entity.conflict == ConflictPolicy::OptimisticLock => Err(WriteError::ExpectationRequired),
-            None => Ok(()),
-            Some(_) if !schema.has(managed::TRANSACTIONS) => Err(WriteError::NoExpectations),
-            Some(expected) if actual.as_deref() == Some(expected.as_str()) => Ok(()),
-            Some(expected) => {
-                let row = self.row(entity, schema, key.as_str())?.unwrap_or_default();
-                Err(WriteError::Conflict { row, expected: expected.to_string(), actual })
+        let Some(stamp) = stamp else { return Err(WriteError::NotFound(key.to_string())) };
+        let Some(expected) = expected else {
+            return match entity.conflict {
+                ConflictPolicy::OptimisticLock => Err(WriteError::ExpectationRequired),
+                ConflictPolicy::LastWriteWins => Ok(()),
+            };
+        };
+        let ids = self.current_ids(entity, key, stamp).map_err(|e| error::write(&e))?;
+        if ids.iter().any(|id| id == expected.as_str()) {
+            return Ok(());
+        }
+        let row = self.row(entity, schema, key.as_str())?.unwrap_or_default();
+        Err(WriteError::Conflict { row, expected: expected.to_string(), actual: ids.into_iter().next() })
+    }
+
+    /// The ids by which clients may know the transaction that last changed a row, the best first. The row's own stamp is
+    /// one only if its last writer has set it: one in SQL may have left it alone.
+    fn current_ids(
+        &self,
+        entity: &EntityType,
+        key: &EntityKey,
+        stamp: Option<String>,
+    ) -> rusqlite::Result<Vec<String>> {
+        let last: Option<(String, Option<String>, Option<i64>)> = self
+            .connection
+            .prepare_cached(
+                "SELECT action, transaction_id, commit_id FROM activities WHERE entity_id = ?1 AND entity_type = ?2 \
+                 ORDER BY seq DESC LIMIT 1",
+            )?
+            .query_row([key.as_str(), &entity.name], |row| Ok((row.get(0)?, lossy(row, 1)?, row.get(2)?)))
+            .optional()?;
+        let Some((action, named, commit)) = last else { return Ok(stamp.into_iter().collect()) };
+        if let Some(id) = named {
+            return Ok(vec![id]);
+        }
+        let mut ids: Vec<String> = commit.map(|commit| commit.to_string()).into_iter().collect();
+        // A row that was found by comparing: its stamp, which the log has never seen, is what lists show.
+        if let Some(stamp) = stamp.filter(|_| action == "create") {
+            let known = self
+                .connection
+                .prepare_cached(
+                    "SELECT 1 FROM activities WHERE transaction_id = ?1 AND entity_id = ?2 AND entity_type = ?3",
+                )?
+                .exists([stamp.as_str(), key.as_str(), &entity.name])?;
+            if !known {
+                ids.insert(0, stamp);
             }
         }
+        Ok(ids)
     }
 
     /// Whether a row of this key is there, deleted softly or not.
@@ -297,37 +354,27 @@ impl Context<'_> {
         &self,
         entity: &EntityType,
         schema: &TableSchema,
-        key: Option<&str>,
+        key: &str,
         before: Seq,
     ) -> Result<Done, WriteError> {
-        let logged: Option<(String, Option<String>)> = self
+        let logged: Option<Option<String>> = self
             .connection
             .prepare_cached(
-                "SELECT entity_id, value FROM activities WHERE seq > ?1 AND entity_type = ?2 \
-                 AND (?3 IS NULL OR entity_id = ?3) ORDER BY seq DESC LIMIT 1",
+                "SELECT value FROM activities WHERE seq > ?1 AND entity_type = ?2 AND entity_id = ?3 \
+                 ORDER BY seq DESC LIMIT 1",
             )
             .and_then(|mut statement| {
                 statement
-                    .query_row(rusqlite::params![before.as_i64(), &*entity.name, key], |row| {
-                        Ok((row.get(0)?, row.get(1)?))
-                    })
+                    .query_row(rusqlite::params![before.as_i64(), &*entity.name, key], |row| lossy(row, 0))
                     .optional()
             })
             .map_err(|e| error::write(&e))?;
-        let (key, value) = match logged {
-            Some((key, value)) => (key, value.map(Bytes::from)),
-            None => (key.unwrap_or_default().to_owned(), None),
+        let row = match logged.flatten() {
+            Some(value) => Some(Bytes::from(value)),
+            None => self.row(entity, schema, key)?,
         };
-        let row = match value {
-            Some(value) => Some(value),
-            None => self.row(entity, schema, &key)?,
-        };
-        if row.is_none() {
-            return Err(WriteError::Constraint(
-                "a trigger of the database refuses the row without saying so",
-            ));
-        }
-        Ok(Done { entity_type: entity.name.to_string(), key, row, ..Done::default() })
+        let row = Some(row.ok_or(REFUSED)?);
+        Ok(Done { entity_type: entity.name.to_string(), key: key.to_owned(), row, ..Done::default() })
     }
 
     /// The answer to a mutation that was done before: the row as it is, or, where it is gone, as the mutation
@@ -345,7 +392,7 @@ impl Context<'_> {
                 .connection
                 .prepare_cached(sql)
                 .and_then(|mut s| {
-                    s.query_row([self.transaction.as_str(), &entry.entity_id], |row| row.get(0)).optional()
+                    s.query_row([self.transaction.as_str(), &entry.entity_id], |row| lossy(row, 0)).optional()
                 })
                 .map_err(|e| error::write(&e))?;
             row = logged.flatten().map(Bytes::from);
@@ -360,6 +407,19 @@ impl Context<'_> {
             .and_then(|mut statement| statement.execute(params_from_iter(values)))
             .map(|_| ())
             .map_err(|e| error::write(&e))
+    }
+
+    /// Runs an insertion; gives the text that it returns, if it has inserted a row.
+    fn returned(&self, sql: &str, values: Vec<Sql>) -> Result<Option<String>, WriteError> {
+        let insert = || {
+            let mut statement = self.connection.prepare_cached(sql)?;
+            let mut rows = statement.query(params_from_iter(values))?;
+            let returned = rows.next()?.map(|row| lossy(row, 0)).transpose()?;
+            // To its end: constraints may still refuse it there.
+            while rows.next()?.is_some() {}
+            Ok(returned.flatten())
+        };
+        insert().map_err(|e| error::write(&e))
     }
 
     /// Runs a statement with the transaction's and the client's ids where triggers find them, if `needed`.

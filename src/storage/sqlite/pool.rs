@@ -1,31 +1,27 @@
 //! A few connections for reading, each used by one blocking task at a time.
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
+use super::history::History;
 use super::{connect, error};
 use crate::storage::StorageError;
 
 pub(super) struct ReadPool {
-    path: PathBuf,
+    history: Arc<History>,
     busy: Duration,
     /// As many as there are connections: whoever holds one may take or open one.
     permits: Arc<Semaphore>,
-    idle: Arc<Mutex<Vec<Connection>>>,
+    /// Each with the file that it was opened on.
+    idle: Arc<Mutex<Vec<(u64, Connection)>>>,
 }
 
 impl ReadPool {
-    pub(super) fn new(path: &Path, busy: Duration, connections: usize) -> ReadPool {
-        ReadPool {
-            path: path.to_owned(),
-            busy,
-            permits: Arc::new(Semaphore::new(connections)),
-            idle: Arc::default(),
-        }
+    pub(super) fn new(history: Arc<History>, busy: Duration, connections: usize) -> ReadPool {
+        ReadPool { history, busy, permits: Arc::new(Semaphore::new(connections)), idle: Arc::default() }
     }
 
     /// Runs a read on a connection of its own.
@@ -35,18 +31,22 @@ impl ReadPool {
         F: FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     {
         let permit = self.permits.clone().acquire_owned().await.map_err(|_| StorageError::Closed)?;
-        let (idle, path, busy) = (self.idle.clone(), self.path.clone(), self.busy);
+        let (idle, history, busy) = (self.idle.clone(), self.history.clone(), self.busy);
         let task = tokio::task::spawn_blocking(move || {
             let _permit = permit;
+            if history.is_gone() {
+                return Err(StorageError::Unavailable);
+            }
+            let file = history.file();
             let pooled = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let mut connection = match pooled {
-                Some(connection) => connection,
-                None => connect::reader(&path, busy).map_err(|e| error::storage(&e))?,
+            let mut connection = match pooled.filter(|(opened, _)| *opened == file) {
+                Some((_, connection)) => connection,
+                None => connect::reader(&history.path, busy).map_err(|e| error::storage(&e))?,
             };
             let result = work(&mut connection).map_err(|e| error::storage(&e));
             // A connection on which something failed is not kept: the failure may be its own.
             if result.is_ok() {
-                idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+                idle.lock().unwrap_or_else(PoisonError::into_inner).push((file, connection));
             }
             result
         });

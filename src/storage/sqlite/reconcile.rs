@@ -4,6 +4,7 @@
 //! turns, and each step compares within one transaction, so that nothing is done twice.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bourn_protocol::Seq;
 use rusqlite::types::Value as Sql;
@@ -14,8 +15,10 @@ use super::sql::{field, ident, key_text, literal, lossy, row_json, scope_text, v
 use crate::entity::{EntityType, TableSchema};
 use crate::storage::compare::same;
 
-/// Keys compared in one step.
+/// Keys compared in one step, at most.
 const STEP_KEYS: usize = 500;
+/// How long a step may take, its commit aside: other processes cannot write meanwhile.
+const STEP_TIME: Duration = Duration::from_millis(10);
 
 /// How far the reconciling of one table has come.
 #[derive(Debug)]
@@ -85,14 +88,27 @@ impl Reconcile {
             ident(&entity.table),
             visible(entity, schema, "t")
         );
-        let rows: Vec<(Sql, String, Option<String>, String)> = connection
+        let started = Instant::now();
+        let mut rows: Vec<(Sql, String, Option<String>, String)> = connection
             .prepare_cached(&sql)?
             .query_map([after], |row| {
                 let text = |i| Ok::<_, rusqlite::Error>(lossy(row, i)?.unwrap_or_default());
                 Ok((row.get(0)?, text(1)?, lossy(row, 2)?, text(3)?))
             })?
+            .scan(false, |late, row| {
+                // The first row is taken however long it took.
+                let taken = (!*late).then_some(row);
+                *late = started.elapsed() >= STEP_TIME / 2;
+                taken
+            })
             .collect::<Result<_, _>>()?;
+        let mut compared = 0;
         for (_, key, scope, value) in &rows {
+            // At least one, or it would never come to an end.
+            if compared > 0 && started.elapsed() >= STEP_TIME {
+                break;
+            }
+            compared += 1;
             let logged = self.logged(connection, key)?;
             let scope = scope.as_deref();
             match logged.filter(|logged| logged.alive) {
@@ -107,8 +123,9 @@ impl Reconcile {
                 Some(_) => {}
             }
         }
-        self.looked_at += u64::try_from(rows.len()).unwrap_or(0);
-        let full = rows.len() == STEP_KEYS;
+        self.looked_at += u64::try_from(compared).unwrap_or(0);
+        let full = compared == STEP_KEYS || started.elapsed() >= STEP_TIME / 2;
+        rows.truncate(compared);
         Ok(rows.into_iter().next_back().map(|(key, ..)| key).filter(|_| full))
     }
 
@@ -126,7 +143,13 @@ impl Reconcile {
             by_key(entity, "?1"),
             visible(entity, schema, "t")
         );
+        let started = Instant::now();
+        let mut compared = 0;
         for (seq, key) in &activities {
+            if compared > 0 && started.elapsed() >= STEP_TIME {
+                break;
+            }
+            compared += 1;
             // Only what the key's last activity leaves alive can be missing.
             let Some(logged) =
                 self.logged(connection, key)?.filter(|logged| logged.alive && logged.seq == *seq)
@@ -137,9 +160,9 @@ impl Reconcile {
                 self.append_end(connection, key, &logged)?;
             }
         }
-        self.looked_at += u64::try_from(activities.len()).unwrap_or(0);
-        let full = activities.len() == STEP_KEYS;
-        Ok(activities.last().and_then(|(seq, _)| Seq::from_i64(*seq)).filter(|_| full))
+        self.looked_at += u64::try_from(compared).unwrap_or(0);
+        let full = compared == STEP_KEYS || compared < activities.len();
+        Ok(activities[..compared].last().and_then(|(seq, _)| Seq::from_i64(*seq)).filter(|_| full))
     }
 
     fn logged(&self, connection: &Connection, key: &str) -> rusqlite::Result<Option<Logged>> {

@@ -35,11 +35,12 @@ struct Leaving {
 pub(super) fn step(connection: &Connection, bounds: &Bounds) -> rusqlite::Result<bool> {
     let pruned: i64 =
         connection.prepare_cached("SELECT pruned FROM bourn_log")?.query_row([], |row| row.get(0))?;
-    // The newest activity stays whatever it is: it says how far the log reaches.
-    let head = sequencer::sealed_head(connection)?.as_i64();
+    // The newest activity stays whatever it is: it says how far the log reaches. So does what the database has no number for
+    // yet: its marks are folded first.
+    let head = sequencer::head(connection)?.as_i64();
     let looked_at: Vec<(i64, bool, String, String, bool)> = connection
         .prepare_cached(&format!(
-            "SELECT seq, created_at < ?3, entity_type, entity_id, action = 'delete' FROM activities \
+            "SELECT seq, created_at < ?3 AND commit_id IS NOT NULL, entity_type, entity_id, action = 'delete' FROM activities \
              WHERE seq > ?1 AND seq < ?2 ORDER BY seq LIMIT {STEP}"
         ))?
         .query_map(params![pruned, head, bounds.history], |row| {

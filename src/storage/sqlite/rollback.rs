@@ -10,8 +10,9 @@ use serde_json::{Map, Value};
 use super::error;
 use super::log::{COLUMNS, read_activity};
 use super::mutate::{Context, Done, bind};
-use super::sql::ident;
-use crate::entity::{Column, EntityType, TableSchema, managed};
+use super::sequencer;
+use super::sql::{ident, lossy};
+use crate::entity::{Column, EntityType, TableSchema};
 use crate::storage::undo::{self, Need, Plan};
 use crate::storage::{Activity, WriteError};
 
@@ -28,8 +29,12 @@ pub(super) fn undo(context: &Context<'_>, target: &TransactionId, cascade: bool)
         });
     }
     let undo = plan.finish(context.catalog)?;
+    let before = sequencer::head(context.connection).map_err(|e| error::write(&e))?;
     for first in &undo.firsts {
         context.take_back(first)?;
+    }
+    if !cascade {
+        context.check_taken_along(&undo.firsts, before)?;
     }
     let outcome = undo::write_outcome(&undo.undone);
     Ok(Done { undone: undo.undone, outcome, ..Done::default() })
@@ -77,6 +82,36 @@ impl Context<'_> {
         }
     }
 
+    /// Refuses an undo that has deleted other rows with those that it took back, as `ON DELETE CASCADE` does.
+    fn check_taken_along(&self, firsts: &[Activity], before: Seq) -> Result<(), WriteError> {
+        let sql = "SELECT DISTINCT entity_type, entity_id FROM activities WHERE seq > ?1 AND action = 'delete' ORDER BY seq";
+        let deleted: Vec<(String, String)> = self
+            .connection
+            .prepare_cached(sql)
+            .and_then(|mut select| {
+                let text =
+                    |row: &rusqlite::Row<'_>, i| Ok::<_, rusqlite::Error>(lossy(row, i)?.unwrap_or_default());
+                select.query_map([before.as_i64()], |row| Ok((text(row, 0)?, text(row, 1)?)))?.collect()
+            })
+            .map_err(|e| error::write(&e))?;
+        let mut dependents = Vec::new();
+        for (entity_type, entity_id) in deleted {
+            let planned = |first: &Activity| first.entity_type == entity_type && first.entity_id == entity_id;
+            if firsts.iter().any(planned) {
+                continue;
+            }
+            let built = self.select(
+                "entity_type = ?1 AND entity_id = ?2 AND seq <= ?3",
+                &[&entity_type, &entity_id, &before.as_i64()],
+            )?;
+            dependents.extend(built.into_iter().next_back().map(undo::dependent));
+        }
+        match dependents.is_empty() {
+            true => Ok(()),
+            false => Err(WriteError::Blocked(dependents)),
+        }
+    }
+
     fn take_back(&self, activity: &Activity) -> Result<(), WriteError> {
         let entity = self
             .catalog
@@ -87,14 +122,15 @@ impl Context<'_> {
         if activity.action == Action::Create {
             return self.remove(entity, &schema, key).map(|_| ());
         }
-        let previous = undo::previous(activity)?;
+        let previous = undo::previous(activity, &schema)?;
         let mut sets = columns(entity, &schema, &previous, self.transaction.as_str());
         if self.exists(entity, key)? {
             // Only what differs is set: a value that JSON shows the same may be kept in another form.
             let row = self.row(entity, &schema, key)?.unwrap_or_default();
             let now: Map<String, Value> = serde_json::from_slice(&row).unwrap_or_default();
             sets.retain(|(column, _)| {
-                now.get(&column.name) != previous.get(&column.name) || column.name == managed::TRANSACTIONS
+                now.get(&column.name) != previous.get(&column.name)
+                    || schema.kept.transactions.as_ref() == Some(&column.name)
             });
             return self.set(entity, &schema, key, &sets, "update");
         }
@@ -105,7 +141,7 @@ impl Context<'_> {
         let places = vec!["?"; sets.len()].join(", ");
         let sql = format!("INSERT INTO {} ({}) VALUES ({places})", ident(&entity.table), names.join(", "));
         let values = sets.into_iter().map(|(_, value)| value).collect();
-        self.in_context(!schema.has(managed::TRANSACTIONS), || self.execute(&sql, values))
+        self.in_context(schema.kept.transactions.is_none(), || self.execute(&sql, values))
     }
 }
 

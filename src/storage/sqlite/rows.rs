@@ -3,7 +3,7 @@
 use bourn_protocol::EntityKey;
 use bourn_protocol::limits::ANSWER_MAX_BYTES;
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
 use super::log;
 use super::mutate::by_key;
@@ -13,14 +13,13 @@ use crate::storage::{Head, ListPage, ListQuery};
 
 /// A page of living rows, by key, and the tail of their stream in the same snapshot.
 pub(super) fn list(
-    connection: &mut Connection,
+    view: &log::View<'_>,
     entity: &EntityType,
     schema: &TableSchema,
     query: &ListQuery,
 ) -> rusqlite::Result<ListPage> {
-    let snapshot = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
-    let seq = log::stream_tail(&snapshot, &entity.stream(query.scope.clone()))?;
-    let tail = Head { epoch: log::version(&snapshot)?.epoch, seq };
+    let snapshot = view.snapshot;
+    let tail = Head { seq: log::stream_tail(view, &entity.stream(query.scope.clone()))?, ..view.head() };
     let mut conditions = vec![visible(entity, schema, "t")];
     let mut values = Vec::new();
     if let (Some(scope), Some(column)) = (&query.scope, &entity.scope) {
@@ -65,7 +64,6 @@ pub(super) fn list(
         }
     }
     body.push(b']');
-    snapshot.commit()?;
     // Text that another process wrote may not be UTF-8; JSON must be.
     let rows = String::from_utf8(body)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());

@@ -2,10 +2,11 @@
 //! in the triggers (which run inside any process that writes the file, in whatever SQLite that brings) and in
 //! our own reads, so list, row and stream agree to the byte.
 
+use bourn_protocol::limits::KEY_MAX_BYTES;
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
 
-use crate::entity::{Column, ColumnKind, EntityType, TableSchema, managed};
+use crate::entity::{Column, ColumnKind, EntityType, TableSchema};
 
 /// A name, quoted.
 pub(super) fn ident(name: &str) -> String {
@@ -51,14 +52,9 @@ fn column_json(column: &Column, alias: &str) -> String {
         ),
         _ => format!("json_quote({x})"),
     };
-    // The shortest of 15, 16 and 17 digits that gives the number back.
-    let digits = |n: u8| format!("printf('%!.{n}g', {x})");
     let real = format!(
-        "CASE WHEN {x} = 9e999 THEN '\"Infinity\"' WHEN {x} = -9e999 THEN '\"-Infinity\"' \
-         WHEN CAST({a} AS REAL) = {x} THEN {a} WHEN CAST({b} AS REAL) = {x} THEN {b} ELSE {c} END",
-        a = digits(15),
-        b = digits(16),
-        c = digits(17)
+        "CASE WHEN {x} = 9e999 THEN '\"Infinity\"' WHEN {x} = -9e999 THEN '\"-Infinity\"' ELSE {} END",
+        real_text(&x)
     );
     format!(
         "CASE typeof({x}) WHEN 'text' THEN {text} WHEN 'integer' THEN {integer} WHEN 'null' THEN 'null' \
@@ -66,37 +62,66 @@ fn column_json(column: &Column, alias: &str) -> String {
     )
 }
 
-/// The row's key as text.
+/// A finite number as text: the shortest of 15, 16 and 17 digits that gives the number back.
+fn real_text(x: &str) -> String {
+    let digits = |n: u8| format!("printf('%!.{n}g', {x})");
+    format!(
+        "CASE WHEN CAST({a} AS REAL) = {x} THEN {a} WHEN CAST({b} AS REAL) = {x} THEN {b} ELSE {c} END",
+        a = digits(15),
+        b = digits(16),
+        c = digits(17)
+    )
+}
+
+/// The row's key as text. Of the keys that are [`nameable`] no two have the same text.
 pub(super) fn key_text(entity: &EntityType, alias: &str) -> String {
-    format!("CAST({} AS TEXT)", field(alias, &entity.key))
+    let x = field(alias, &entity.key);
+    format!("CASE typeof({x}) WHEN 'real' THEN {} ELSE CAST({x} AS TEXT) END", real_text(&x))
 }
 
-/// The row's scope as text, or NULL.
+/// Whether the row's key can be told as text and asked for by it: a number, or text in UTF-8 of bounded length. SQLite
+/// keeps bytes, infinite numbers and broken text in any column; the rows of such keys are left out, and counted.
+pub(super) fn nameable(entity: &EntityType, alias: &str) -> String {
+    let x = field(alias, &entity.key);
+    // Text beyond ASCII is compared character by character with what its code points give: what is not UTF-8 differs.
+    let utf8 = format!(
+        "NOT EXISTS (WITH RECURSIVE at(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM at WHERE i < length({x})) SELECT 1 FROM at \
+         WHERE CAST(substr({x}, i, 1) AS BLOB) <> CAST(char(unicode(substr({x}, i, 1))) AS BLOB))"
+    );
+    format!(
+        "CASE typeof({x}) WHEN 'integer' THEN 1 WHEN 'text' THEN length(CAST({x} AS BLOB)) BETWEEN 1 AND {KEY_MAX_BYTES} \
+         AND instr(CAST({x} AS BLOB), x'00') = 0 AND (NOT {x} GLOB '*[^ -~]*' OR {utf8}) \
+         WHEN 'real' THEN abs({x}) < 9e999 ELSE 0 END"
+    )
+}
+
+/// The row's scope as text, or NULL; bytes are no scope.
 pub(super) fn scope_text(entity: &EntityType, alias: &str) -> String {
-    match &entity.scope {
-        Some(column) => format!("CAST({} AS TEXT)", field(alias, column)),
-        None => "NULL".into(),
-    }
+    let Some(column) = &entity.scope else { return "NULL".into() };
+    let x = field(alias, column);
+    format!(
+        "CASE typeof({x}) WHEN 'blob' THEN NULL WHEN 'real' THEN {} ELSE CAST({x} AS TEXT) END",
+        real_text(&x)
+    )
 }
 
-/// Whether the row is to be seen: it has a key (a primary key of SQLite's may be NULL) and is not deleted softly.
+/// Whether the row is to be seen: it has a key that can be told, and is not deleted softly.
 pub(super) fn visible(entity: &EntityType, schema: &TableSchema, alias: &str) -> String {
-    let has_key = format!("{} IS NOT NULL", field(alias, &entity.key));
-    match schema.has(managed::DELETED_AT) {
-        true => format!("({has_key} AND {} IS NULL)", field(alias, managed::DELETED_AT)),
-        false => format!("({has_key})"),
+    let named = match schema.column(&entity.key).is_some_and(|column| column.rowid) {
+        true => format!("{} IS NOT NULL", field(alias, &entity.key)),
+        false => nameable(entity, alias),
+    };
+    match &schema.kept.deleted_at {
+        Some(column) => format!("({named} AND {} IS NULL)", field(alias, column)),
+        None => format!("({named})"),
     }
 }
 
 /// One of the ids in the row's `transactions`, or NULL.
 pub(super) fn transaction_of(schema: &TableSchema, alias: &str, action: &str) -> String {
-    match schema.has(managed::TRANSACTIONS) {
-        true => {
-            let x = field(alias, managed::TRANSACTIONS);
-            format!("CASE WHEN json_valid({x}) THEN CAST(json_extract({x}, '$.{action}') AS TEXT) END")
-        }
-        false => "NULL".into(),
-    }
+    let Some(column) = &schema.kept.transactions else { return "NULL".into() };
+    let x = field(alias, column);
+    format!("CASE WHEN json_valid({x}) THEN CAST(json_extract({x}, '$.{action}') AS TEXT) END")
 }
 
 /// A column's text; what is not UTF-8 in it (another process may have written anything) is shown as far as it can

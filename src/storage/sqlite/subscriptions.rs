@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::SqliteStorage;
+use super::history::History;
 use super::writer::Job;
 use crate::storage::StorageError;
 use crate::storage::streams::{Secrets, StoredSubscription, Subscriptions};
@@ -22,8 +23,11 @@ pub(super) enum SubscriptionJob {
 
 impl SubscriptionJob {
     /// Does it.
-    pub(super) fn run(self, connection: &Connection) {
-        let storage = |error: rusqlite::Error| super::error::storage(&error);
+    pub(super) fn run(self, connection: &Connection, history: &History) {
+        let storage = |error: rusqlite::Error| match history.in_place() {
+            true => super::error::storage(&error),
+            false => StorageError::Unavailable,
+        };
         // Whoever asked may have gone.
         match self {
             SubscriptionJob::Save(subscription, answer) => {

@@ -7,15 +7,17 @@
 //! unless the connection has `recursive_triggers` on. A replaced row of the same key is recognised here by the
 //! log, which still has it alive.
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
+use sha2::{Digest, Sha256};
 
-use super::sql::{field, ident, key_text, literal, row_json, scope_text, transaction_of, visible};
-use crate::entity::{EntityType, TableSchema, managed};
+use super::clashes;
+use super::sql::{field, ident, key_text, literal, nameable, row_json, scope_text, transaction_of, visible};
+use crate::entity::{EntityType, TableSchema};
 
 /// The triggers of an entity type, as their names end.
 const EVENTS: [&str; 5] = ["insert", "hide", "update", "turn", "delete"];
 
-const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
+pub(super) const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
 
 /// One trigger: its name and the statement that makes it.
 pub(super) struct Trigger {
@@ -39,20 +41,37 @@ struct Entry<'a> {
 /// The triggers of an entity type whose table has these columns.
 pub(super) fn all(entity: &EntityType, schema: &TableSchema) -> Vec<Trigger> {
     let maker = Maker { entity, schema };
-    let hide = schema.has(managed::DELETED_AT).then(|| maker.hide());
-    [maker.insert(), maker.update(), maker.turn(), maker.delete()].into_iter().chain(hide).collect()
+    let hide = schema.kept.deleted_at.is_some().then(|| maker.hide());
+    let own = [maker.insert(), maker.update(), maker.turn(), maker.delete()].into_iter().chain(hide);
+    own.chain(clashes::all(entity, schema)).collect()
 }
 
-/// Drops and makes triggers so that exactly the wanted ones are there; says whether the table is to be compared
-/// with the log, because changes may have been missed. Inside the caller's transaction.
-pub(super) fn install(
+/// The triggers that are there.
+pub(super) struct Found {
+    /// By name, with their statements.
+    installed: Vec<(String, String)>,
+    /// They are the wanted ones.
+    pub(super) fit: bool,
+    /// The table is to be compared with the log, because changes may have been missed.
+    pub(super) compare: bool,
+    /// Another server made them, for another configuration than this one's.
+    pub(super) others: bool,
+}
+
+/// Looks which triggers there are.
+pub(super) fn look(
     connection: &Connection,
     entity: &EntityType,
     wanted: &[Trigger],
-) -> rusqlite::Result<bool> {
+) -> rusqlite::Result<Found> {
+    let names: Vec<String> =
+        EVENTS.iter().chain(&clashes::EVENTS).map(|event| literal(&name(entity, event))).collect();
     let installed: Vec<(String, String, i64)> = connection
-        .prepare_cached("SELECT name, sql, rowid FROM sqlite_master WHERE type = 'trigger' AND name IN (?1, ?2, ?3, ?4, ?5)")?
-        .query_map(EVENTS.map(|event| name(entity, event)), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .prepare(&format!(
+            "SELECT name, sql, rowid FROM sqlite_master WHERE type = 'trigger' AND name IN ({})",
+            names.join(", ")
+        ))?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<Result<_, _>>()?;
     // SQLite fires the newest trigger first. Ours must be that: one of the application's that changes the row once
     // more would be logged before the change it follows.
@@ -66,24 +85,63 @@ pub(super) fn install(
             |row| row.get(0),
         )?;
     // A trigger on a renamed table keeps its name and is rewritten by SQLite, so it differs and goes.
-    let same = !newer
+    let fit = !newer
         && installed.len() == wanted.len()
         && wanted.iter().all(|trigger| {
             installed.iter().any(|(name, sql, _)| *name == trigger.name && *sql == trigger.sql)
         });
-    if same {
-        let mut known = connection
-            .prepare_cached("SELECT 1 FROM bourn_entities WHERE entity_type = ?1 AND reconciled")?;
-        return Ok(!known.exists([&*entity.name])?);
+    let known: Option<(bool, Option<String>)> = connection
+        .prepare_cached("SELECT reconciled, triggers FROM bourn_entities WHERE entity_type = ?1")?
+        .query_row([&*entity.name], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let (reconciled, made) = known.unwrap_or_default();
+    let installed: Vec<_> = installed.into_iter().map(|(name, sql, _)| (name, sql)).collect();
+    // As a server made them, but not as this one makes them.
+    let there = digest(installed.iter().map(|(name, sql)| (name.as_str(), sql.as_str())));
+    let others = !fit && made.is_some_and(|made| made == there && made != digest_of(wanted));
+    Ok(Found { installed, fit, compare: !reconciled, others })
+}
+
+/// Drops and makes triggers so that exactly the wanted ones are there; says whether the table is to be compared
+/// with the log. Inside the caller's transaction.
+pub(super) fn install(
+    connection: &Connection,
+    entity: &EntityType,
+    wanted: &[Trigger],
+) -> rusqlite::Result<bool> {
+    let found = look(connection, entity, wanted)?;
+    if found.fit {
+        return Ok(found.compare);
     }
-    for (name, ..) in installed {
+    for (name, _) in found.installed {
         connection.execute_batch(&format!("DROP TRIGGER {}", ident(&name)))?;
     }
     for trigger in wanted {
         connection.execute_batch(&trigger.sql)?;
     }
     set_reconciled(connection, entity, false)?;
+    connection
+        .prepare_cached("UPDATE bourn_entities SET triggers = ?2 WHERE entity_type = ?1")?
+        .execute([&*entity.name, &digest_of(wanted)])?;
     Ok(true)
+}
+
+fn digest_of(wanted: &[Trigger]) -> String {
+    digest(wanted.iter().map(|trigger| (trigger.name.as_str(), trigger.sql.as_str())))
+}
+
+/// What tells these triggers from others.
+fn digest<'a>(triggers: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut triggers: Vec<_> = triggers.collect();
+    triggers.sort_unstable();
+    let mut hash = Sha256::new();
+    for (name, sql) in triggers {
+        hash.update(name);
+        hash.update([0]);
+        hash.update(sql);
+        hash.update([0]);
+    }
+    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Notes whether the log has the entity type's table as it is.
@@ -93,12 +151,23 @@ pub(super) fn set_reconciled(
     reconciled: bool,
 ) -> rusqlite::Result<()> {
     connection
-        .prepare_cached("INSERT INTO bourn_entities VALUES (?1, ?2) ON CONFLICT (entity_type) DO UPDATE SET reconciled = ?2")?
+        .prepare_cached(
+            "INSERT INTO bourn_entities (entity_type, reconciled) VALUES (?1, ?2) \
+             ON CONFLICT (entity_type) DO UPDATE SET reconciled = ?2",
+        )?
         .execute(rusqlite::params![&*entity.name, reconciled])?;
     Ok(())
 }
 
-fn name(entity: &EntityType, event: &str) -> String {
+/// The path of a column in a row's JSON.
+fn json_path(column: &str) -> String {
+    match column.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        true => format!("$.{column}"),
+        false => format!("$.\"{column}\""),
+    }
+}
+
+pub(super) fn name(entity: &EntityType, event: &str) -> String {
     format!("bourn_{}__{event}", entity.name)
 }
 
@@ -147,8 +216,8 @@ impl Maker<'_> {
     /// A row is replaced by one that is deleted softly.
     fn hide(&self) -> Trigger {
         let (transaction, client) = self.inserted_by(&["delete", "update", "insert"]);
-        let has_key = format!("{} IS NOT NULL", field("NEW", &self.entity.key));
-        let when = format!("{has_key} AND NOT {}", visible(self.entity, self.schema, "NEW"));
+        let named = nameable(self.entity, "NEW");
+        let when = format!("({named}) AND NOT {}", visible(self.entity, self.schema, "NEW"));
         self.trigger("hide", &when, &[self.left_behind(&transaction, &client, "1")])
     }
 
@@ -169,16 +238,18 @@ impl Maker<'_> {
     /// Whose an inserted row is: the first of its ids that the last version of the key in the log had not. A row
     /// that was put back as it had been carries nobody's.
     fn inserted_by(&self, actions: &[&str]) -> (String, String) {
-        if !self.schema.has(managed::TRANSACTIONS) {
+        let Some(ids) = &self.schema.kept.transactions else {
             return (self.context("transaction_id"), self.context("client_id"));
-        }
+        };
+        let ids = json_path(ids);
         let cases: Vec<String> = actions
             .iter()
             .map(|action| {
                 let new = self.transaction("NEW", action);
                 let known = format!(
-                    "(SELECT CAST(json_extract(value, '$.transactions.{action}') AS TEXT) FROM activities \
+                    "(SELECT CAST(json_extract(value, {}) AS TEXT) FROM activities \
                      WHERE entity_id = {} AND entity_type = {} AND value IS NOT NULL ORDER BY seq DESC LIMIT 1)",
+                    literal(&format!("{ids}.{action}")),
                     key_text(self.entity, "NEW"),
                     literal(&self.entity.name)
                 );
@@ -186,13 +257,13 @@ impl Maker<'_> {
             })
             .collect();
         let transaction = format!("CASE {} END", cases.join(" "));
-        let client = match self.schema.has(managed::LAST_CLIENT_ID) {
-            true => {
+        let client = match &self.schema.kept.last_client_id {
+            Some(column) => {
                 let first = format!("NOT EXISTS (SELECT 1 FROM {})", self.logged("NEW", "1"));
-                let client = field("NEW", managed::LAST_CLIENT_ID);
+                let client = field("NEW", column);
                 format!("CASE WHEN {first} OR ({transaction}) IS NOT NULL THEN {client} END")
             }
-            false => "NULL".into(),
+            None => "NULL".into(),
         };
         (transaction, client)
     }
@@ -254,11 +325,9 @@ impl Maker<'_> {
             literal(&self.entity.name)
         );
         let stamped = format!("CASE WHEN {stamp} IS NOT NULL AND NOT {used} THEN {stamp} END");
-        let client = match self.schema.has(managed::LAST_CLIENT_ID) {
-            true => {
-                format!("CASE WHEN {stamped} IS NOT NULL THEN {} END", field("OLD", managed::LAST_CLIENT_ID))
-            }
-            false => "NULL".into(),
+        let client = match &self.schema.kept.last_client_id {
+            Some(column) => format!("CASE WHEN {stamped} IS NOT NULL THEN {} END", field("OLD", column)),
+            None => "NULL".into(),
         };
         let deleted = self.entry(&Entry {
             action: "'delete'".into(),
@@ -305,7 +374,7 @@ impl Maker<'_> {
     /// The first of the row's transaction ids that this statement changed. A writer that left `transactions`
     /// as it was knows nothing of them, and passes none on.
     fn changed_transaction(&self, actions: &[&str]) -> String {
-        if !self.schema.has(managed::TRANSACTIONS) {
+        if self.schema.kept.transactions.is_none() {
             return self.context("transaction_id");
         }
         let cases: Vec<String> = actions
@@ -320,10 +389,8 @@ impl Maker<'_> {
 
     /// The client, where the statement gave a transaction id or another client than the row had.
     fn changed_client(&self, actions: &[&str]) -> String {
-        if !self.schema.has(managed::LAST_CLIENT_ID) {
-            return self.context("client_id");
-        }
-        let (old, new) = (field("OLD", managed::LAST_CLIENT_ID), field("NEW", managed::LAST_CLIENT_ID));
+        let Some(column) = &self.schema.kept.last_client_id else { return self.context("client_id") };
+        let (old, new) = (field("OLD", column), field("NEW", column));
         format!(
             "CASE WHEN {new} IS NOT {old} OR ({}) IS NOT NULL THEN {new} END",
             self.changed_transaction(actions)
@@ -348,7 +415,7 @@ impl Maker<'_> {
             .schema
             .columns
             .iter()
-            .filter(|column| !managed::BOOKKEEPING.contains(&column.name.as_str()))
+            .filter(|column| !self.schema.kept.is_bookkeeping(&column.name))
             .map(|column| {
                 let name = serde_json::Value::String(column.name.clone()).to_string();
                 format!(
@@ -373,16 +440,17 @@ impl Maker<'_> {
 
     /// Nothing changed but who is about to delete the row: the delete that follows says it.
     fn announces_delete(&self) -> String {
-        if !self.schema.has(managed::TRANSACTIONS) {
+        let kept = &self.schema.kept;
+        if kept.transactions.is_none() {
             return "0".into();
         }
         let (old, new) = (self.transaction("OLD", "delete"), self.transaction("NEW", "delete"));
-        let quiet = [managed::TRANSACTIONS, managed::LAST_CLIENT_ID];
+        let quiet = [&kept.transactions, &kept.last_client_id];
         let others: Vec<String> = self
             .schema
             .columns
             .iter()
-            .filter(|column| !quiet.contains(&column.name.as_str()))
+            .filter(|column| !quiet.iter().any(|name| name.as_ref() == Some(&column.name)))
             .map(|column| Self::differs(&column.name))
             .collect();
         let groups: Vec<String> =

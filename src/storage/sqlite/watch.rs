@@ -1,24 +1,40 @@
-//! Watching the file for other processes: a cheap look every few milliseconds tells whether any of them has
-//! committed, and whether the schema has changed.
+//! Watching the file for other processes: a file event says that one of them may have committed, and a slow poll is the
+//! safety net. A look then tells whether it was so, numbers what they wrote, and publishes how far the log reaches. It also
+//! notices that the file was removed or replaced, and that the log is not the one that was served; what is to be done
+//! about that is the writer thread's.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, watch};
 
+use super::events::{Events, Waited};
+use super::history::History;
 use super::writer::Job;
 use super::{Shared, advance, connect, error, log, sequencer, streams};
 use crate::storage::streams::unix_millis;
 use crate::storage::{Head, Version};
 
 /// How often it is looked whether stored streams have expired.
-const COLLECT_EVERY: Duration = Duration::from_millis(500);
+const COLLECT_EVERY: Duration = Duration::from_secs(1);
+/// The same while other processes write: what has expired is not seen any more, and removing it can fail one of their
+/// transactions.
+const COLLECT_AMONG_WRITERS: Duration = Duration::from_secs(60);
+/// How long after another process's commit it counts as writing.
+pub(super) const WRITING_FOR: Duration = Duration::from_secs(2);
+/// How long the next look waits where the last one found another process's commit: they come in numbers.
+const AFTER_NEWS: Duration = Duration::from_micros(500);
+/// The same where it found none: the event was one of our own commits.
+const AFTER_NOTHING: Duration = Duration::from_millis(3);
 
 pub(super) struct Watcher {
     pub(super) connection: Connection,
+    /// Which of the files that were at the path the connection is to.
+    pub(super) file: u64,
+    pub(super) busy: Duration,
+    pub(super) history: Arc<History>,
     pub(super) jobs: mpsc::Sender<Job>,
     pub(super) head: watch::Sender<Head>,
     pub(super) version: watch::Sender<Version>,
@@ -28,40 +44,60 @@ pub(super) struct Watcher {
     pub(super) stream_version: Arc<AtomicI64>,
     /// The schema as it was before the writer first looked at the tables.
     pub(super) schema_version: i64,
+    /// What the database's content was counted as at the last look; below zero before the first.
+    pub(super) data_version: i64,
+    /// How often the file is looked at although nothing happens to it.
     pub(super) interval: Duration,
     /// How often old activities are looked for; nothing where all are kept.
     pub(super) retain_every: Option<Duration>,
-    /// Closed when the storage is.
-    pub(super) stop: Receiver<()>,
+    pub(super) events: Events,
 }
 
 impl Watcher {
     /// Looks at the file until the storage is closed.
     pub(super) fn run(mut self) {
-        // An impossible value, so that the first look sees a change.
-        let mut data_version = -1;
-        let mut unsealed = false;
-        let (mut collected_at, mut retained_at) = (Instant::now(), Instant::now());
-        while self.stop.recv_timeout(self.interval) == Err(RecvTimeoutError::Timeout) {
+        let (mut collected_at, mut probed_at, mut retained_at) =
+            (Instant::now(), Instant::now(), Instant::now());
+        let mut news_at: Option<Instant> = None;
+        // The first look is at once; one that failed is repeated at the next poll.
+        let mut again = true;
+        loop {
+            crate::failpoint!("bourn-watcher", |_| ());
+            let waited =
+                self.events.wait(if again { Duration::ZERO } else { self.interval.min(COLLECT_EVERY) });
+            if waited == Waited::Stopped {
+                return;
+            }
             // A full queue is as good as none: it is tried again at the next look.
             if self.retain_every.is_some_and(|every| retained_at.elapsed() >= every)
                 && self.jobs.try_send(Job::Retain).is_ok()
             {
                 retained_at = Instant::now();
             }
-            if collected_at.elapsed() >= COLLECT_EVERY {
+            let among_writers = news_at.is_some_and(|at| at.elapsed() < WRITING_FOR);
+            if collected_at.elapsed() >= if among_writers { COLLECT_AMONG_WRITERS } else { COLLECT_EVERY } {
                 collected_at = Instant::now();
                 self.collect();
             }
-            crate::failpoint!("bourn-watcher", |_| ());
-            match self.look(&mut data_version, unsealed) {
-                Ok(found) => {
-                    unsealed = found;
+            if probed_at.elapsed() >= COLLECT_EVERY {
+                probed_at = Instant::now();
+                self.probe();
+            }
+            again = false;
+            match self.look() {
+                Ok(news) => {
+                    news_at = if news { Some(Instant::now()) } else { news_at };
                     self.shared.watcher_stands(None);
+                    if waited == Waited::Event {
+                        std::thread::park_timeout(if news { AFTER_NEWS } else { AFTER_NOTHING });
+                    }
                 }
                 Err(failure) => {
                     let failure = error::storage(&failure);
                     self.shared.watcher_stands(Some(failure.to_string()));
+                    // Looked at again, whatever its content is counted as.
+                    self.data_version = -1;
+                    std::thread::park_timeout(AFTER_NOTHING);
                 }
             }
         }
@@ -76,42 +112,80 @@ impl Watcher {
         }
     }
 
-    /// One look; says whether something waits to be sealed.
-    fn look(&mut self, data_version: &mut i64, unsealed: bool) -> rusqlite::Result<bool> {
+    /// Has tried whether the database can be written again, where the last write was refused.
+    fn probe(&self) {
+        if self.shared.with(|status| status.refused.is_some()) {
+            let _ = self.jobs.try_send(Job::Probe);
+        }
+    }
+
+    /// One look; says whether another process had committed.
+    fn look(&mut self) -> rusqlite::Result<bool> {
+        if !self.history.in_place() || self.history.is_gone() {
+            // The same file may be back in its place.
+            let _ = self.jobs.try_send(Job::Reopen);
+            return Ok(false);
+        }
+        if self.file != self.history.file() {
+            self.file = self.history.file();
+            self.connection = connect::reader(&self.history.path, self.busy)?;
+            (self.data_version, self.schema_version) = (-1, connect::schema_version(&self.connection)?);
+            self.events.watch();
+        }
+        if self.history.in_doubt() {
+            let _ = self.jobs.try_send(Job::Settle);
+        }
         let owed = self.shared.refresh_owed.load(Ordering::Relaxed);
         let data: i64 =
             self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
-        if data == *data_version && !unsealed && !owed {
+        if data == self.data_version && !owed {
             return Ok(false);
-        }
-        let version = streams::version(&self.connection)?;
-        if self.stream_version.fetch_max(version, Ordering::Relaxed) < version {
-            self.streams.foreign_commit();
         }
         let schema = connect::schema_version(&self.connection)?;
         if schema != self.schema_version || owed {
             if self.jobs.try_send(Job::Refresh).is_err() {
-                return Ok(unsealed);
+                self.shared.refresh_owed.store(true, Ordering::Relaxed);
+            } else {
+                self.shared.refresh_owed.store(false, Ordering::Relaxed);
             }
-            self.shared.refresh_owed.store(false, Ordering::Relaxed);
             self.schema_version = schema;
         }
-        let version = log::version(&self.connection)?;
-        self.version.send_if_modified(|known| std::mem::replace(known, version) != version);
-        let lag = sequencer::unsealed(&self.connection)?;
-        self.shared.lag(lag);
-        if lag > 0 {
-            // A full queue is as good: every batch seals what it finds.
-            let asked = self.shared.seal_asked.swap(true, Ordering::Relaxed);
-            if !asked && self.jobs.try_send(Job::Seal).is_err() {
-                self.shared.seal_asked.store(false, Ordering::Relaxed);
-            }
-        } else {
-            // Another server on the same file may have sealed.
-            let sealed = sequencer::sealed_head(&self.connection)?;
-            advance(&self.head, sealed);
+        let news = self.follow()?;
+        self.history.note_log();
+        self.data_version = data;
+        Ok(news)
+    }
+
+    /// Numbers and publishes what there is; says whether any of it was another process's.
+    fn follow(&self) -> rusqlite::Result<bool> {
+        let (head, version, stream_version, unnumbered) = {
+            let snapshot = self.connection.unchecked_transaction()?;
+            let view = log::View::of(&snapshot, &self.history)?;
+            let all = sequencer::head(&snapshot)?;
+            (
+                view.head(),
+                view.version,
+                streams::version(&snapshot)?,
+                all.get().saturating_sub(view.sealed.get()),
+            )
+        };
+        self.shared.lag(unnumbered);
+        let sealed = if unnumbered > 0 { self.history.number(&self.connection)? } else { head.seq };
+        self.history.note(&self.connection, sealed)?;
+        if self.head.borrow().epoch == version.epoch {
+            self.version.send_if_modified(|known| std::mem::replace(known, version) != version);
         }
-        *data_version = data;
-        Ok(lag > 0)
+        advance(&self.head, Head { seq: sealed, ..head });
+        self.shared.lag(0);
+        if self.stream_version.fetch_max(stream_version, Ordering::Relaxed) < stream_version {
+            self.streams.foreign_commit();
+        }
+        if self.history.beside.unfolded() >= sequencer::FOLD_ROWS {
+            let asked = self.shared.fold_asked.swap(true, Ordering::Relaxed);
+            if !asked && self.jobs.try_send(Job::Fold).is_err() {
+                self.shared.fold_asked.store(false, Ordering::Relaxed);
+            }
+        }
+        Ok(unnumbered > 0)
     }
 }

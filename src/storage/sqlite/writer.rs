@@ -1,6 +1,7 @@
 //! The one thread that writes. Mutations that wait while a commit is on its way share the next one: each is
 //! done under its own savepoint and gets its own answer, and none is answered before the commit is on the disk.
-//! The same thread seals other processes' transactions and reconciles tables, so that all of that is in line.
+//! The same thread reconciles tables and does what else is written in the background, so that all of that is in line; and it
+//! alone opens the file anew or gives the log a new epoch.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,19 +12,29 @@ use bourn_protocol::Seq;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::history::History;
 use super::reconcile::Reconcile;
 use super::streams::{StreamJob, StreamWriter};
 use super::subscriptions::SubscriptionJob;
-use super::{Shared, advance, error, introspect, mutate, retention, sequencer, triggers};
-use crate::entity::{Catalog, TableState};
+use super::watch::WRITING_FOR;
+use super::{Shared, advance, error, introspect, mutate, sequencer, triggers};
+use crate::entity::{Catalog, EntityType, TableSchema, TableState};
 use crate::storage::retention::Retention;
-use crate::storage::{Head, Mutation, StorageError, WriteError, Written};
+use crate::storage::{Head, Mutation, StorageError, Version, WriteError, Written};
 
-/// How long sealing and reconciling wait for another process that holds the database. Both are tried again, and
-/// mutations must not wait behind them.
-const BACKGROUND_PATIENCE: Duration = Duration::from_millis(100);
 /// How often expired rows of the ledger are looked for.
-const EXPIRE_EVERY: Duration = Duration::from_secs(1);
+const EXPIRE_EVERY: Duration = Duration::from_secs(60);
+/// How long a table is left alone after a step of comparing it, as a multiple of what the step took: the write lock is free
+/// for other processes in between.
+const GAP: u32 = 1;
+/// The same while other processes write.
+const GAP_AMONG_WRITERS: u32 = 3;
+
+/// How long the thread sleeps at a time while nothing is to be done yet.
+pub(super) const TICK: Duration = Duration::from_millis(1);
+
+pub(super) const GONE: &str =
+    "the database's file was removed from its path; put it back, or another one in its place";
 
 /// What the thread is asked to do.
 pub(super) enum Job {
@@ -33,8 +44,14 @@ pub(super) enum Job {
     Stream(StreamJob),
     /// Something about subscriptions to them.
     Subscription(SubscriptionJob),
-    /// Another process has committed.
-    Seal,
+    /// Many marks wait to be folded into the database.
+    Fold,
+    /// The file at the path is not the one that is open.
+    Reopen,
+    /// The log may not be the one that was served.
+    Settle,
+    /// Try whether the database can be written.
+    Probe,
     /// The database's schema has changed.
     Refresh,
     /// It is time to look for what is old.
@@ -58,9 +75,11 @@ enum Failed {
 pub(super) struct WriterThread {
     pub(super) connection: Connection,
     pub(super) catalog: Arc<Catalog>,
+    pub(super) history: Arc<History>,
     pub(super) jobs: mpsc::Receiver<Job>,
     pub(super) shared: Arc<Shared>,
     pub(super) head: watch::Sender<Head>,
+    pub(super) version: watch::Sender<Version>,
     /// Most mutations of one commit.
     pub(super) batch: usize,
     pub(super) ledger_retention: Duration,
@@ -80,6 +99,8 @@ impl WriterThread {
         let mut retaining = false;
         // What a batch of mutations was followed by.
         let mut next = None;
+        // When the next step of comparing may be done, and how the database's content was counted at the last one.
+        let (mut step_at, mut seen, mut foreign_at) = (Instant::now(), -1, None);
         loop {
             let job = match next.take() {
                 Some(job) => Some(job),
@@ -87,9 +108,22 @@ impl WriterThread {
                 None => match self.jobs.try_recv() {
                     Ok(job) => Some(job),
                     Err(mpsc::error::TryRecvError::Disconnected) => None,
+                    Err(mpsc::error::TryRecvError::Empty) if Instant::now() < step_at => {
+                        std::thread::park_timeout(TICK);
+                        continue;
+                    }
                     Err(mpsc::error::TryRecvError::Empty) => {
+                        let content = data_version(&self.connection).unwrap_or(seen);
+                        if std::mem::replace(&mut seen, content) != content {
+                            foreign_at = Some(Instant::now());
+                        }
+                        let among_writers = foreign_at.is_some_and(|at| at.elapsed() < WRITING_FOR);
+                        let started = Instant::now();
                         self.reconcile_step(&mut reconciles);
                         retaining = retaining && self.retention_step();
+                        let gap = if among_writers { GAP_AMONG_WRITERS } else { GAP };
+                        step_at = Instant::now() + started.elapsed() * gap;
+                        self.settle_if_in_doubt(&mut reconciles);
                         continue;
                     }
                 },
@@ -101,19 +135,23 @@ impl WriterThread {
                     let _ = done.send(());
                     return;
                 }
-                Some(Job::Seal) => self.seal(),
+                Some(Job::Fold) => self.fold(),
+                Some(Job::Reopen) => self.reopen(&mut reconciles),
+                Some(Job::Settle) => {}
+                Some(Job::Probe) => self.probe(),
                 Some(Job::Retain) => retaining = true,
                 Some(Job::Refresh) => reconciles = self.refresh(reconciles),
-                Some(Job::Subscription(job)) => job.run(&self.connection),
+                Some(Job::Subscription(job)) => job.run(&self.connection, &self.history),
                 Some(Job::Stream(job)) => next = self.stream_batch(job),
                 Some(Job::Write(mutation, answer)) => next = self.write_batch(mutation, answer),
             }
             if expired_at.elapsed() >= EXPIRE_EVERY {
                 expired_at = Instant::now();
-                if let Err(error) = super::ledger::expire(&self.connection, unix_secs()) {
+                if let Err(error) = self.expire_ledger() {
                     tracing::warn!(%error, "cannot remove expired rows of the ledger");
                 }
             }
+            self.settle_if_in_doubt(&mut reconciles);
         }
     }
 
@@ -125,8 +163,6 @@ impl WriterThread {
         while waiting.len() < self.batch {
             match self.jobs.try_recv() {
                 Ok(Job::Write(mutation, answer)) => waiting.push_back((mutation, answer)),
-                // The batch seals what it finds before it writes.
-                Ok(Job::Seal) => self.shared.seal_asked.store(false, Ordering::Relaxed),
                 Ok(job) => {
                     other = Some(job);
                     break;
@@ -157,7 +193,9 @@ impl WriterThread {
         metrics::histogram!("bourn_write_batch_size")
             .record(f64::from(u32::try_from(waiting.len()).unwrap_or(u32::MAX)));
         let started = Instant::now();
-        let more = self.streams.commit(&self.connection, waiting);
+        let committed = self.streams.commit(&self.connection, waiting);
+        self.shared.committed(committed.as_ref());
+        let more = committed.unwrap_or(false);
         metrics::histogram!("bourn_commit_seconds").record(started.elapsed().as_secs_f64());
         // What is left to remove waits for whoever writes meanwhile.
         if more && other.is_none() {
@@ -174,12 +212,14 @@ impl WriterThread {
             Ok(head) => {
                 metrics::histogram!("bourn_commit_seconds").record(started.elapsed().as_secs_f64());
                 self.shared.writer_stands(None);
-                advance(&self.head, head);
+                self.shared.committed(Ok(&head));
+                self.publish(head);
                 for (_, answer, result) in answers {
                     let _ = answer.send(result);
                 }
             }
             Err(Failed::Storage(failure)) => {
+                self.shared.committed(Err::<&(), _>(&failure));
                 // Nothing of the batch was written, whatever its single mutations had come to.
                 let tried = answers.into_iter().map(|(_, answer, _)| answer);
                 for answer in tried.chain(waiting.into_iter().map(|(_, answer)| answer)) {
@@ -200,9 +240,19 @@ impl WriterThread {
 
     fn commit_batch(&self, waiting: &mut Waiting, answers: &mut Vec<Answer>) -> Result<Seq, Failed> {
         let storage = |e: rusqlite::Error| Failed::Storage(error::storage(&e));
+        let gone = || {
+            self.shared.file_stands(Some(GONE));
+            Err(Failed::Storage(StorageError::Unavailable))
+        };
+        if !self.history.in_place() {
+            return gone();
+        }
+        // A mutation may ask which transaction last changed a row: its number must be in the database.
+        self.fold_backlog().map_err(storage)?;
         let transaction =
             Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate).map_err(storage)?;
-        let start = sequencer::seal_pending(&transaction).map_err(storage)?;
+        let pending = self.history.fold(&transaction).map_err(storage)?;
+        let start = pending.head;
         let expires_at =
             unix_secs().saturating_add(i64::try_from(self.ledger_retention.as_secs()).unwrap_or(i64::MAX));
         let mut head = start;
@@ -241,27 +291,20 @@ impl WriterThread {
             }
         }
         transaction.commit().map_err(storage)?;
+        pending.committed();
+        // A file that was removed takes the commit with it.
+        if !self.history.in_place() {
+            return gone();
+        }
         Ok(head)
     }
 
-    fn seal(&self) {
-        self.shared.seal_asked.store(false, Ordering::Relaxed);
-        match self.in_background(|| sequencer::seal_now(&self.connection)) {
-            Ok(head) => {
-                self.shared.writer_stands(None);
-                advance(&self.head, head);
-            }
-            // The next look at the file asks again.
-            Err(failure) => self.shared.writer_stands(Some(error::storage(&failure).to_string())),
+    /// Publishes that the log reaches this far.
+    pub(super) fn publish(&self, head: Seq) {
+        if let Err(failure) = self.history.note(&self.connection, head) {
+            tracing::debug!(%failure, "cannot note what is served");
         }
-    }
-
-    /// Does what can be done again later, without waiting long for another process.
-    fn in_background<T>(&self, work: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
-        self.connection.busy_timeout(BACKGROUND_PATIENCE.min(self.busy))?;
-        let result = work();
-        self.connection.busy_timeout(self.busy)?;
-        result
+        advance(&self.head, Head { epoch: self.history.served().epoch, seq: head });
     }
 
     /// Looks at every table anew, and makes sure the triggers fit it; gives the tables to reconcile. Those that
@@ -269,17 +312,10 @@ impl WriterThread {
     pub(super) fn refresh(&self, mut under_way: VecDeque<Reconcile>) -> VecDeque<Reconcile> {
         let mut reconciles = VecDeque::new();
         for entity in self.catalog.iter() {
-            let looked = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)
-                .and_then(|transaction| {
-                    let schema = introspect::table(&transaction, entity)?;
-                    let wanted =
-                        schema.as_ref().map(|schema| triggers::all(entity, schema)).unwrap_or_default();
-                    let compare = triggers::install(&transaction, entity, &wanted)?;
-                    transaction.commit()?;
-                    Ok((schema, compare))
-                });
+            let looked = self.look_at(entity);
             match looked {
                 Ok((Ok(schema), compare)) => {
+                    self.count_left_out(entity, &schema);
                     let schema = Arc::new(schema);
                     entity.set_state(TableState::Ready(schema.clone()));
                     let same = |reconcile: &Reconcile| {
@@ -319,78 +355,59 @@ impl WriterThread {
         reconciles
     }
 
-    /// Takes out some of what is old; says whether there may be more.
-    fn retention_step(&self) -> bool {
-        let Some(retention) = self.retention else { return false };
-        let stepped = self.in_background(|| {
-            let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-            let text = |millis: i64| {
-                transaction
-                    .prepare_cached("SELECT strftime('%Y-%m-%dT%H:%M:%fZ', ?1 / 1000.0, 'unixepoch')")?
-                    .query_row([millis], |row| row.get(0))
-            };
-            let history = text(retention.history_bound())?;
-            let audit = retention.audit_bound().map(text).transpose()?;
-            let more = retention::step(&transaction, &retention::Bounds { history, audit })?;
-            transaction.commit()?;
-            Ok(more)
-        });
-        stepped.unwrap_or_else(|failure| {
-            tracing::warn!(%failure, "old activities cannot be taken out now");
-            false
-        })
-    }
-
-    fn reconcile_step(&self, reconciles: &mut VecDeque<Reconcile>) {
-        let Some(current) = reconciles.front_mut() else { return };
-        let stepped = self.in_background(|| {
-            let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-            sequencer::seal_pending(&transaction)?;
-            let finished = current.step(&transaction)?;
-            if finished {
-                triggers::set_reconciled(&transaction, &current.entity, true)?;
-            }
-            let head = sequencer::seal_pending(&transaction)?;
-            transaction.commit()?;
-            Ok((finished, head))
-        });
-        match stepped {
-            Ok((finished, head)) => {
-                advance(&self.head, head);
-                self.shared.writer_stands(None);
-                self.shared.reconciling(&current.entity.name, (!finished).then_some(current.looked_at));
-                if finished {
-                    tracing::info!(
-                        entity = &*current.entity.name,
-                        keys = current.looked_at,
-                        "the log has the table as it is"
-                    );
-                    reconciles.pop_front();
-                }
-            }
-            Err(failure) => {
-                let reason = error::storage(&failure).to_string();
-                tracing::warn!(
-                    entity = &*current.entity.name,
-                    reason,
-                    "cannot compare the table with the log now"
-                );
-                self.shared.writer_stands(Some(reason));
-                // Busy has waited already; anything else is left for the next look at the tables.
-                if !matches!(failure.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy)) {
-                    reconciles.pop_front();
-                    self.shared.refresh_owed.store(true, Ordering::Relaxed);
-                }
+    /// Looks for rows whose keys cannot be told.
+    pub(super) fn count_left_out(&self, entity: &EntityType, schema: &TableSchema) {
+        match introspect::left_out(&self.connection, entity, schema) {
+            Ok(reason) => self.shared.left_out(&entity.name, reason),
+            Err(error) => {
+                tracing::warn!(entity = &*entity.name, %error, "cannot count the rows that are left out");
             }
         }
     }
+
+    /// Looks at a table, and makes sure the triggers fit it; gives its columns, or why it cannot be streamed, and whether it is to
+    /// be compared with the log. Nothing is locked where the triggers fit.
+    fn look_at(&self, entity: &EntityType) -> rusqlite::Result<(Result<TableSchema, String>, bool)> {
+        let plan = |connection: &Connection| {
+            let schema = introspect::table(connection, entity)?;
+            let wanted = schema.as_ref().map(|schema| triggers::all(entity, schema)).unwrap_or_default();
+            let found = triggers::look(connection, entity, &wanted)?;
+            Ok::<_, rusqlite::Error>((schema, wanted, found))
+        };
+        {
+            let snapshot = self.connection.unchecked_transaction()?;
+            let (schema, _, found) = plan(&snapshot)?;
+            if found.fit {
+                self.shared.shared_differently(&entity.name, false);
+                return Ok((schema, found.compare));
+            }
+        }
+        let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+        let (schema, wanted, found) = plan(&transaction)?;
+        // The server that started last has its way, and whichever is first to notice that the table has changed: were each to
+        // insist, they would go on for ever.
+        let unchanged = matches!((&schema, entity.schema()), (Ok(now), Ok(known)) if *now == *known);
+        let yields = found.others && unchanged;
+        self.shared.shared_differently(&entity.name, yields);
+        if yields {
+            return Ok((schema, false));
+        }
+        let compare = triggers::install(&transaction, entity, &wanted)?;
+        transaction.commit()?;
+        Ok((schema, compare))
+    }
+}
+
+/// A number that changes when another connection commits.
+fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
 }
 
 fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
     connection.prepare_cached(sql)?.execute([]).map(|_| ())
 }
 
-fn unix_secs() -> i64 {
+pub(super) fn unix_secs() -> i64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
 }

@@ -4,12 +4,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bourn_protocol::{Action, Seq};
 use pgwire_replication::Lsn;
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
 use sqlx::{PgConnection, Postgres, Row};
+use tokio::time::Instant;
 
 use super::super::connect::Db;
 use super::Lost;
@@ -131,7 +133,7 @@ impl Appender {
     }
 
     /// Begins a transaction that appends in parts.
-    pub(super) async fn begin(&self, silence: std::time::Duration) -> Result<Long, Lost> {
+    pub(super) async fn begin(&self, silence: Duration) -> Result<Long, Lost> {
         let mut transaction = self.db.begin().await?;
         // Should this server hang, the database does not wait for it.
         let limit = format!("{}ms", silence.as_millis());
@@ -139,7 +141,13 @@ impl Appender {
             .bind(limit)
             .execute(&mut *transaction)
             .await?;
-        Ok(Long { transaction, head: self.head, feeds: HashMap::new(), types: HashMap::new() })
+        Ok(Long {
+            transaction,
+            head: self.head,
+            feeds: HashMap::new(),
+            types: HashMap::new(),
+            used: Instant::now(),
+        })
     }
 
     /// Appends a part.
@@ -147,6 +155,7 @@ impl Appender {
         if entries.is_empty() {
             return Ok(());
         }
+        long.used = Instant::now();
         self.number_feeds(&mut long.transaction, entries).await?;
         let columns = self.columns(entries, long.head);
         long.head = after(long.head, entries.len());
@@ -173,7 +182,7 @@ impl Appender {
              SELECT $1 + row_number() OVER (ORDER BY a.seq), 'delete', a.entity_type, a.entity_id, a.feed_id, a.organization_id, $2, $3, \
              CASE WHEN $4 THEN a.value END, $5, 0, 'epoch'::timestamptz + $6 * interval '1 microsecond' \
              FROM bourn.activities a WHERE a.entity_type = $7 AND a.action <> 'delete' AND NOT EXISTS (SELECT 1 FROM bourn.activities b \
-             WHERE b.entity_id = a.entity_id AND b.entity_type = a.entity_type AND b.seq > a.seq)",
+             WHERE hashtextextended(b.entity_id, 0) = hashtextextended(a.entity_id, 0) AND b.entity_id = a.entity_id AND b.entity_type = a.entity_type AND b.seq > a.seq)",
         )
         .bind(long.head.as_i64())
         .bind(ids.0)
@@ -203,7 +212,7 @@ impl Appender {
 
     /// Ends a transaction that appended in parts, and moves the position.
     pub(super) async fn commit(&mut self, long: Long, position: Lsn) -> Result<(), Lost> {
-        let Long { mut transaction, head, feeds, types } = long;
+        let Long { mut transaction, head, feeds, types, .. } = long;
         let mut bits: HashMap<i64, i16> = HashMap::new();
         for seq in feeds.into_values() {
             *bits.entry(seq).or_default() |= 1;
@@ -340,4 +349,17 @@ pub(super) struct Long {
     /// The last change of each feed, and of each entity type.
     feeds: HashMap<i32, i64>,
     types: HashMap<Arc<str>, i64>,
+    /// When it was last kept from being idle.
+    used: Instant,
+}
+
+impl Long {
+    /// Keeps the database from ending the transaction for being idle, while the stream brings nothing for it.
+    pub(super) async fn keep(&mut self, every: Duration) -> Result<(), Lost> {
+        if self.used.elapsed() >= every {
+            statement("SELECT 1").execute(&mut *self.transaction).await?;
+            self.used = Instant::now();
+        }
+        Ok(())
+    }
 }

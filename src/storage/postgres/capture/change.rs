@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bourn_protocol::ClientId;
 use serde_json::value::RawValue;
 
 use super::super::layout::{Layout, Piece, Stamps};
@@ -140,7 +141,10 @@ impl<'a> Before<'a> {
         Before {
             scope: source.text(tuple, source.layout.scope).map(Into::into),
             stamps: source.stamps(tuple),
-            client: source.text(tuple, source.layout.client).map(Into::into),
+            client: source
+                .text(tuple, source.layout.client)
+                .filter(|client| ClientId::new(client).is_ok())
+                .map(Into::into),
             values: Values::Tuple(tuple),
         }
     }
@@ -151,6 +155,7 @@ impl<'a> Before<'a> {
         let named = |at: Option<usize>| at.and_then(|at| values.get(&source.layout.columns[at].name));
         let client =
             named(source.layout.client).and_then(|raw| serde_json::from_str(raw.get()).ok()).flatten();
+        let client = client.filter(|client: &String| ClientId::new(client).is_ok());
         Before {
             scope,
             stamps: Stamps::read(named(source.layout.transactions).map(|raw| raw.get())),

@@ -20,6 +20,7 @@ use super::super::{Inner, follow, refresh};
 use super::append::{Appender, Long};
 use super::change::{Change, Ids, Source};
 use super::entry::{CommitMark, activities};
+use super::link::Link;
 use super::pace::Pace;
 use super::prior::{self, Prior};
 use super::reconcile::Reconciler;
@@ -34,6 +35,12 @@ const PART_BYTES: usize = 4 << 20;
 /// How far the position may lag behind an idle database before it is moved, in bytes, and how often it may be.
 const IDLE_LAG: u64 = 64 << 10;
 const IDLE_EVERY: Duration = Duration::from_secs(5);
+/// A transaction that is appended in parts is used this many times within the time after which the database ends it.
+const KEEP_PARTS: u32 = 4;
+/// The database sends a sign of life twice within the leader's patience; after so many times that it is taken for gone.
+const SILENCE: u32 = 2;
+/// The shortest wait for the stream while a look at the catalogue is due but cannot be taken.
+const IDLE_WAIT: Duration = Duration::from_millis(20);
 
 /// What waits to be appended, in the order of the stream.
 pub(super) enum Item {
@@ -55,7 +62,7 @@ pub(super) struct Open {
 pub(super) struct Leader<'a> {
     pub(super) inner: &'a Inner,
     stop: &'a CancellationToken,
-    client: ReplicationClient,
+    client: Link,
     pub(super) appender: Appender,
     /// The tables by the numbers the stream gives them; nothing for those that are not streamed.
     pub(super) sources: HashMap<u32, Option<Arc<Source>>>,
@@ -80,6 +87,8 @@ pub(super) struct Leader<'a> {
     /// No batch leaves before, unless it is full.
     gathers_until: Instant,
     ticked: Instant,
+    /// When the database last sent something, the time that the server was busy left out.
+    heard: Instant,
 }
 
 impl<'a> Leader<'a> {
@@ -104,7 +113,10 @@ impl<'a> Leader<'a> {
         let mut leader = Leader {
             inner,
             stop,
-            client,
+            client: Link::begin(
+                client,
+                usize::try_from(inner.limits.capture_memory.get()).unwrap_or(usize::MAX),
+            ),
             appender: Appender::new(inner.db.clone(), standing.fence, head, standing.position),
             sources: HashMap::new(),
             relations: HashMap::new(),
@@ -122,6 +134,7 @@ impl<'a> Leader<'a> {
             pace: Pace::new(),
             gathers_until: Instant::now(),
             ticked: Instant::now(),
+            heard: Instant::now(),
         };
         leader.look_around().await?;
         inner.shared.leading(true);
@@ -145,14 +158,19 @@ impl<'a> Leader<'a> {
     }
 
     /// Lets go of the slot at once, so that another server needs not wait for it.
-    pub(super) async fn release(mut self) {
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.client.shutdown()).await;
+    pub(super) async fn release(self) {
+        self.client.shutdown().await;
     }
 
     async fn step(&mut self) -> Result<(), Lost> {
         if self.stop.is_cancelled() {
             return Err(Lost::Stopped);
         }
+        let patience = self.inner.limits.leader_timeout.get();
+        if let Some(long) = self.open.as_mut().and_then(|open| open.long.as_mut()) {
+            long.keep(patience / KEEP_PARTS).await?;
+        }
+        let worked = Instant::now();
         let mut event = ready_now(self.client.recv()).await;
         if event.is_none() && !self.items.is_empty() && Instant::now() < self.gathers_until {
             event = tokio::select! {
@@ -166,15 +184,23 @@ impl<'a> Leader<'a> {
             None => {
                 self.flush().await?;
                 self.look_after().await?;
-                let due = self.ticked + self.tick_every();
+                // What the server itself took its time for is no silence of the database.
+                self.heard += worked.elapsed();
+                let silent = self.heard + patience * SILENCE;
+                let due = (self.ticked + self.tick_every()).max(Instant::now() + IDLE_WAIT);
+                let due = due.min(Instant::now() + patience / KEEP_PARTS).min(silent);
                 tokio::select! {
+                    biased;
                     event = self.client.recv() => event?,
                     () = self.reconciler.wait() => return Ok(()),
-                    () = tokio::time::sleep_until(due) => return Ok(()),
+                    () = tokio::time::sleep_until(due) => {
+                        return if Instant::now() >= silent { Err(Lost::Silent(patience * SILENCE)) } else { Ok(()) };
+                    }
                     () = self.stop.cancelled() => return Err(Lost::Stopped),
                 }
             }
         };
+        self.heard = Instant::now();
         self.take(event.ok_or(Lost::Ended)?).await?;
         if self.items.len() >= PART_ROWS || self.bytes >= PART_BYTES {
             self.flush().await?;

@@ -9,6 +9,7 @@ mod append;
 mod change;
 mod entry;
 mod leader;
+mod link;
 mod pace;
 mod prior;
 mod reconcile;
@@ -52,6 +53,9 @@ enum Lost {
     /// The replication stream has ended.
     #[error("the database has ended the replication stream")]
     Ended,
+    /// The database sent nothing for so long that its end of the connection is taken for gone.
+    #[error("the database has sent nothing for {}", humantime::format_duration(*.0))]
+    Silent(std::time::Duration),
     /// The server is to stop.
     #[error("the server stops")]
     Stopped,

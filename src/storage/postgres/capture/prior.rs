@@ -25,11 +25,11 @@ pub(super) async fn look_up(
     let keys: Vec<&str> = rows.iter().map(|(_, key)| key.as_str()).collect();
     let found = statement(
         "SELECT k.place, a.action <> 'delete', a.organization_id, a.value, a.commit_id, \
-         CASE WHEN a.action = 'delete' THEN (SELECT v.value FROM bourn.activities v WHERE v.entity_id = k.entity_id \
+         CASE WHEN a.action = 'delete' THEN (SELECT v.value FROM bourn.activities v WHERE hashtextextended(v.entity_id, 0) = hashtextextended(k.entity_id, 0) AND v.entity_id = k.entity_id \
            AND v.entity_type = k.entity_type AND v.value IS NOT NULL ORDER BY v.seq DESC LIMIT 1) END, a.seq \
          FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (entity_type, entity_id, place) \
          CROSS JOIN LATERAL (SELECT action, organization_id, value, commit_id, seq FROM bourn.activities a \
-           WHERE a.entity_id = k.entity_id AND a.entity_type = k.entity_type ORDER BY a.seq DESC LIMIT 1) a",
+           WHERE hashtextextended(a.entity_id, 0) = hashtextextended(k.entity_id, 0) AND a.entity_id = k.entity_id AND a.entity_type = k.entity_type ORDER BY a.seq DESC LIMIT 1) a",
     )
     .bind(types)
     .bind(keys)

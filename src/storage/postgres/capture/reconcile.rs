@@ -13,10 +13,11 @@ use std::time::Duration;
 use bourn_protocol::Action;
 use sqlx::Row;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::super::Inner;
 use super::super::catalog::Table;
+use super::super::{Inner, error};
 use super::change::Change;
 use super::entry::{CommitMark, Entry, mark_last};
 use super::leader::Leader;
@@ -30,6 +31,9 @@ use crate::storage::postgres::connect::{scalar, statement};
 
 /// Rows that went while their tables were compared, at most; more, and comparing begins again.
 const GONE_MAX: usize = 200_000;
+/// How long to wait before a table that cannot be read is tried again: at first, and at most.
+const AGAIN_FIRST: Duration = Duration::from_secs(1);
+const AGAIN_MOST: Duration = Duration::from_secs(60);
 /// How long to wait between looks at transactions that must end first.
 const WAIT: Duration = Duration::from_millis(100);
 
@@ -49,6 +53,8 @@ pub(super) struct Reconciler {
     gone: HashMap<RowName, i64>,
     /// The same of whole tables.
     truncated: HashMap<Arc<str>, i64>,
+    /// Tables that could not be read: how often in a row, when to try again, and why.
+    failures: HashMap<Arc<str>, (u32, Instant, String)>,
     /// Every transaction that this server was not told of is before this one.
     since: i64,
     /// Transactions of activities up to here were another source's.
@@ -144,16 +150,36 @@ impl Reconciler {
         };
         match current.steps.recv().await {
             Some(Ok(step)) => self.step = Some(step),
-            Some(Err(error)) => {
-                tracing::warn!(%error, entity = &*current.work.entity.name, "cannot read the table now");
-                let name = current.work.entity.name.clone();
-                self.current = None;
-                self.again.insert(name);
-            }
+            Some(Err(error)) => self.failed(&error),
             None => {
                 self.current = None;
             }
         }
+    }
+
+    /// The table that is being compared cannot be read: it is tried again after a while, from its beginning.
+    fn failed(&mut self, failure: &sqlx::Error) {
+        let Some(current) = self.current.take() else { return };
+        let name = current.work.entity.name.clone();
+        let (times, _, _) = self.failures.get(&name).cloned().unwrap_or((0, Instant::now(), String::new()));
+        let pause = (AGAIN_FIRST * 2_u32.saturating_pow(times)).min(AGAIN_MOST);
+        let code = error::code(failure).unwrap_or_default();
+        tracing::warn!(error = %failure, code, entity = &*name, ?pause, "the table cannot be read to be compared; it is tried again");
+        let reason = in_words(&code);
+        self.failures.insert(name.clone(), (times.saturating_add(1), Instant::now() + pause, reason));
+        self.step = None;
+        self.again.insert(name);
+    }
+
+    /// Of each entity type whose table could not be read to be compared: why.
+    fn failing(&self) -> Vec<(Arc<str>, String)> {
+        let failing = self.failures.iter().map(|(name, (_, _, reason))| (name.clone(), reason.clone()));
+        failing.collect()
+    }
+
+    /// Whether a table that could not be read is to be left alone for now.
+    fn pauses(&self, name: &str) -> bool {
+        self.failures.get(name).is_some_and(|(_, until, _)| Instant::now() < *until)
     }
 
     fn progress(&self) -> BTreeMap<String, u64> {
@@ -172,7 +198,10 @@ impl Leader<'_> {
     /// Finds out which tables are to be compared with the log.
     pub(super) async fn queue_reconciles(&mut self) -> Result<(), Lost> {
         self.note_unavailable().await?;
-        let again = std::mem::take(&mut self.reconciler.again);
+        let (later, again): (HashSet<_>, HashSet<_>) = std::mem::take(&mut self.reconciler.again)
+            .into_iter()
+            .partition(|name| self.reconciler.pauses(name));
+        self.reconciler.again = later;
         let tables = self.inner.shared.tables();
         let mut reading = self.inner.db.single().await?;
         let rows = statement(
@@ -193,6 +222,9 @@ impl Leader<'_> {
                 None => false,
             } && !again.contains(name);
             let busy = self.reconciler.compares(name);
+            if self.reconciler.pauses(name) {
+                continue;
+            }
             let work = match row {
                 Some(row) if same => {
                     if row.try_get(2)? || busy {
@@ -299,10 +331,14 @@ impl Leader<'_> {
     /// Appends the differences of a step, if one is there and the log has come past its mark.
     pub(super) async fn compare(&mut self) -> Result<(), Lost> {
         if let Some(current) = self.reconciler.current.as_mut().filter(|_| self.reconciler.step.is_none())
-            && let Ok(Ok(step)) = current.steps.try_recv()
+            && let Ok(read) = current.steps.try_recv()
         {
-            self.reconciler.step = Some(step);
+            match read {
+                Ok(step) => self.reconciler.step = Some(step),
+                Err(failure) => self.reconciler.failed(&failure),
+            }
         }
+        self.inner.shared.comparing_fails(self.reconciler.failing());
         if self.reconciler.step.as_ref().is_none_or(|step| step.mark >= self.appender.position) {
             return Ok(());
         }
@@ -345,6 +381,8 @@ impl Leader<'_> {
                 "the log has the table as it is"
             );
             self.reconciler.current = None;
+            self.reconciler.failures.remove(&work.entity.name);
+            self.inner.shared.comparing_fails(self.reconciler.failing());
             self.begin_next();
         }
         self.inner.shared.reconciling(self.reconciler.progress());
@@ -407,6 +445,21 @@ async fn wait_for(inner: &Inner, transaction: i64) -> Result<(), sqlx::Error> {
         }
         tokio::time::sleep(WAIT).await;
     }
+}
+
+/// Why a table cannot be read, for its operator; the database's own words are in the log lines.
+fn in_words(code: &str) -> String {
+    let why = match code.get(..2) {
+        Some("22") => "it has a value that the database cannot give as text or as UTF-8",
+        Some("42") => "the database refuses the server, or the table has changed",
+        Some("53") => "the database is short of memory, disk or connections",
+        Some("54") => "it has a row that is too large",
+        Some("57") => "the reading is cancelled, or takes longer than `capture_timeout`",
+        Some("55" | "40") => "other transactions hold it",
+        _ => "the database failed",
+    };
+    let code = if code.is_empty() { String::new() } else { format!(" (SQLSTATE {code})") };
+    format!("the table cannot be read to be compared with the log: {why}{code}")
 }
 
 /// What the log lacks of a step.

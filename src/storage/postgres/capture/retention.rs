@@ -79,7 +79,7 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
     let lasts = statement(
         "WITH newest AS (SELECT DISTINCT ON (entity_type, entity_id) entity_type, entity_id, seq, action FROM bourn.activities \
            WHERE seq > $1 AND seq <= $2 ORDER BY entity_type, entity_id, seq DESC), \
-         gone AS (DELETE FROM bourn.activities a USING newest n WHERE a.entity_id = n.entity_id AND a.entity_type = n.entity_type \
+         gone AS (DELETE FROM bourn.activities a USING newest n WHERE hashtextextended(a.entity_id, 0) = hashtextextended(n.entity_id, 0) AND a.entity_id = n.entity_id AND a.entity_type = n.entity_type \
            AND (a.seq < n.seq OR (a.seq = n.seq AND n.action = 'delete')) RETURNING a.*), \
          kept AS (INSERT INTO bourn.audit SELECT seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
            changed_keys, commit_id, created_at FROM gone WHERE seq >= (SELECT min(first_seq) FROM bourn.months)), \

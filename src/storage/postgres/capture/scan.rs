@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use super::super::catalog::Table;
 use super::super::connect::Db;
 use super::super::rows;
-use super::super::sql::{by_key, field, texts, typed, visible};
+use super::super::sql::{field, text_of, texts, typed, visible};
 use crate::storage::postgres::connect::{scalar, statement};
 
 /// Rows read in one step.
@@ -87,10 +87,9 @@ pub(super) async fn step(
     place: &Place,
     from_empty: bool,
 ) -> Result<Step, sqlx::Error> {
-    let mut transaction = db.snapshot().await?;
-    let snapshot: String = scalar("SELECT pg_current_snapshot()::text").fetch_one(&mut *transaction).await?;
-    let snapshot = Snapshot::read(&snapshot)
-        .ok_or_else(|| sqlx::Error::Decode("a snapshot of an unknown form".into()))?;
+    // Locked before the snapshot is taken: a rewrite of the table does not heed snapshots.
+    let mut transaction = db.snapshot_of(&[&table.sql]).await?;
+    let mut snapshot = taken(&mut transaction).await?;
     let (mut rows, mut missing) = (Vec::new(), Vec::new());
     let (looked_at, next) = match place {
         Place::Rows(after) => {
@@ -103,7 +102,17 @@ pub(super) async fn step(
             (rows.len(), next)
         }
         Place::Keys(after) => {
-            let (keys, looked_at, last) = scan_keys(&mut transaction, name, table, *after).await?;
+            let by_index = scan_keys(&mut transaction, name, table, *after, KeysBy::Index).await;
+            let (keys, looked_at, last) = match by_index {
+                // The log has keys that the column's type does not take: its type was changed, or a label of it.
+                Err(failure) if rows::names_nothing(&failure) => {
+                    drop(transaction);
+                    transaction = db.snapshot_of(&[&table.sql]).await?;
+                    snapshot = taken(&mut transaction).await?;
+                    scan_keys(&mut transaction, name, table, *after, KeysBy::Text).await?
+                }
+                found => found?,
+            };
             missing = keys;
             (looked_at, last.map_or(Place::Done, Place::Keys))
         }
@@ -112,6 +121,21 @@ pub(super) async fn step(
     transaction.commit().await?;
     let mark = db.mark().await?;
     Ok(Step { snapshot, mark, rows, missing, looked_at, next })
+}
+
+/// The snapshot of a transaction.
+async fn taken(connection: &mut PgConnection) -> Result<Snapshot, sqlx::Error> {
+    let snapshot: String = scalar("SELECT pg_current_snapshot()::text").fetch_one(connection).await?;
+    Snapshot::read(&snapshot).ok_or_else(|| sqlx::Error::Decode("a snapshot of an unknown form".into()))
+}
+
+/// How the log's keys are looked for in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KeysBy {
+    /// As values of the column's type, by its index.
+    Index,
+    /// As text, which any key of the log is; by reading the whole table.
+    Text,
 }
 
 async fn scan_rows(
@@ -125,7 +149,7 @@ async fn scan_rows(
         None => "$1::text IS NULL".into(),
     };
     let sql = format!(
-        "SELECT {} FROM {} t WHERE {from} AND {} ORDER BY {key} LIMIT {STEP_ROWS}",
+        "SELECT {} FROM {} t WHERE {from} AND {key} IS NOT NULL AND {} ORDER BY {key} LIMIT {STEP_ROWS}",
         texts(table),
         table.sql,
         visible(table)
@@ -147,19 +171,24 @@ async fn scan_keys(
     name: &str,
     table: &Table,
     after: i64,
+    how: KeysBy,
 ) -> Result<(Vec<String>, usize, Option<i64>), sqlx::Error> {
-    let there = format!(
-        "EXISTS (SELECT 1 FROM {} t WHERE {} AND {})",
-        table.sql,
-        by_key(table, 1).replace("$1", "p.entity_id"),
-        visible(table)
-    );
+    let key = text_of(table.key());
+    let same = match how {
+        KeysBy::Index => format!(
+            "{} = p.entity_id::{} AND {key} = p.entity_id",
+            field(&table.key().name),
+            table.key().type_name
+        ),
+        KeysBy::Text => format!("{key} = p.entity_id"),
+    };
+    let there = format!("EXISTS (SELECT 1 FROM {} t WHERE {same} AND {})", table.sql, visible(table));
     let sql = format!(
         "WITH page AS MATERIALIZED (SELECT seq, entity_id, action FROM bourn.activities WHERE entity_type = $1 AND seq > $2 \
          ORDER BY seq LIMIT {STEP_ACTIVITIES}) \
          SELECT NULL AS entity_id, count(*), max(seq) FROM page \
          UNION ALL SELECT p.entity_id, 0, 0 FROM page p WHERE p.action <> 'delete' AND NOT EXISTS (SELECT 1 FROM bourn.activities b \
-           WHERE b.entity_id = p.entity_id AND b.entity_type = $1 AND b.seq > p.seq) AND NOT {there}"
+           WHERE hashtextextended(b.entity_id, 0) = hashtextextended(p.entity_id, 0) AND b.entity_id = p.entity_id AND b.entity_type = $1 AND b.seq > p.seq) AND NOT {there}"
     );
     let found = statement(AssertSqlSafe(sql)).bind(name).bind(after).fetch_all(connection).await?;
     let (mut missing, mut count, mut last) = (Vec::new(), 0, None);

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bourn_protocol::Action;
+use bourn_protocol::{Action, ClientId};
 
 use super::super::layout::{Piece, Stamps};
 use super::super::pgoutput::Tuple;
@@ -332,7 +332,7 @@ fn scope_of(source: &Source, after: &After<'_>) -> Option<String> {
 }
 
 fn client_of(source: &Source, after: &After<'_>) -> Option<String> {
-    text_at(after, source.layout.client)
+    text_at(after, source.layout.client).filter(|client| ClientId::new(client).is_ok())
 }
 
 fn text_at(after: &After<'_>, at: Option<usize>) -> Option<String> {

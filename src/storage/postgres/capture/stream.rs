@@ -86,7 +86,7 @@ impl Leader<'_> {
             let form = self.forms.get(&column.type_id).cloned();
             (column.name.clone(), form.unwrap_or(super::super::value::Form::Text))
         });
-        let layout = Layout::new(entity, columns.collect::<Vec<_>>());
+        let layout = Layout::new(entity, &table.checked.kept, columns.collect::<Vec<_>>());
         if layout.is_none() {
             // Its key or its scope is gone: what happens to it cannot be told until an operator has mended that.
             self.recheck = true;

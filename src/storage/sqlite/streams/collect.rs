@@ -40,11 +40,12 @@ pub(super) fn remove(
         // What the source was kept for may have been this stream alone.
         next = match source {
             Some(source) if !has_forks(transaction, source.cast_unsigned())? => {
-                let kept: Option<String> = transaction
+                // It has no path where it is what a stream was before the log's epoch changed.
+                let kept: Option<Option<String>> = transaction
                     .prepare_cached("SELECT path FROM bourn_streams WHERE id = ?1 AND state = 1")?
                     .query_row([source], |row| row.get(0))
                     .optional()?;
-                if let Some(path) = kept.as_deref().and_then(|path| StreamPath::new(path).ok()) {
+                if let Some(path) = kept.as_ref().and_then(|path| StreamPath::new(path.as_deref()?).ok()) {
                     writer.heads.remove(&path);
                 }
                 kept.map(|_| source)
@@ -91,4 +92,31 @@ pub(super) fn step(
         transaction.prepare_cached("DELETE FROM bourn_streams WHERE id = ?1")?.execute([dead])?;
     }
     Ok(true)
+}
+
+/// Lets every stream go on as a fork of what it is: the log has lost its end, and perhaps streams have, so what is appended
+/// from now on must have other offsets and entity tags than what was. `served` is how many commits were known to have
+/// touched streams.
+pub(in super::super) fn renew(transaction: &Connection, served: i64) -> rusqlite::Result<()> {
+    transaction.execute_batch(
+        "CREATE TEMP TABLE bourn_renewed (id INTEGER PRIMARY KEY, path TEXT NOT NULL, deadline INTEGER);
+         INSERT INTO bourn_renewed SELECT id, path, deadline FROM main.bourn_streams WHERE state = 0;
+         UPDATE sqlite_sequence SET seq = seq + 1 + abs(random() % 1000000000000) WHERE name = 'bourn_streams';
+         UPDATE bourn_streams SET state = 1, path = NULL, deadline = NULL WHERE state = 0;
+         INSERT INTO bourn_streams (path, content_type, tail, closed, closed_by, closed_epoch, closed_seq, writer_seq, ttl, \
+         expires_at, deadline, source_id, source_path, base, fork_offset, fork_sub, producers) \
+         SELECT r.path, s.content_type, s.tail, s.closed, s.closed_by, s.closed_epoch, s.closed_seq, s.writer_seq, s.ttl, \
+         s.expires_at, r.deadline, s.id, s.source_path, s.tail, s.fork_offset, s.fork_sub, s.producers \
+         FROM temp.bourn_renewed r JOIN main.bourn_streams s ON s.id = r.id;
+         UPDATE bourn_stream_producers SET stream_id = (SELECT s.id FROM main.bourn_streams s \
+         WHERE s.source_id = bourn_stream_producers.stream_id AND s.path = \
+         (SELECT path FROM temp.bourn_renewed r WHERE r.id = bourn_stream_producers.stream_id)) \
+         WHERE stream_id IN (SELECT id FROM temp.bourn_renewed);",
+    )?;
+    transaction.execute(
+        "UPDATE bourn_stream_totals SET version = max(version, ?1) + 1, \
+         streams = streams + (SELECT count(*) FROM temp.bourn_renewed)",
+        [served],
+    )?;
+    transaction.execute_batch("DROP TABLE temp.bourn_renewed")
 }

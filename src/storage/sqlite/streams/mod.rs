@@ -24,6 +24,7 @@ use crate::storage::streams::{
     AppendError, AppendStream, Appended, CreateError, CreateStream, Created, FillError, FindError,
     StreamChange, StreamInfo, Streams, unix_millis,
 };
+pub(super) use collect::renew;
 use directory::Directory;
 pub(super) use reading::{version, wants_collecting};
 pub(super) use writer::StreamWriter;

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 
 use bourn_protocol::StreamPath;
 use bourn_protocol::stored::Payload;
@@ -16,6 +17,7 @@ use super::{Shared, StreamJob, collect, heads};
 use crate::config::Limits;
 use crate::storage::StorageError;
 use crate::storage::sqlite::error;
+use crate::storage::sqlite::history::History;
 use crate::storage::streams::entry::{Entry, FRESH_ROOM_BYTES};
 use crate::storage::streams::{
     AppendError, AppendStream, Appended, CreateError, Created, FindError, StreamChange, unix_millis,
@@ -23,6 +25,8 @@ use crate::storage::streams::{
 
 /// Most streams that the writer keeps in mind.
 const MOST_HEADS: usize = 10_000;
+/// How long what is to be removed is removed in one commit.
+const COLLECT_SLICE: Duration = Duration::from_millis(5);
 /// Most bytes of an append that its row holds itself. With the row's other columns they must fit into a page, of whose 4 KiB
 /// SQLite gives a row of such a table a quarter.
 const IN_PLACE_BYTES: usize = 900;
@@ -34,6 +38,7 @@ pub(in super::super) struct StreamWriter {
     version: i64,
     /// The same for the watcher.
     published: Arc<AtomicI64>,
+    history: Arc<History>,
     shared: Arc<Shared>,
     pub(super) most_bytes: u64,
     pub(super) most_streams: i64,
@@ -76,6 +81,7 @@ pub(super) struct Outcome {
 impl StreamWriter {
     pub(in super::super) fn new(
         limits: &Limits,
+        history: Arc<History>,
         shared: Arc<Shared>,
         published: Arc<AtomicI64>,
     ) -> StreamWriter {
@@ -83,21 +89,35 @@ impl StreamWriter {
             heads: HashMap::default(),
             version: -1,
             published,
+            history,
             shared,
             most_bytes: limits.stream_limit.get(),
             most_streams: i64::try_from(limits.streams).unwrap_or(i64::MAX),
         }
     }
 
+    /// The log has another epoch, and every stream another number.
+    pub(in super::super) fn served_anew(&mut self, connection: &Connection) {
+        self.heads.clear();
+        self.version = -1;
+        // Where it cannot be read, the next commit does.
+        self.published.store(version(connection).unwrap_or(-1), Ordering::Relaxed);
+        self.shared.foreign_commit();
+    }
+
     /// Does these together; says whether more is to be collected.
-    pub(in super::super) fn commit(&mut self, connection: &Connection, jobs: Vec<StreamJob>) -> bool {
+    pub(in super::super) fn commit(
+        &mut self,
+        connection: &Connection,
+        jobs: Vec<StreamJob>,
+    ) -> Result<bool, StorageError> {
         let mut answers = Vec::with_capacity(jobs.len());
         match self.try_commit(connection, jobs, &mut answers) {
             Ok(more) => {
                 for answer in answers {
                     answer.give(None);
                 }
-                more
+                Ok(more)
             }
             Err(failed) => {
                 // What was done in memory was not done.
@@ -106,7 +126,7 @@ impl StreamWriter {
                 for answer in answers {
                     answer.give(Some(&failure));
                 }
-                false
+                Err(failure)
             }
         }
     }
@@ -137,13 +157,14 @@ impl StreamWriter {
         jobs: &mut impl Iterator<Item = StreamJob>,
         answers: &mut Vec<Answer>,
     ) -> rusqlite::Result<bool> {
-        let begun = Transaction::new_unchecked(connection, TransactionBehavior::Immediate);
-        let begun = begun.and_then(|transaction| {
-            let found = version(&transaction)?;
-            Ok((transaction, found))
-        });
+        if !self.history.in_place() {
+            return Err(error::gone());
+        }
+        let served = self.history.served();
+        let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
         // Read in the transaction: nobody else can write from here on.
-        let (transaction, found) = begun?;
+        let found = version(&transaction)?;
+        self.history.verify(&transaction, &served)?;
         if found != self.version || self.heads.len() > MOST_HEADS {
             self.heads.clear();
         }
@@ -166,6 +187,11 @@ impl StreamWriter {
             transaction.prepare_cached("UPDATE bourn_stream_totals SET version = version + 1")?.execute([])?;
         }
         transaction.commit()?;
+        // A file that was removed takes the commit with it.
+        if !self.history.in_place() {
+            return Err(error::gone());
+        }
+        self.history.note(connection, served.seq)?;
         self.version = found + i64::from(counts);
         if self.published.swap(self.version, Ordering::Relaxed) != found {
             self.shared.foreign_commit();
@@ -217,7 +243,15 @@ impl StreamWriter {
                     outcome.touched = true;
                 }
             }
-            StreamJob::Collect => outcome.more |= collect::step(self, transaction, now, outcome)?,
+            StreamJob::Collect => {
+                // Some steps together: each commit can fail a transaction of another process.
+                let started = Instant::now();
+                let mut more = true;
+                while more && started.elapsed() < COLLECT_SLICE {
+                    more = collect::step(self, transaction, now, outcome)?;
+                }
+                outcome.more |= more;
+            }
         }
         Ok(())
     }
@@ -262,7 +296,15 @@ impl StreamWriter {
             heads::know_producer(transaction, entry, &producer.id)?;
         }
         let taken = match entry.append(append, now, most_bytes) {
-            Err(refused) => return Ok(Err(refused)),
+            Err(refused) => {
+                // One that the stream has not heard of is not remembered for having asked.
+                if let Some(producer) = &append.producer
+                    && entry.producers.get(&producer.id).is_some_and(Option::is_none)
+                {
+                    entry.producers.remove(&producer.id);
+                }
+                return Ok(Err(refused));
+            }
             Ok(taken) => taken,
         };
         if let Some(start) = taken.start {
@@ -331,4 +373,51 @@ pub(super) fn insert(
             large
         ])
         .map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use bourn_protocol::ContentType;
+    use bourn_protocol::stored::Lifetime;
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::config::{Config, SettingsLayer};
+    use crate::storage::sqlite::admin;
+    use crate::storage::streams::{CreateStream, Producer};
+
+    #[test]
+    fn producers_that_are_refused_are_not_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.db");
+        let (connection, new) = admin::open(&path, Duration::from_secs(1), true).unwrap();
+        let history = Arc::new(History::begin(&path, &connection, new).unwrap());
+        let limits = Config::load(SettingsLayer::default(), None).unwrap().limits;
+        let mut writer = StreamWriter::new(&limits, history, Arc::new(Shared::new()), Arc::default());
+        let path = StreamPath::new("s").unwrap();
+        let create = CreateStream {
+            path: path.clone(),
+            content_type: Some(ContentType::json()),
+            lifetime: Lifetime::Endless,
+            closed: false,
+            fork: None,
+            body: Bytes::new(),
+        };
+        let mut jobs = vec![StreamJob::Create(Box::new(create), oneshot::channel().0)];
+        let mut answers = Vec::new();
+        for i in 0..100 {
+            let (to, answer) = oneshot::channel();
+            answers.push(answer);
+            // Its first append is not its first: a gap.
+            let producer = Some(Producer { id: format!("p{i}"), epoch: 0, seq: 5 });
+            let payload = Payload { data: Bytes::from_static(b"1"), messages: 1 };
+            let content_type = Some(ContentType::json());
+            let append =
+                AppendStream { path: path.clone(), content_type, payload, close: false, seq: None, producer };
+            jobs.push(StreamJob::Append(Box::new(append), to));
+        }
+        writer.commit(&connection, jobs).unwrap();
+        assert!(answers.iter_mut().all(|answer| answer.try_recv().unwrap().is_err()));
+        assert!(writer.heads[&path].producers.is_empty());
+    }
 }
