@@ -47,6 +47,11 @@ impl Cluster {
         self.directory().join(format!("{name}-{}", crate::token()))
     }
 
+    /// Whether the server's own `pg_basebackup` is there: another major's refuses it.
+    pub fn has_base_backups(&self) -> bool {
+        Binaries::get().postgres.with_file_name("pg_basebackup").is_file()
+    }
+
     fn run(&self, program: &str, arguments: &[String]) {
         let beside = Binaries::get().postgres.with_file_name(program);
         let program = if beside.is_file() { beside } else { crate::binaries::in_path(program) };

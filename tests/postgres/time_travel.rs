@@ -78,6 +78,10 @@ async fn assert_gone(client: &Client, stream: &str, offset: &str) {
 /// What is copied with `copy` comes back with `put_back` after more was served; `running`: under a running server.
 async fn a_copy_comes_back(backup: bool, running: bool) {
     let cluster = Cluster::start();
+    if backup && !cluster.has_base_backups() {
+        println!("skipped: this PostgreSQL comes without pg_basebackup");
+        return;
+    }
     let site = site(&cluster).await;
     let mut server = site.server().await;
     let client = server.client();
@@ -174,6 +178,10 @@ async fn until_replicated(site: &Site) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promoted_standby_that_lacks_commits_starts_only_those_again_that_saw_them() {
     let cluster = Cluster::start();
+    if !cluster.has_base_backups() {
+        println!("skipped: this PostgreSQL comes without pg_basebackup");
+        return;
+    }
     let site = site(&cluster).await;
     let server = site.server().await;
     let client = server.client();
@@ -201,6 +209,10 @@ async fn a_promoted_standby_that_lacks_commits_starts_only_those_again_that_saw_
 #[tokio::test(flavor = "multi_thread")]
 async fn no_client_starts_again_when_a_standby_that_has_everything_is_promoted() {
     let cluster = Cluster::start();
+    if !cluster.has_base_backups() {
+        println!("skipped: this PostgreSQL comes without pg_basebackup");
+        return;
+    }
     let site = site(&cluster).await;
     let server = site.server().await;
     let client = server.client();
@@ -241,6 +253,10 @@ async fn a_log_that_is_set_back_by_hand_under_a_running_server_is_noticed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_standbys_keep_in_step_lets_capture_go_on_without_comparing() {
     let cluster = Cluster::start();
+    if !cluster.has_base_backups() {
+        println!("skipped: this PostgreSQL comes without pg_basebackup");
+        return;
+    }
     if cluster.major() < 17 {
         println!("skipped: slots are kept in step by PostgreSQL 17 and later");
         return;
