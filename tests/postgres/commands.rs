@@ -157,9 +157,10 @@ async fn what_prepare_does_is_reported_line_by_line() {
         assert!(done.contains(line), "{line}: {done}");
     }
     site.configure(PAGE);
-    assert_eq!(
-        said(&site.run(&["prepare", "--apply"]).await).trim(),
-        "nothing to do: the database is prepared"
+    let again = said(&site.run(&["prepare", "--apply"]).await);
+    assert!(
+        again.starts_with("nothing to do: the database is prepared") && !again.contains("done:"),
+        "{again}"
     );
     // A role is given the right to replicate where it may be, and is said to need it where not.
     let role = format!("plain_{}", site.database.name());
