@@ -34,6 +34,9 @@ enum Command {
         #[arg(long)]
         apply: bool,
     },
+    /// Act on the log of changes.
+    #[command(subcommand)]
+    Log(Log),
     /// Print the configuration in force, as a file that would give it again.
     Config {
         #[command(flatten)]
@@ -42,6 +45,13 @@ enum Command {
         #[arg(long)]
         show_secrets: bool,
     },
+}
+
+#[derive(Subcommand)]
+enum Log {
+    /// Give the log a new epoch: every client is answered 410 and starts again. Needed only where a database was put back in
+    /// a way that cannot be noticed, as with a snapshot of the whole machine.
+    Renew(Options),
 }
 
 #[derive(Args)]
@@ -97,6 +107,13 @@ fn run(command: Command) -> Result<ExitCode, String> {
             let config = options.load()?;
             let config = if show_secrets { config } else { config.without_secrets() };
             say(&mut out, config.to_toml().trim_end());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Log(Log::Renew(options)) => {
+            let limits = options.load()?.limits;
+            runtime()?.block_on(storage::renew_log(&limits)).map_err(text)?;
+            let database = limits.database.shown();
+            say(&mut out, &format!("the log in {database} has a new epoch; every client starts again"));
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(options) => {

@@ -68,3 +68,15 @@ pub async fn prepare(config: &Config) -> Result<Vec<String>, OpenError> {
         DatabaseUrl::Postgres(url) => postgres::prepare(url, config).await,
     }
 }
+
+/// Gives the log a new epoch: every client starts again. For an operator who knows that the database is not what it was, where
+/// that cannot be noticed.
+///
+/// # Errors
+/// When it cannot be opened or written.
+pub async fn renew_log(limits: &Limits) -> Result<(), OpenError> {
+    match &limits.database {
+        DatabaseUrl::Sqlite(path) => sqlite::renew_log(path, limits),
+        DatabaseUrl::Postgres(url) => postgres::renew_log(url, limits).await,
+    }
+}

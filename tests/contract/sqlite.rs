@@ -38,7 +38,8 @@ impl Sqlite {
 
     /// Gives the log a new epoch, as an operator does it while the server runs.
     pub fn renew(&self) {
-        bourn::storage::sqlite::renew_log(&self.directory.path().join("test.db"), &self.config).unwrap();
+        bourn::storage::sqlite::renew_log(&self.directory.path().join("test.db"), &self.config.limits)
+            .unwrap();
     }
 
     async fn start(directory: tempfile::TempDir) -> Sqlite {

@@ -261,11 +261,11 @@ async fn number_streams_anew(transaction: &mut Session) -> Result<(), sqlx::Erro
     Ok(())
 }
 
-/// Gives the log a new epoch by hand: every client starts again. Gives the old one and the new one.
+/// Gives the log a new epoch by hand: every client starts again.
 ///
 /// # Errors
 /// When the database cannot be reached or written, or has no log.
-pub async fn renew_log(url: &str, limits: &Limits) -> Result<(Epoch, Epoch), OpenError> {
+pub async fn renew_log(url: &str, limits: &Limits) -> Result<(), OpenError> {
     let shown = DatabaseUrl::Postgres(url.into()).shown();
     let failed = |e: sqlx::Error| OpenError::new(&shown, &admin::advice(&e));
     let db = Db::new(url, limits).map_err(failed)?;
@@ -287,8 +287,7 @@ pub async fn renew_log(url: &str, limits: &Limits) -> Result<(Epoch, Epoch), Ope
             epoch = Epoch::draw();
         }
         renew(&mut transaction, epoch).await?;
-        transaction.commit().await?;
-        Ok((before, epoch))
+        transaction.commit().await
     };
     let renewed = renewing.await.map_err(failed);
     db.close();

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::history::{self, History};
 use super::{connect, introspect, open_error, triggers};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::entity::Catalog;
 use crate::storage::{Finding, OpenError};
 
@@ -136,10 +136,10 @@ pub fn prepare(path: &Path, config: &Config) -> Result<(), OpenError> {
 ///
 /// # Errors
 /// When the file cannot be opened or written.
-pub fn renew_log(path: &Path, config: &Config) -> Result<(), OpenError> {
+pub fn renew_log(path: &Path, limits: &Limits) -> Result<(), OpenError> {
     let failed = |e: rusqlite::Error| open_error(path, &e);
     drop(open_existing(path)?);
-    let (connection, new) = open(path, config.limits.busy_timeout.get(), false)?;
+    let (connection, new) = open(path, limits.busy_timeout.get(), false)?;
     let history = History::begin(path, &connection, new).map_err(failed)?;
     let served = history.served();
     history::renew(&connection, &history.beside, served.inode, served.streams).map_err(failed)?;

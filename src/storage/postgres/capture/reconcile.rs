@@ -165,7 +165,7 @@ impl Reconciler {
         let pause = (AGAIN_FIRST * 2_u32.saturating_pow(times)).min(AGAIN_MOST);
         let code = error::code(failure).unwrap_or_default();
         tracing::warn!(error = %failure, code, entity = &*name, ?pause, "the table cannot be read to be compared; it is tried again");
-        let reason = in_words(&code);
+        let reason = scan::in_words(&code);
         self.failures.insert(name.clone(), (times.saturating_add(1), Instant::now() + pause, reason));
         self.step = None;
         self.again.insert(name);
@@ -445,21 +445,6 @@ async fn wait_for(inner: &Inner, transaction: i64) -> Result<(), sqlx::Error> {
         }
         tokio::time::sleep(WAIT).await;
     }
-}
-
-/// Why a table cannot be read, for its operator; the database's own words are in the log lines.
-fn in_words(code: &str) -> String {
-    let why = match code.get(..2) {
-        Some("22") => "it has a value that the database cannot give as text or as UTF-8",
-        Some("42") => "the database refuses the server, or the table has changed",
-        Some("53") => "the database is short of memory, disk or connections",
-        Some("54") => "it has a row that is too large",
-        Some("57") => "the reading is cancelled, or takes longer than `capture_timeout`",
-        Some("55" | "40") => "other transactions hold it",
-        _ => "the database failed",
-    };
-    let code = if code.is_empty() { String::new() } else { format!(" (SQLSTATE {code})") };
-    format!("the table cannot be read to be compared with the log: {why}{code}")
 }
 
 /// What the log lacks of a step.

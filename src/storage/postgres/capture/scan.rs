@@ -218,3 +218,18 @@ mod tests {
         assert_eq!(Snapshot::read("10"), None);
     }
 }
+
+/// Why a table cannot be read, for its operator; the database's own words are in the log lines.
+pub(super) fn in_words(code: &str) -> String {
+    let why = match code.get(..2) {
+        Some("22") => "it has a value that the database cannot give as text or as UTF-8",
+        Some("42") => "the database refuses the server, or the table has changed",
+        Some("53") => "the database is short of memory, disk or connections",
+        Some("54") => "it has a row that is too large",
+        Some("57") => "the reading is cancelled, or takes longer than `capture_timeout`",
+        Some("55" | "40") => "other transactions hold it",
+        _ => "the database failed",
+    };
+    let code = if code.is_empty() { String::new() } else { format!(" (SQLSTATE {code})") };
+    format!("the table cannot be read to be compared with the log: {why}{code}")
+}
