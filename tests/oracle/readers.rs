@@ -124,7 +124,10 @@ struct Work {
 impl Work {
     async fn run(mut self) {
         if self.way == Way::ListThenFollow {
-            while !self.shared.stop.load(Ordering::Relaxed) && !(self.complete().await && self.list().await) {
+            while !self.shared.stop.load(Ordering::Relaxed) {
+                if self.complete().await && self.list().await {
+                    break;
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -120,9 +120,8 @@ fn sets(table: &Table, random: &mut StdRng) -> String {
         // A literal that fits whichever type the column has at the moment.
         sets.push(format!("retyped = '{}'", random.random_range(0..100)));
     }
-    if table.scope.is_some() && random.random_bool(0.2) {
-        let scope = quoted(table.scope.as_ref().unwrap());
-        sets.push(format!("{scope} = {}", literal(SCOPES.choose(random).unwrap())));
+    if let Some(scope) = table.scope.as_ref().filter(|_| random.random_bool(0.2)) {
+        sets.push(format!("{} = {}", quoted(scope), literal(SCOPES.choose(random).unwrap())));
     }
     if table.soft && random.random_bool(0.2) {
         sets.push(format!("deleted_at = {}", ["NULL", "CURRENT_TIMESTAMP"].choose(random).unwrap()));
