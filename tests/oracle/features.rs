@@ -20,7 +20,8 @@ const KNOWN_TROUBLE: &[&str] = &[
     // Schema changes.
     "change-type",
     "rewrite-values",
-    // Trouble. A comparison whose statement is cancelled never ends.
+    // Trouble. A comparison whose statement is cancelled may never end; that it was seen without a cancellation, too, is
+    // not explained yet.
     "cancel",
     "stalled-network",
     // Readers that change between two servers of one SQLite file are told that their offset is gone.

@@ -14,6 +14,7 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
     clippy::semicolon_if_nothing_returned,
     reason = "tests"
 )]

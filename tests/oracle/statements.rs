@@ -121,8 +121,7 @@ fn sets(table: &Table, random: &mut StdRng) -> String {
         sets.push(format!("retyped = '{}'", random.random_range(0..100)));
     }
     if let Some(scope) = table.scope.as_ref().filter(|_| random.random_bool(0.2)) {
-        let scope = quoted(scope);
-        sets.push(format!("{scope} = {}", literal(SCOPES.choose(random).unwrap())));
+        sets.push(format!("{} = {}", quoted(scope), literal(SCOPES.choose(random).unwrap())));
     }
     if table.soft && random.random_bool(0.2) {
         sets.push(format!("deleted_at = {}", ["NULL", "CURRENT_TIMESTAMP"].choose(random).unwrap()));

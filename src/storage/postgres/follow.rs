@@ -2,6 +2,7 @@
 //! good whatever notification was lost.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bourn_protocol::Seq;
 use sqlx::Row;
@@ -14,6 +15,9 @@ use super::history::{self, settled};
 use super::{Inner, error, log, refresh, streams};
 use crate::storage::Head;
 use crate::storage::postgres::connect::statement;
+
+/// How soon the database is asked again while it does not answer or no notification can be heard, at the latest.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Follows until the server stops.
 pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
@@ -50,9 +54,10 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
                 }
             },
             () = tokio::time::sleep_until(due) => {
-                due = Instant::now() + inner.limits.follow_interval.get();
+                let interval = inner.limits.follow_interval.get();
                 if listener.is_none() {
-                    listener = listen(&direct).await.ok();
+                    let listening = tokio::time::timeout(inner.limits.connect_timeout.get(), listen(&direct));
+                    listener = listening.await.ok().and_then(Result::ok);
                 }
                 let looked = async {
                     look(inner).await?;
@@ -60,6 +65,9 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
                     refresh::look(inner, false).await
                 };
                 let looked = inner.db.within(Box::pin(looked)).await;
+                // What was committed meanwhile is reported by no notification.
+                let again = if listener.is_none() || looked.is_err() { interval.min(TRY_AGAIN) } else { interval };
+                due = Instant::now() + again;
                 inner.shared.database_stands(looked.err().map(|failure| error::storage(&failure).to_string()));
             }
             () = stop.cancelled() => break,

@@ -89,6 +89,8 @@ pub(super) struct Leader<'a> {
     ticked: Instant,
     /// When the database last sent something, the time that the server was busy left out.
     heard: Instant,
+    /// The database's process that sends the stream.
+    sender: Option<i32>,
 }
 
 impl<'a> Leader<'a> {
@@ -135,6 +137,7 @@ impl<'a> Leader<'a> {
             gathers_until: Instant::now(),
             ticked: Instant::now(),
             heard: Instant::now(),
+            sender: slot::sender(&mut connection, &inner.limits.slot).await?,
         };
         leader.look_around().await?;
         inner.shared.leading(true);
@@ -194,7 +197,7 @@ impl<'a> Leader<'a> {
                     event = self.client.recv() => event?,
                     () = self.reconciler.wait() => return Ok(()),
                     () = tokio::time::sleep_until(due) => {
-                        return if Instant::now() >= silent { Err(Lost::Silent(patience * SILENCE)) } else { Ok(()) };
+                        return if Instant::now() >= silent { self.silence(patience * SILENCE).await } else { Ok(()) };
                     }
                     () = self.stop.cancelled() => return Err(Lost::Stopped),
                 }
@@ -208,6 +211,23 @@ impl<'a> Leader<'a> {
             self.look_after().await?;
         }
         Ok(())
+    }
+
+    /// The database has sent nothing for so long. Its sender may be busy with a large transaction that does not concern this
+    /// server, or be gone with the connection half open: the database itself says which.
+    async fn silence(&mut self, lasted: Duration) -> Result<(), Lost> {
+        let inner = self.inner;
+        let ask = async {
+            let mut reading = inner.db.single().await?;
+            slot::sender(reading.connection(), &inner.limits.slot).await
+        };
+        match tokio::time::timeout(inner.limits.leader_timeout.get(), ask).await {
+            Ok(Ok(sender)) if sender.is_some() && sender == self.sender => {
+                self.heard = Instant::now();
+                Ok(())
+            }
+            _ => Err(Lost::Silent(lasted)),
+        }
     }
 
     fn tick_every(&self) -> Duration {

@@ -187,3 +187,13 @@ pub(super) async fn take_over(inner: &Inner, connection: &mut PgConnection) -> R
     .await?;
     Ok(Standing { fence, head, position: confirmed, foreign_until })
 }
+
+/// The database's process that sends a slot's stream, if one does.
+pub(super) async fn sender(connection: &mut PgConnection, slot: &str) -> Result<Option<i32>, sqlx::Error> {
+    let found: Option<Option<i32>> =
+        scalar("SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1")
+            .bind(slot)
+            .fetch_optional(connection)
+            .await?;
+    Ok(found.flatten())
+}
