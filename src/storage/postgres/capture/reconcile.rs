@@ -1,7 +1,6 @@
-//! Comparing tables with the log: wherever the log's last state of a row differs from the row, the difference is
-//! appended as an ordinary activity. Against an empty log that is the first backfill; after a slot was lost it is
-//! the repair. A task reads the table in steps; the leader appends each step's differences between its batches,
-//! so that the other tables' changes flow on.
+//! Comparing tables with the log: wherever the log's last state of a row differs from the row, the difference is appended as an
+//! ordinary activity. Against an empty log that is the first backfill; after a slot was lost it is the repair. A task reads
+//! the table in steps; the leader appends each step's differences between its batches, so that other tables go on.
 //!
 //! A step is compared once the log has all that its snapshot saw. Where the log has something newer of a row than the
 //! snapshot, the row as it was read says nothing.
