@@ -18,10 +18,6 @@
     clippy::semicolon_if_nothing_returned,
     reason = "tests"
 )]
-#![allow(
-    clippy::disallowed_methods,
-    reason = "seeds come by variables, and writers in threads of their own pause at random"
-)]
 
 #[path = "../support/mod.rs"]
 mod support;

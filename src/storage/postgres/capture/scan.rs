@@ -205,20 +205,6 @@ async fn scan_keys(
     Ok((missing, usize::try_from(count).unwrap_or_default(), last))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_snapshot_sees_what_had_ended_when_it_was_taken() {
-        let snapshot = Snapshot::read("10:20:12,15").unwrap();
-        assert!(snapshot.sees(9) && snapshot.sees(11) && snapshot.sees(19));
-        assert!(!snapshot.sees(12) && !snapshot.sees(15) && !snapshot.sees(20) && !snapshot.sees(99));
-        assert!(Snapshot::read("10:10:").unwrap().sees(9));
-        assert_eq!(Snapshot::read("10"), None);
-    }
-}
-
 /// Why a table cannot be read, for its operator; the database's own words are in the log lines.
 pub(super) fn in_words(code: &str) -> String {
     let why = match code.get(..2) {
@@ -232,4 +218,18 @@ pub(super) fn in_words(code: &str) -> String {
     };
     let code = if code.is_empty() { String::new() } else { format!(" (SQLSTATE {code})") };
     format!("the table cannot be read to be compared with the log: {why}{code}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_sees_what_had_ended_when_it_was_taken() {
+        let snapshot = Snapshot::read("10:20:12,15").unwrap();
+        assert!(snapshot.sees(9) && snapshot.sees(11) && snapshot.sees(19));
+        assert!(!snapshot.sees(12) && !snapshot.sees(15) && !snapshot.sees(20) && !snapshot.sees(99));
+        assert!(Snapshot::read("10:10:").unwrap().sees(9));
+        assert_eq!(Snapshot::read("10"), None);
+    }
 }
