@@ -241,6 +241,13 @@ async fn two_servers_of_a_restored_file_agree_on_its_new_log() {
         })
         .await;
     }
+    // A server that meets the new log before it has published it answers 503 for a moment.
+    for client in [&restorable.client, &two.client()] {
+        eventually("the new log is served", async || {
+            client.get(&format!("{PAGES}?offset=-1")).await.status == 200
+        })
+        .await;
+    }
     eventually("both give the same offsets", async || {
         let one = restorable.client.read_all(PAGES, "-1").await;
         one == two.client().read_all(PAGES, "-1").await && one.0.len() == 5
