@@ -3,37 +3,15 @@
 //
 // Usage: node follow.js URL-OF-THE-STREAM
 
-import { createServer } from "node:http";
 import { createInterface } from "node:readline";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { chromium } from "playwright-core";
+import { withChromium } from "./chromium.js";
 
 const stream = process.argv[2];
 const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 
-// The page comes from another origin than the stream, as an application's would.
-const pages = createServer((_, answer) => answer.setHeader("content-type", "text/html").end("<title>follow</title>"));
-await new Promise((listening) => pages.listen(0, "127.0.0.1", listening));
-
-const profile = mkdtempSync(join(tmpdir(), "bourn-browser-"));
-const browser = await chromium.launchPersistentContext(profile, {
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  headless: true,
-  args: [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-  ],
-});
-try {
+await withChromium(async (browser, origin) => {
   const page = await browser.newPage();
-  await page.goto(`http://127.0.0.1:${pages.address().port}/`);
+  await page.goto(origin);
   await page.evaluate((url) => {
     // A batch counts when its control event has come: what was cut off before comes again.
     const seen = { keys: [], offsets: [], opens: 0, errors: 0 };
@@ -62,8 +40,4 @@ try {
     await page.waitForFunction((count) => window.seen.keys.length >= count, Number(count), { timeout: 60_000 });
     console.log(JSON.stringify(await page.evaluate(() => window.seen)));
   }
-} finally {
-  await browser.close();
-  pages.close();
-  rmSync(profile, { recursive: true, force: true });
-}
+});

@@ -3,30 +3,11 @@
 //
 // Usage: node readme.js SERVER CONSOLE-SAMPLE CLIENT-SAMPLE
 
-import { createServer } from "node:http";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { chromium } from "playwright-core";
+import { withChromium } from "./chromium.js";
 
 const [server, console_sample, client] = process.argv.slice(2);
-const pages = createServer((_, answer) => answer.setHeader("content-type", "text/html").end("<title>readme</title>"));
-await new Promise((listening) => pages.listen(0, "127.0.0.1", listening));
-const profile = mkdtempSync(join(tmpdir(), "bourn-browser-"));
-const browser = await chromium.launchPersistentContext(profile, {
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  headless: true,
-  args: [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-  ],
-});
-try {
+
+await withChromium(async (browser, origin) => {
   const page = await browser.newPage();
   const printed = [];
   page.on("console", (message) => printed.push(message.type()));
@@ -36,7 +17,7 @@ try {
   console.log(JSON.stringify({ console: printed }));
 
   const other = await browser.newPage();
-  await other.goto(`http://127.0.0.1:${pages.address().port}/`);
+  await other.goto(origin);
   await other.addScriptTag({ content: client });
   const seen = await other.evaluate(async (server) => {
     const table = `${server}/v1/entities/pages`;
@@ -65,8 +46,4 @@ try {
     return { listed, name, gone: !rows.has("own") };
   }, server);
   console.log(JSON.stringify(seen));
-} finally {
-  await browser.close();
-  pages.close();
-  rmSync(profile, { recursive: true, force: true });
-}
+});
