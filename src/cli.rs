@@ -34,6 +34,14 @@ enum Command {
         #[arg(long)]
         apply: bool,
     },
+    /// Let an entity type go on whose capture has stopped at a row that the log refuses: the table is compared with the log,
+    /// and the row is passed over for as long as it is refused. `bourn check` lists what has stopped.
+    Skip {
+        /// The entity type's name, such as `page`.
+        entity_type: String,
+        #[command(flatten)]
+        options: Options,
+    },
     /// Act on the log of changes.
     #[command(subcommand)]
     Log(Log),
@@ -114,6 +122,13 @@ fn run(command: Command) -> Result<ExitCode, String> {
             runtime()?.block_on(storage::renew_log(&limits)).map_err(text)?;
             let database = limits.database.shown();
             say(&mut out, &format!("the log in {database} has a new epoch; every client starts again"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Skip { entity_type, options } => {
+            let limits = options.load()?.limits;
+            let key = runtime()?.block_on(storage::skip(&limits, &entity_type)).map_err(text)?;
+            let words = "is passed over for as long as the log refuses it; the server compares the table with the log";
+            say(&mut out, &format!("{entity_type}: row `{key}` {words}"));
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(options) => {

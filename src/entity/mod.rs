@@ -7,7 +7,7 @@ mod kept;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bourn_protocol::{MessageKind, Scope, Selector};
 
 pub use crate::config::ConflictPolicy;
@@ -46,6 +46,8 @@ pub struct EntityType {
     /// Which columns the server keeps, as configured.
     pub kept: KeptColumns,
     state: ArcSwap<TableState>,
+    /// Why changes of the table are not captured, if they are not though the table fits.
+    stopped: ArcSwapOption<String>,
 }
 
 impl EntityType {
@@ -59,6 +61,7 @@ impl EntityType {
             previous_values: config.previous_values,
             kept: config.kept(),
             state: ArcSwap::from_pointee(TableState::Unavailable("it has not been looked at yet".into())),
+            stopped: ArcSwapOption::empty(),
         }
     }
 
@@ -71,6 +74,20 @@ impl EntityType {
             TableState::Ready(schema) => Ok(schema.clone()),
             TableState::Unavailable(reason) => Err(reason.clone()),
         }
+    }
+
+    /// Whether the streams of this type have, or will have, all that was committed; if not, why.
+    ///
+    /// # Errors
+    /// The reason, as words for the client.
+    pub fn complete(&self) -> Result<(), String> {
+        self.schema()?;
+        self.stopped.load().as_ref().map_or(Ok(()), |reason| Err(String::clone(reason)))
+    }
+
+    /// Changes of the table are not captured for this reason, or are again.
+    pub fn set_stopped(&self, reason: Option<String>) {
+        self.stopped.store(reason.map(Arc::new));
     }
 
     /// Takes what the database says of the table now.

@@ -76,8 +76,8 @@ fn entity_state(entity: &EntityType, capture: &CaptureStatus, problems: &mut Vec
         problems.push(format!("{}: {reason}", entity.name));
         state["state"] = "unavailable".into();
         state["reason"] = reason.into();
-    } else if let Some(condition) = conditions.iter().find(|condition| condition.stopped) {
-        problems.push(format!("{}: {}; {}", entity.name, condition.reason, condition.remedy));
+    } else if conditions.iter().any(|condition| condition.stopped) {
+        // No problem of the server's: the other entity types are served.
         state["state"] = "stopped".into();
     } else if let Some(keys) = capture.reconciling.get(&*entity.name) {
         state["state"] = "comparing".into();

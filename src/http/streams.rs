@@ -36,7 +36,7 @@ pub(super) async fn entity<B>(
 /// What reaches the tail of a table that is not captured would look complete and not be. History is, whatever the table's
 /// state.
 fn is_complete(entity: &EntityType) -> Result<(), ApiError> {
-    entity.schema().map(|_| ()).map_err(|reason| StorageError::Entity(reason).into())
+    entity.complete().map_err(|reason| StorageError::Entity(reason).into())
 }
 
 /// `HEAD /v1/entities/{table}`: where the stream's tail is.

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use crate::entity::EntityType;
 pub use error::{OpenError, StorageError};
 pub use mutation::{Dependent, Fingerprint, Mutation, Operation, Undone, WriteError, Written};
-pub use open::{Finding, check, open, prepare, prepare_sql, renew_log};
+pub use open::{Finding, check, open, prepare, prepare_sql, renew_log, skip};
 
 /// A place in a log, with the log that it is a place of. As the head it is the last activity; its seq is zero where
 /// there is none.

@@ -69,6 +69,20 @@ pub async fn prepare(config: &Config) -> Result<Vec<String>, OpenError> {
     }
 }
 
+/// Ends the stop of an entity type whose row the log refuses; gives the row's key.
+///
+/// # Errors
+/// When the database cannot be opened or written, or the entity type has not stopped.
+pub async fn skip(limits: &Limits, entity_type: &str) -> Result<String, OpenError> {
+    match &limits.database {
+        DatabaseUrl::Sqlite(path) => Err(OpenError::new(
+            &path.display(),
+            &"triggers write the log of a SQLite database with the rows themselves: no entity type stops there",
+        )),
+        DatabaseUrl::Postgres(url) => postgres::skip(url, limits, entity_type).await,
+    }
+}
+
 /// Gives the log a new epoch: every client starts again. For an operator who knows that the database is not what it was, where
 /// that cannot be noticed.
 ///

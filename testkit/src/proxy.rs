@@ -78,11 +78,19 @@ struct Rules {
     down: Direction,
     /// Connections of an earlier generation are reset.
     generation: u64,
+    /// How often the connections that were open were stranded.
+    strandings: u64,
     /// How often the proxy was healed: a connection that has lost bytes by then is reset.
     heals: u64,
 }
 
 impl Rules {
+    /// What holds for a connection that began under these rules, in one of its directions.
+    fn since(self, began: Rules, direction: Direction) -> Direction {
+        let flow = if self.strandings == began.strandings { direction.flow } else { Flow::Swallow };
+        Direction { flow, ..direction }
+    }
+
     fn each(&mut self, way: Way, mut change: impl FnMut(&mut Direction)) {
         if way != Way::Down {
             change(&mut self.up);
@@ -106,7 +114,7 @@ impl Proxy {
     /// Listens on a free port of loopback and forwards to this address, at first without any trouble.
     pub fn start(upstream: SocketAddr) -> Proxy {
         let (up, down) = (Direction::default(), Direction::default());
-        let rules = Rules { upstream, door: Door::Open, up, down, generation: 0, heals: 0 };
+        let rules = Rules { upstream, door: Door::Open, up, down, generation: 0, strandings: 0, heals: 0 };
         let (rules, watched) = watch::channel(rules);
         let open = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&open);
@@ -168,6 +176,11 @@ impl Proxy {
     /// something are reset when the proxy is healed.
     pub fn swallow(&self, way: Way) {
         self.change(|rules| rules.each(way, |direction| direction.flow = Flow::Swallow));
+    }
+
+    /// Half-open: swallows what passes on the connections that are open now, both ways; new ones are served.
+    pub fn strand(&self) {
+        self.change(|rules| rules.strandings += 1);
     }
 
     /// Takes no bytes; they go on when the proxy is healed.
@@ -325,8 +338,8 @@ async fn serve(mut client: TcpStream, began: Rules, mut rules: watch::Receiver<R
         let ((from_client, to_client), (from_upstream, to_upstream)) = (client.split(), upstream.split());
         let both = async {
             tokio::try_join!(
-                forward(from_client, to_upstream, rules.clone(), |rules| rules.up),
-                forward(from_upstream, to_client, rules.clone(), |rules| rules.down)
+                forward(from_client, to_upstream, rules.clone(), move |now| now.since(began, now.up)),
+                forward(from_upstream, to_client, rules.clone(), move |now| now.since(began, now.down))
             )
         };
         let mut watched = rules.clone();
@@ -354,7 +367,7 @@ async fn forward(
     from: ReadHalf<'_>,
     to: WriteHalf<'_>,
     rules: watch::Receiver<Rules>,
-    direction: fn(&Rules) -> Direction,
+    direction: impl Fn(&Rules) -> Direction + Copy,
 ) -> io::Result<()> {
     let (sender, receiver) = mpsc::channel(BLOCKS_UNDERWAY);
     let receive = receive(from, sender, rules.clone(), direction);
@@ -366,7 +379,7 @@ async fn receive(
     mut from: ReadHalf<'_>,
     underway: mpsc::Sender<Underway>,
     mut rules: watch::Receiver<Rules>,
-    direction: fn(&Rules) -> Direction,
+    direction: impl Fn(&Rules) -> Direction + Copy,
 ) -> io::Result<()> {
     let mut block = vec![0; BLOCK];
     loop {
@@ -411,7 +424,7 @@ async fn deliver(
     mut to: WriteHalf<'_>,
     mut underway: mpsc::Receiver<Underway>,
     mut rules: watch::Receiver<Rules>,
-    direction: fn(&Rules) -> Direction,
+    direction: impl Fn(&Rules) -> Direction + Copy,
 ) -> io::Result<()> {
     while let Some((arrival, bytes)) = underway.recv().await {
         sleep_until(arrival).await;
@@ -435,6 +448,6 @@ async fn deliver(
 }
 
 /// Waits while the direction is stalled.
-async fn passing(rules: &mut watch::Receiver<Rules>, direction: fn(&Rules) -> Direction) {
+async fn passing(rules: &mut watch::Receiver<Rules>, direction: impl Fn(&Rules) -> Direction + Copy) {
     let _ = rules.wait_for(|rules| direction(rules).flow != Flow::Stall).await;
 }

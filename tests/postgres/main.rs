@@ -15,6 +15,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod holder;
 mod load;
 mod reader;
 mod site;
@@ -39,9 +40,11 @@ mod postgres {
     mod partitions;
     mod pooler;
     mod random;
+    mod refused;
     mod schema;
     mod sessions;
     mod several;
+    mod stranded;
     mod time_travel;
     mod tls;
     mod transactions;

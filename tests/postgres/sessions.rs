@@ -1,8 +1,6 @@
 //! What other sessions and the network do to ours: a lock that is held, a role's settings, a database that stops answering.
 //! The others' reads and writes go on, and nothing waits without end.
 
-use std::io::Write;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use bourn_testkit::{Cluster, Proxy, Way};
@@ -10,37 +8,13 @@ use serde_json::{Value, json};
 
 use tokio::task::JoinHandle;
 
+use crate::holder::Holder;
 use crate::site::{PAGE, PAGES, PAGES_PATH, Site};
 use crate::support::{Answer, Client, eventually, page};
 
 const NOTES: &str =
     "CREATE TABLE notes (id text PRIMARY KEY, body text); ALTER TABLE notes REPLICA IDENTITY FULL;";
 const NOTE: &str = "[[entity]]\ntype = 'note'\ntable = 'notes'\n";
-
-/// A `psql` session that has begun something and goes on holding it.
-struct Holder(Child);
-
-impl Holder {
-    /// Runs this in a transaction that stays open, and waits until it is done.
-    async fn new(site: &Site, sql: &str) -> Holder {
-        let mut command = site.database.psql_command();
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        let mark = format!("hold_{}", site.database.name());
-        let text = format!("SET application_name = '{mark}'; BEGIN; {sql};\n");
-        child.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
-        let holds = format!(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = '{mark}' AND state = 'idle in transaction' AND query NOT LIKE 'BEGIN%'"
-        );
-        eventually("the session holds its lock", async || site.sql(&holds) == "1").await;
-        Holder(child)
-    }
-
-    /// Commits.
-    fn commit(mut self) {
-        self.0.stdin.take().unwrap().write_all(b"COMMIT;\n").unwrap();
-        assert!(self.0.wait().unwrap().success());
-    }
-}
 
 /// Fires these requests at once; gives the answers.
 fn at_once<F: Future<Output = Answer> + Send + 'static>(

@@ -7,12 +7,14 @@ use super::catalog::{self, Identity};
 use super::connect::Db;
 use super::migrate;
 use super::sql::ident;
-use super::{error, refresh};
+use super::{error, refresh, stops};
 use crate::config::{Config, DatabaseUrl, Limits};
 use crate::entity::Catalog;
 use crate::storage::postgres::connect::{scalar, statement};
-use crate::storage::{Finding, OpenError};
+use crate::storage::{Condition, Finding, OpenError};
 
+/// Rows to be passed over that `bourn check` lists, at most.
+const SKIPPED_SHOWN: usize = 20;
 /// Characters of a database's name that the name of its slot has.
 const SLOT_NAME_MAX: usize = 50;
 
@@ -185,6 +187,19 @@ async fn look(
             add(false, format!("publication `{publication}` is missing; `bourn prepare --apply` makes it"));
         }
     }
+    if migrate::migrated(connection).await? >= stops::SINCE {
+        for stop in stops::read(connection).await? {
+            let Condition { entity_type, reason, remedy, .. } = stop.condition();
+            add(
+                false,
+                format!("{entity_type}: capture has stopped at row `{}`: {reason}; {remedy}", stop.key),
+            );
+        }
+        for (name, key) in stops::skipped(connection).await?.into_iter().take(SKIPPED_SHOWN) {
+            add(true, format!("{name}: row `{key}` is passed over where the log refuses it"));
+        }
+    }
+    let mut seen = Vec::new();
     for entity in Catalog::new(&config.entities).iter() {
         let name = &entity.name;
         let table = match catalog::table(connection, entity, publication).await? {
@@ -195,9 +210,15 @@ async fn look(
             Ok(table) => table,
         };
         add(true, format!("{name}: table {} with {} columns", table.sql, table.columns.len()));
-        for reason in refresh::unfit(connection, entity, publication, &table).await? {
+        let mut reasons = refresh::unfit(connection, entity, publication, &table).await?;
+        reasons.extend(refresh::taken(
+            &table,
+            seen.iter().map(|(name, id): &(String, u32)| (name.as_str(), *id)),
+        ));
+        for reason in reasons {
             add(false, format!("{name}: {reason}"));
         }
+        seen.push((name.to_string(), table.id));
         if table.identity == Identity::Key {
             add(
                 true,
@@ -229,6 +250,22 @@ async fn look(
         }
     }
     Ok(findings)
+}
+
+/// Ends the stop of an entity type: the row that stopped it is passed over for as long as the log refuses it, and the table is
+/// compared with the log. Gives that row's key.
+///
+/// # Errors
+/// When the database cannot be reached or written, or the entity type has not stopped.
+pub async fn skip(url: &str, limits: &Limits, entity_type: &str) -> Result<String, OpenError> {
+    let (mut connection, shown, _) = connect(url, limits).await?;
+    let skipped = stops::skip(&mut connection, entity_type).await;
+    skipped.map_err(|e| OpenError::new(&shown, &advice(&e)))?.ok_or_else(|| {
+        OpenError::new(
+            &shown,
+            &format!("capture of `{entity_type}` has not stopped; `bourn check` lists what has"),
+        )
+    })
 }
 
 /// The SQL that prepares the database: the log's tables, replica identities and the publication.

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::layout::Layout;
-use super::sql::{NAMED, configured, shape_of};
+use super::sql::{NAMED, configured, ident, shape_of};
 use super::value::Form;
 use crate::entity::{Column, ColumnKind, EntityType, TableSchema};
 use crate::storage::postgres::connect::{scalar, statement};
@@ -171,6 +171,14 @@ pub(super) async fn table(
     let unique = unique || (kind == "p" && in_primary_key(connection, oid, &entity.key).await?);
     if let Some(problem) = entity.unfit(&checked, unique) {
         return Ok(Err(problem));
+    }
+    let may_be_null = |column: &Column| column.name == entity.key && !column.required;
+    if checked.columns.iter().any(may_be_null) {
+        let (table, key): (String, _) = (found.try_get(4)?, ident(&entity.key));
+        return Ok(Err(format!(
+            "the key `{}` of table {table} may be NULL, and rows without a key cannot be told apart: ALTER TABLE {table} ALTER COLUMN {key} SET NOT NULL",
+            entity.key
+        )));
     }
     let named = columns.iter().map(|column| (column.name.clone(), column.form.clone()));
     let layout = Layout::new(entity, &checked.kept, named);

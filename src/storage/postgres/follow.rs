@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bourn_protocol::Seq;
+use pgwire_replication::Lsn;
 use sqlx::Row;
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::time::Instant;
@@ -12,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::capture::CHANNEL;
 use super::history::{self, settled};
-use super::{Inner, error, log, refresh, streams};
-use crate::storage::Head;
+use super::{Inner, error, log, refresh, stops, streams};
 use crate::storage::postgres::connect::statement;
+use crate::storage::{Head, SlotStatus};
 
 /// How soon the database is asked again while it does not answer or no notification can be heard, at the latest.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -100,11 +101,13 @@ async fn look_once(inner: &Inner) -> Result<bool, sqlx::Error> {
     let mut reading = inner.db.single().await?;
     let connection = reading.connection();
     let row = statement(concat!(
-        "SELECT head, CASE WHEN pg_is_in_recovery() THEN NULL ELSE greatest(0, pg_wal_lsn_diff(pg_current_wal_flush_lsn(), position))::int8 END, generation, epoch, ",
+        "SELECT head, position::text, generation, epoch, ",
         settled!(),
-        ", (SELECT max(after) FROM bourn.gaps)",
-        " FROM bourn.log l"
+        ", (SELECT max(after) FROM bourn.gaps), CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn()::text END, s.wal_status, \
+         CASE WHEN NOT pg_is_in_recovery() THEN greatest(0, pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn))::int8 END, coalesce(s.active, false) \
+         FROM bourn.log l LEFT JOIN pg_replication_slots s ON s.slot_name = $1"
     ))
+    .bind(&inner.limits.slot)
     .fetch_one(&mut *connection)
     .await?;
     let version = log::version_of(row.try_get(3)?, row.try_get(2)?)?;
@@ -118,14 +121,26 @@ async fn look_once(inner: &Inner) -> Result<bool, sqlx::Error> {
     if inner.shared.history_changed(version.epoch, row.try_get(5)?) {
         inner.stored.doubt();
     }
-    inner.shared.lag(row.try_get::<Option<i64>, _>(1)?.and_then(|bytes| u64::try_from(bytes).ok()));
+    let place = |at: usize| {
+        let text: Option<String> = row.try_get(at)?;
+        Ok::<_, sqlx::Error>(text.and_then(|text| Lsn::parse(&text).ok()))
+    };
+    let retained: Option<i64> = row.try_get(8)?;
+    let slot = SlotStatus {
+        retained_bytes: retained.and_then(|bytes| u64::try_from(bytes).ok()),
+        wal_status: row.try_get(7)?,
+        ..SlotStatus::default()
+    };
+    inner.shared.saw(place(1)?, place(6)?, row.try_get(9)?, slot);
     let rows = statement("SELECT entity_type, reconciled, compared FROM bourn.entities")
-        .fetch_all(connection)
+        .fetch_all(&mut *connection)
         .await?;
     let mut known = BTreeMap::new();
     for row in rows {
         known.insert(row.try_get::<String, _>(0)?, (row.try_get(1)?, row.try_get::<i64, _>(2)?));
     }
+    let stops = stops::read(reading.connection()).await?;
+    inner.shared.others_stop(&inner.catalog, stops);
     let mut progress = BTreeMap::new();
     for entity in inner.catalog.iter().filter(|entity| entity.schema().is_ok()) {
         // What nobody has looked at yet is to be compared, too.

@@ -40,7 +40,8 @@ async fn try_look(inner: &Inner, in_any_case: bool) -> Result<(), sqlx::Error> {
     for entity in inner.catalog.iter() {
         let found = match catalog::table(connection, entity, &inner.limits.publication).await? {
             Ok(mut table) => {
-                let reasons = unfit(connection, entity, &inner.limits.publication, &table).await?;
+                let mut reasons = unfit(connection, entity, &inner.limits.publication, &table).await?;
+                reasons.extend(taken(&table, tables.iter().map(|(name, table)| (&**name, table.id))));
                 match reasons.into_iter().next() {
                     None => {
                         table.signature += &publishing(connection, &inner.limits.publication, &table).await?;
@@ -72,6 +73,15 @@ async fn try_look(inner: &Inner, in_any_case: bool) -> Result<(), sqlx::Error> {
     }
     *looked = Some((signature, Instant::now()));
     snapshot.commit().await
+}
+
+/// Why a table cannot be served as one more entity type, if one of these is the same table under another name.
+pub(super) fn taken<'a>(table: &Table, others: impl IntoIterator<Item = (&'a str, u32)>) -> Option<String> {
+    let (other, _) = others.into_iter().find(|(_, id)| *id == table.id)?;
+    Some(format!(
+        "table {} is streamed as entity type `{other}` already; a table has one entity type",
+        table.sql
+    ))
 }
 
 /// Why a table cannot be served, if it cannot: each reason with what changes it.

@@ -7,12 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use bourn_protocol::{Epoch, Seq};
+use pgwire_replication::Lsn;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::catalog::Table;
+use super::lag::Lag;
 use super::recent::Recent;
-use crate::storage::{CaptureStatus, Condition, Head, Version};
+use super::stops::{self, Stop};
+use crate::entity::Catalog;
+use crate::storage::{CaptureStatus, Condition, Head, SlotStatus, Version};
 
 /// The tables that can be served, by the names of their entity types.
 pub(super) type Tables = HashMap<Arc<str>, Arc<Table>>;
@@ -35,12 +39,17 @@ pub(super) struct Shared {
 struct Status {
     capture: Option<String>,
     database: Option<String>,
-    lag_bytes: Option<u64>,
+    lag: Lag,
+    slot: SlotStatus,
+    /// A server holds the slot.
+    captured: bool,
     /// This server captures: it knows better than the database's tables what is being compared.
     leads: bool,
     reconciling: BTreeMap<String, u64>,
     /// Entity types whose tables cannot be compared now, and why.
     failing: Vec<(Arc<str>, String)>,
+    /// Entity types whose capture has stopped until an operator acts.
+    stops: Vec<Stop>,
     /// The log's epoch and the end of its newest gap, as they were seen last.
     history: Option<(Epoch, Option<i64>)>,
 }
@@ -119,8 +128,23 @@ impl Shared {
         self.with(|status| status.database = reason);
     }
 
-    pub(super) fn lag(&self, bytes: Option<u64>) {
-        self.with(|status| status.lag_bytes = bytes);
+    /// How far the log and the database's own log reach now; nothing of the database's where it cannot be written.
+    pub(super) fn saw(&self, position: Option<Lsn>, written: Option<Lsn>, captured: bool, slot: SlotStatus) {
+        self.with(|status| {
+            status.captured = captured;
+            status.lag.saw(position, written, Instant::now());
+            status.slot = SlotStatus { connects: status.slot.connects, leader: status.leads, ..slot };
+        });
+    }
+
+    /// The database has sent everything up to here, and nothing of it is for the log.
+    pub(super) fn nothing_before(&self, place: Lsn) {
+        self.with(|status| status.lag.nothing_before(place));
+    }
+
+    /// This server connects to the replication stream.
+    pub(super) fn connects(&self) {
+        self.with(|status| status.slot.connects += 1);
     }
 
     pub(super) fn leading(&self, leads: bool) {
@@ -141,6 +165,24 @@ impl Shared {
         self.with(|status| status.failing = failing);
     }
 
+    /// Which entity types have stopped, as the leader knows it.
+    pub(super) fn set_stops(&self, catalog: &Catalog, stops: Vec<Stop>) {
+        self.with(|status| {
+            stops::mark(catalog, &stops);
+            status.stops = stops;
+        });
+    }
+
+    /// Which entity types have stopped, as the database's tables have it.
+    pub(super) fn others_stop(&self, catalog: &Catalog, stops: Vec<Stop>) {
+        self.with(|status| {
+            if !status.leads {
+                stops::mark(catalog, &stops);
+                status.stops = stops;
+            }
+        });
+    }
+
     /// What is being compared, as the database's tables have it.
     pub(super) fn others_reconcile(&self, progress: BTreeMap<String, u64>) {
         self.with(|status| {
@@ -153,9 +195,17 @@ impl Shared {
     pub(super) fn status(&self) -> CaptureStatus {
         self.with(|status| CaptureStatus {
             stalled: status.database.clone().or_else(|| status.capture.clone()),
-            lag_bytes: status.lag_bytes,
+            lag_bytes: status.lag.bytes(),
+            // Only the leader knows whether what was written is for the log.
+            lag_seconds: status.lag.seconds(Instant::now()).filter(|_| status.leads || !status.captured),
+            slot: Some(SlotStatus { leader: status.leads, ..status.slot.clone() }),
             reconciling: status.reconciling.clone(),
-            conditions: status.failing.iter().map(condition).collect(),
+            conditions: status
+                .stops
+                .iter()
+                .map(Stop::condition)
+                .chain(status.failing.iter().map(condition))
+                .collect(),
             ..CaptureStatus::default()
         })
     }

@@ -75,6 +75,9 @@ impl Appender {
         if entries.is_empty() {
             return self.move_position(position).await;
         }
+        if entries.iter().any(Entry::is_too_large) {
+            return Err(Lost::TooLarge);
+        }
         let mut transaction = self.db.single().await?;
         self.number_feeds(transaction.connection(), entries).await?;
         let columns = self.columns(entries, self.head);
@@ -150,22 +153,47 @@ impl Appender {
         })
     }
 
-    /// Appends a part.
+    /// Appends a part. Where the log refuses it, the transaction is as it was before.
     pub(super) async fn append_part(&mut self, long: &mut Long, entries: &[Entry]) -> Result<(), Lost> {
         if entries.is_empty() {
             return Ok(());
         }
-        long.used = Instant::now();
-        self.number_feeds(&mut long.transaction, entries).await?;
-        let columns = self.columns(entries, long.head);
-        long.head = after(long.head, entries.len());
-        for (i, entry) in entries.iter().enumerate() {
-            long.feeds.insert(columns.feed_id[i], columns.seq[i]);
-            long.types.insert(entry.entity.name.clone(), columns.seq[i]);
+        if entries.iter().any(Entry::is_too_large) {
+            return Err(Lost::TooLarge);
         }
-        let sql = format!("{INSERT} {UNNEST}");
-        columns.bind(statement(sqlx::AssertSqlSafe(sql))).execute(&mut *long.transaction).await?;
+        long.used = Instant::now();
+        statement("SAVEPOINT part").execute(&mut *long.transaction).await?;
+        let inserted = self.insert(&mut long.transaction, entries, long.head).await;
+        let end = if inserted.is_ok() { "RELEASE SAVEPOINT part" } else { "ROLLBACK TO SAVEPOINT part" };
+        statement(end).execute(&mut *long.transaction).await?;
+        if inserted.is_err() {
+            self.forget_feeds();
+        }
+        for (seq, (feed, entry)) in (long.head.as_i64() + 1..).zip(inserted?.into_iter().zip(entries)) {
+            long.feeds.insert(feed, seq);
+            long.types.insert(entry.entity.name.clone(), seq);
+        }
+        long.head = after(long.head, entries.len());
         Ok(())
+    }
+
+    /// Inserts activities behind a place; gives the feed of each.
+    pub(super) async fn insert(
+        &mut self,
+        transaction: &mut PgConnection,
+        entries: &[Entry],
+        behind: Seq,
+    ) -> Result<Vec<i32>, Lost> {
+        self.number_feeds(transaction, entries).await?;
+        let columns = self.columns(entries, behind);
+        let sql = format!("{INSERT} {UNNEST}");
+        columns.bind(statement(sqlx::AssertSqlSafe(sql))).execute(transaction).await?;
+        Ok(columns.feed_id)
+    }
+
+    /// Forgets the numbers of feeds: some were given in what was taken back.
+    pub(super) fn forget_feeds(&mut self) {
+        self.feeds.clear();
     }
 
     /// Appends the end of every row that the log has alive of an entity type.

@@ -9,6 +9,9 @@ use bourn_protocol::{Action, Last, Seq};
 use crate::entity::EntityType;
 use crate::storage::Activity;
 
+/// Most bytes of an activity's rows, the one after the change and the one before. PostgreSQL takes no statement of 1 GiB.
+const ROWS_MAX_BYTES: usize = 512 << 20;
+
 /// One activity that has no place in the log yet.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
@@ -27,6 +30,14 @@ pub(super) struct Entry {
     pub(super) commit: CommitMark,
     /// Of what it is its transaction's last change: 1 of its feed, 2 of its entity type.
     pub(super) last: i16,
+}
+
+impl Entry {
+    /// Whether it has more bytes than the log takes.
+    pub(super) fn is_too_large(&self) -> bool {
+        let length = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len());
+        length(&self.value) + length(&self.previous) > ROWS_MAX_BYTES
+    }
 }
 
 /// Which transaction made a change, and when it was committed.
@@ -70,5 +81,12 @@ pub(super) fn mark_last(transaction: &mut [Entry]) {
     for entry in transaction.iter_mut().rev() {
         let feed = feeds.insert((entry.entity.name.clone(), entry.scope.clone()));
         entry.last = i16::from(feed) + 2 * i16::from(types.insert(entry.entity.name.clone()));
+    }
+}
+
+/// Marks the last changes of each of several whole transactions, one after the other.
+pub(super) fn mark_last_of_each(entries: &mut [Entry]) {
+    for transaction in entries.chunk_by_mut(|one, next| one.commit.id == next.commit.id) {
+        mark_last(transaction);
     }
 }

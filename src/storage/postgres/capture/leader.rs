@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bourn_protocol::Seq;
-use pgwire_replication::{Lsn, ReplicationClient, ReplicationEvent};
+use pgwire_replication::{Lsn, ReplicationEvent};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +25,8 @@ use super::pace::Pace;
 use super::prior::{self, Prior};
 use super::reconcile::Reconciler;
 use super::settle::{RowName, Settler};
-use super::{Lost, slot};
+use super::stops::Stops;
+use super::{Lost, attend, slot};
 use crate::storage::postgres::connect::scalar;
 
 /// Changes that are appended together, at most.
@@ -37,8 +38,6 @@ const IDLE_LAG: u64 = 64 << 10;
 const IDLE_EVERY: Duration = Duration::from_secs(5);
 /// A transaction that is appended in parts is used this many times within the time after which the database ends it.
 const KEEP_PARTS: u32 = 4;
-/// The database sends a sign of life twice within the leader's patience; after so many times that it is taken for gone.
-const SILENCE: u32 = 2;
 /// The shortest wait for the stream while a look at the catalogue is due but cannot be taken.
 const IDLE_WAIT: Duration = Duration::from_millis(20);
 
@@ -80,6 +79,7 @@ pub(super) struct Leader<'a> {
     /// A table's shape differs from what is known of it.
     pub(super) recheck: bool,
     pub(super) reconciler: Reconciler,
+    pub(super) stops: Stops,
     /// What is known of the tables is as old as this.
     generation: u64,
     idle_since: Instant,
@@ -96,16 +96,10 @@ pub(super) struct Leader<'a> {
 impl<'a> Leader<'a> {
     /// Tries to become the leader.
     pub(super) async fn begin(inner: &'a Inner, stop: &'a CancellationToken) -> Result<Leader<'a>, Lost> {
+        inner.db.in_time(slot::prepare(inner)).await??;
+        let client = attend::connect(inner).await?;
         let mut connection = inner.db.connect_directly().await?;
-        slot::prepare(inner, &mut connection).await?;
-        let mut client = ReplicationClient::connect_gated(inner.db.replication(&inner.limits)).await?;
-        client.start().await?;
-        match client.wait_started().await {
-            Ok(()) => {}
-            Err(error) if error.to_string().contains("SQLSTATE 55006") => return Err(Lost::Held),
-            Err(error) => return Err(error.into()),
-        }
-        let standing = slot::take_over(inner, &mut connection).await?;
+        let standing = inner.db.in_time(slot::take_over(inner, &mut connection)).await??;
         // Published before this server appends: the log may have another epoch, and a gap behind its former head.
         follow::look(inner).await?;
         let near = scalar("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8")
@@ -131,6 +125,7 @@ impl<'a> Leader<'a> {
             near,
             recheck: false,
             reconciler: Reconciler::new(near, standing.foreign_until),
+            stops: Stops::default(),
             generation: 0,
             idle_since: Instant::now(),
             pace: Pace::new(),
@@ -151,10 +146,16 @@ impl<'a> Leader<'a> {
         self.appender.fence
     }
 
+    /// What was committed before this place is in the log.
+    pub(super) fn position(&self) -> Lsn {
+        self.appender.position
+    }
+
     /// Leads until that is over; says why.
     pub(super) async fn run(&mut self) -> Lost {
         loop {
-            if let Err(lost) = self.step().await {
+            let (inner, sender) = (self.inner, self.sender);
+            if let Err(lost) = attend::attended(inner, sender, self.step()).await {
                 return lost;
             }
         }
@@ -189,7 +190,7 @@ impl<'a> Leader<'a> {
                 self.look_after().await?;
                 // What the server itself took its time for is no silence of the database.
                 self.heard += worked.elapsed();
-                let silent = self.heard + patience * SILENCE;
+                let silent = self.heard + attend::silence(self.inner);
                 let due = (self.ticked + self.tick_every()).max(Instant::now() + IDLE_WAIT);
                 let due = due.min(Instant::now() + patience / KEEP_PARTS).min(silent);
                 tokio::select! {
@@ -197,7 +198,7 @@ impl<'a> Leader<'a> {
                     event = self.client.recv() => event?,
                     () = self.reconciler.wait() => return Ok(()),
                     () = tokio::time::sleep_until(due) => {
-                        return if Instant::now() >= silent { self.silence(patience * SILENCE).await } else { Ok(()) };
+                        return if Instant::now() >= silent { self.silence().await } else { Ok(()) };
                     }
                     () = self.stop.cancelled() => return Err(Lost::Stopped),
                 }
@@ -213,21 +214,14 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    /// The database has sent nothing for so long. Its sender may be busy with a large transaction that does not concern this
-    /// server, or be gone with the connection half open: the database itself says which.
-    async fn silence(&mut self, lasted: Duration) -> Result<(), Lost> {
-        let inner = self.inner;
-        let ask = async {
-            let mut reading = inner.db.single().await?;
-            slot::sender(reading.connection(), &inner.limits.slot).await
-        };
-        match tokio::time::timeout(inner.limits.leader_timeout.get(), ask).await {
-            Ok(Ok(sender)) if sender.is_some() && sender == self.sender => {
-                self.heard = Instant::now();
-                Ok(())
-            }
-            _ => Err(Lost::Silent(lasted)),
+    /// The database has sent nothing for long. Its sender may be busy with a large transaction that does not concern this
+    /// server, or be gone with the connection half open.
+    async fn silence(&mut self) -> Result<(), Lost> {
+        if !attend::still_sends(self.inner, self.sender).await {
+            return Err(Lost::Silent(attend::silence(self.inner)));
         }
+        self.heard = Instant::now();
+        Ok(())
     }
 
     fn tick_every(&self) -> Duration {
@@ -269,6 +263,7 @@ impl<'a> Leader<'a> {
         };
         self.append_waiting(&mut long, true).await?;
         self.note_unknown().await?;
+        self.note_stops().await?;
         self.appender.commit(long, end).await?;
         self.appended();
         Ok(())
@@ -312,7 +307,7 @@ impl<'a> Leader<'a> {
         }
         self.note_unknown().await?;
         let before = self.appender.head;
-        self.appender.append(&entries, self.told).await?;
+        let entries = self.append_batch(entries).await?;
         self.inner.shared.recent.push(activities(before, entries));
         self.appended();
         Ok(())
@@ -340,7 +335,7 @@ impl<'a> Leader<'a> {
         let ids = open.ids.as_deref();
         let ids =
             (ids.and_then(|ids| ids.transaction_id.as_deref()), ids.and_then(|ids| ids.client_id.as_deref()));
-        for source in sources {
+        for source in sources.into_iter().filter(|source| !self.stops.has(&source.entity.name)) {
             self.reconciler.touched(&source.entity.name);
             self.reconciler.truncated(&source.entity.name, open.commit.id);
             self.appender.append_truncation(&mut long, &source.entity, ids, open.commit).await?;
@@ -373,7 +368,7 @@ impl<'a> Leader<'a> {
             self.settler.end_part();
         }
         let entries = self.settler.finish();
-        self.appender.append_part(long, &entries).await
+        self.append_part(long, entries).await
     }
 
     /// Asks the log for the rows of which the stream does not tell enough; within a transaction, if it has begun.
@@ -439,6 +434,9 @@ impl<'a> Leader<'a> {
     /// The database has come this far, and told nothing of it.
     async fn idle(&mut self, wal_end: Lsn) -> Result<(), Lost> {
         let quiet = self.items.is_empty() && self.open.is_none();
+        if quiet {
+            self.inner.shared.nothing_before(wal_end);
+        }
         let behind = wal_end.as_u64().saturating_sub(self.appender.position.as_u64());
         if quiet && behind > IDLE_LAG && self.idle_since.elapsed() >= IDLE_EVERY {
             self.told = self.told.max(wal_end);

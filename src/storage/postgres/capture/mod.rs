@@ -6,8 +6,10 @@
 //! [`append`] puts them there. [`reconcile`] compares tables with the log where the stream does not tell.
 
 mod append;
+mod attend;
 mod change;
 mod entry;
+mod failure;
 mod leader;
 mod link;
 mod pace;
@@ -16,14 +18,20 @@ mod reconcile;
 mod retention;
 mod scan;
 mod settle;
+mod sift;
 mod slot;
+mod stops;
 mod stream;
 
+use std::time::Duration;
+
 use pgwire_replication::PgWireError;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 pub(super) use append::CHANNEL;
+use failure::Remedy;
 use leader::Leader;
 
 use super::Inner;
@@ -41,6 +49,9 @@ enum Lost {
     /// Something stands in the way that an operator must mend; in words for him.
     #[error("{0}")]
     Blocked(String),
+    /// A row has more bytes than the log takes.
+    #[error("a row is too large for the log")]
+    TooLarge,
     /// The database failed.
     #[error("the database failed: {0}")]
     Database(#[from] sqlx::Error),
@@ -61,11 +72,29 @@ enum Lost {
     Stopped,
 }
 
-/// Captures whenever nobody else does, until the server stops.
+impl Lost {
+    /// What it calls for.
+    fn remedy(&self) -> Remedy {
+        match self {
+            Lost::TooLarge => Remedy::Row,
+            Lost::Database(failure) => failure::of_statement(failure),
+            Lost::Stream(failure) => failure::of_stream(failure, false),
+            _ => Remedy::Retry,
+        }
+    }
+}
+
+/// The longest pause between two attempts to capture while something fails.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Captures whenever no other server does, until the server stops.
 pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
-    let again = inner.limits.follow_interval.get() / 2;
+    let first = inner.limits.follow_interval.get() / 2;
+    let mut pause = first;
     // What was logged last: it is tried again all the time, and logged once.
-    let mut said = String::new();
+    let mut logged = String::new();
+    // Where the stream failed last.
+    let mut failed_at = None;
     loop {
         let lost = match Leader::begin(inner, stop).await {
             Ok(mut leader) => {
@@ -74,16 +103,27 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
                 let retention = retention::run(inner.clone(), fence, stop.clone());
                 let retention = inner.supervisor.guard("retention", retention);
                 let _retaining = AbortOnDropHandle::new(tokio::spawn(retention));
-                said = String::new();
+                logged = String::new();
+                let began = Instant::now();
                 let lost = leader.run().await;
                 inner.shared.leading(false);
-                match &lost {
-                    Lost::Stopped => leader.release().await,
-                    Lost::Stream(error) if error.to_string().contains("SQLSTATE 42704") => {
-                        leader.release().await;
-                        slot::renew(inner).await;
-                    }
-                    lost => tracing::warn!(reason = %lost, "this server does not capture any more"),
+                if began.elapsed() > PAUSE_MAX {
+                    pause = first;
+                }
+                let position = Some(leader.position());
+                let remedy = match &lost {
+                    Lost::Stream(failure) => failure::of_stream(failure, failed_at == position),
+                    _ => Remedy::Retry,
+                };
+                failed_at = matches!(lost, Lost::Stream(_)).then_some(position).flatten();
+                if !matches!(lost, Lost::Stopped) {
+                    tracing::warn!(reason = %lost, "this server does not capture any more");
+                }
+                if matches!(lost, Lost::Stopped) || remedy == Remedy::Slot {
+                    leader.release().await;
+                }
+                if remedy == Remedy::Slot {
+                    slot::renew(inner).await;
                 }
                 lost
             }
@@ -91,55 +131,18 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
         };
         match &lost {
             Lost::Stopped => return,
-            Lost::Fenced | Lost::Held | Lost::Ended => inner.shared.capture_stands(None),
-            lost => inner.shared.capture_stands(Some(in_words(lost, inner, &mut said))),
+            Lost::Fenced | Lost::Held | Lost::Ended => {
+                pause = first;
+                inner.shared.capture_stands(None);
+            }
+            lost => {
+                inner.shared.capture_stands(Some(failure::in_words(lost, inner, &mut logged)));
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
         }
         tokio::select! {
-            () = tokio::time::sleep(again) => {}
+            () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return,
         }
-    }
-}
-
-/// What an operator is told. The database's own words are in the log lines.
-fn in_words(lost: &Lost, inner: &Inner, said: &mut String) -> String {
-    let text = match lost {
-        Lost::Blocked(reason) => {
-            if said != reason {
-                tracing::warn!(reason, "cannot capture");
-                said.clone_from(reason);
-            }
-            return reason.clone();
-        }
-        Lost::Stream(error) => error.to_string(),
-        Lost::Database(error) => {
-            let code = super::error::code(error).unwrap_or_default();
-            format!("{error} SQLSTATE {code}")
-        }
-        lost => return lost.to_string(),
-    };
-    if *said != text {
-        tracing::warn!(error = text, "cannot capture");
-        said.clone_from(&text);
-    }
-    let says = |code: &str| text.contains(&format!("SQLSTATE {code}"));
-    let role = inner.db.direct().get_username();
-    if says("28P01") || says("28000") || text.contains("authentication") {
-        "the database refuses the server's user or password for replication; see pg_hba.conf".into()
-    } else if says("42501") {
-        format!(
-            "the database role `{role}` may not replicate; a superuser grants it: ALTER ROLE {} REPLICATION",
-            super::sql::ident(role)
-        )
-    } else if says("53300") {
-        "the database has no more places for replication; raise max_wal_senders".into()
-    } else if says("53400") {
-        "the database has no more replication slots; raise max_replication_slots".into()
-    } else if says("53100") {
-        "the database's disk is full".into()
-    } else if says("25006") {
-        "the database can be read but not written; is it a standby?".into()
-    } else {
-        "the database is out of reach or fails; see the server's log".into()
     }
 }

@@ -96,6 +96,16 @@ impl Reconciler {
         self.step = None;
     }
 
+    /// The entity type has stopped: its table is not compared before an operator has ended that.
+    pub(super) fn leave(&mut self, name: &str) {
+        self.waiting.retain(|waiting| *waiting.entity.name != *name);
+        self.again.remove(name);
+        self.failures.remove(name);
+        if self.current.as_ref().is_some_and(|current| *current.work.entity.name == *name) {
+            self.let_go();
+        }
+    }
+
     /// A row of a table that is being compared may go.
     pub(super) fn goes(&mut self, change: &Change) {
         for key in change.goes() {
@@ -197,6 +207,7 @@ impl Leader<'_> {
     /// Finds out which tables are to be compared with the log.
     pub(super) async fn queue_reconciles(&mut self) -> Result<(), Lost> {
         self.note_unavailable().await?;
+        self.read_stops().await?;
         let (later, again): (HashSet<_>, HashSet<_>) = std::mem::take(&mut self.reconciler.again)
             .into_iter()
             .partition(|name| self.reconciler.pauses(name));
@@ -215,6 +226,9 @@ impl Leader<'_> {
         }
         for (name, table) in tables.iter() {
             let Some(entity) = self.inner.catalog.by_name(name) else { continue };
+            if self.stops.has(name) {
+                continue;
+            }
             let row = known.get(&**name);
             let same = match row {
                 Some(row) => row.try_get::<String, _>(1)? == table.signature,
@@ -368,7 +382,11 @@ impl Leader<'_> {
         // What this snapshot sees, later ones see, too.
         self.reconciler.gone.retain(|_, transaction| !step.snapshot.sees(*transaction));
         mark_last(&mut entries);
-        self.appender.append_part(&mut long, &entries).await?;
+        self.append_part(&mut long, entries).await?;
+        if self.stops.has(&work.entity.name) {
+            // What was appended of this step goes with the transaction.
+            return self.note_stops().await;
+        }
         note_progress(&mut long, &work).await?;
         let position = self.appender.position;
         self.appender.commit(long, position).await?;

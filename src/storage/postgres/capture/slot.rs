@@ -43,9 +43,12 @@ async fn look(connection: &mut PgConnection, name: &str) -> Result<Option<Slot>,
     row.map(read).transpose()
 }
 
-/// Makes sure that there is a slot that this server may try to hold.
-pub(super) async fn prepare(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost> {
+/// Makes sure that there is a slot that this server may try to hold. Servers that find it held ask again and again: they
+/// do so by way of the pool, and open a connection of its own only where the slot is to be made.
+pub(super) async fn prepare(inner: &Inner) -> Result<(), Lost> {
     let (name, publication) = (&inner.limits.slot, &inner.limits.publication);
+    let mut reading = inner.db.single().await?;
+    let connection = reading.connection();
     let level: String = scalar("SELECT current_setting('wal_level')").fetch_one(&mut *connection).await?;
     if level != "logical" {
         return Err(Lost::Blocked(format!(
@@ -59,6 +62,7 @@ pub(super) async fn prepare(inner: &Inner, connection: &mut PgConnection) -> Res
         )));
     }
     let slot = look(connection, name).await?;
+    reading.commit().await?;
     match slot {
         Some(slot) if !slot.here => Err(Lost::Blocked(format!(
             "the replication slot `{name}` belongs to another database of this server; name another with `slot`"
@@ -76,11 +80,12 @@ pub(super) async fn prepare(inner: &Inner, connection: &mut PgConnection) -> Res
                 slot = name,
                 "the database has given up the slot; every table will be compared with the log"
             );
-            drop_slot(inner, connection).await?;
-            create(inner, connection).await
+            let mut connection = inner.db.connect_directly().await?;
+            drop_slot(inner, &mut connection).await?;
+            create(inner, &mut connection).await
         }
         Some(_) => Ok(()),
-        None => create(inner, connection).await,
+        None => create(inner, &mut inner.db.connect_directly().await?).await,
     }
 }
 

@@ -51,13 +51,15 @@ impl Leader<'_> {
             }
             Kind::Delete(old) => source.layout.name_as_json(&mut old.tuple),
         }
-        let change = Change {
+        let mut change = Change {
             source: source.clone(),
             kind,
             ids: open.ids.clone(),
             commit: open.commit,
             settled: !self.reconciler.compares(&source.entity.name),
         };
+        // The log may lack a skipped row, though the table had it.
+        change.settled &= !self.stops.skips(&change);
         self.items.push(Item::Change(Box::new(change)));
     }
 
