@@ -113,7 +113,8 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
                 () = session.changed() => {}
                 () = &mut timer => {
                     let now = Instant::now();
-                    if now >= end {
+                    // A stream that lacks changes must not look complete: the reconnect is told why.
+                    if now >= end || !is_complete(&app, &session) {
                         return;
                     }
                     if now >= sent_at + heartbeat {
@@ -130,6 +131,12 @@ fn events(app: Arc<App>, mut session: Session, cursor: Option<Cursor>) -> Frames
             }
         }
     })
+}
+
+/// Whether the stream has, or will have, all that was committed.
+fn is_complete(app: &App, session: &Session) -> bool {
+    let entity = session.entity_type().and_then(|name| app.catalog.by_name(name));
+    entity.is_none_or(|entity| entity.complete().is_ok())
 }
 
 /// What an event can carry: text as it is, as far as it is text, and anything else in base64.

@@ -232,6 +232,15 @@ impl Session {
         }
     }
 
+    /// The entity type whose changes the stream holds, where it is the stream of one.
+    #[must_use]
+    pub fn entity_type(&self) -> Option<&str> {
+        match self {
+            Session::Log(session) => session.stream.entity_type.as_deref(),
+            Session::Stored(_) => None,
+        }
+    }
+
     /// What the stream holds.
     #[must_use]
     pub fn content_type(&self) -> ContentType {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::site::{PAGE, PAGES, PAGES_PATH, Site, said, state};
-use crate::support::{Client, PATIENCE, within};
+use crate::support::{Client, Event, PATIENCE, within};
 
 const NOTES: &str =
     "CREATE TABLE notes (id text PRIMARY KEY, body text); ALTER TABLE notes REPLICA IDENTITY FULL;";
@@ -14,7 +14,8 @@ const REFUSE: &str = "ALTER TABLE bourn.activities ADD CONSTRAINT refused CHECK 
 const ACCEPT: &str = "ALTER TABLE bourn.activities DROP CONSTRAINT refused";
 
 async fn site() -> Site {
-    let site = Site::new(&format!("{PAGES} {NOTES}"), &format!("{PAGE}{NOTE}")).await.eager();
+    let mut site = Site::new(&format!("{PAGES} {NOTES}"), &format!("{PAGE}{NOTE}")).await.eager();
+    site.set("sse_heartbeat", "1s");
     // The log's tables are made by the first server or `prepare`, which has run.
     site.sql(REFUSE);
     site
@@ -48,6 +49,7 @@ async fn a_row_that_the_log_refuses_stops_its_own_entity_type_until_an_operator_
     let client = server.client();
     site.sql("INSERT INTO pages (id) VALUES ('before'); INSERT INTO notes VALUES ('n1', '')");
     assert!(agrees(&site, &client, PAGES_PATH, "pages", "").await);
+    let mut live = client.events(&format!("{PAGES_PATH}?offset=-1&live=sse"), &[]).await;
     site.sql(
         "BEGIN; INSERT INTO notes VALUES ('n2', ''); INSERT INTO pages (id) VALUES ('beside'); \
          INSERT INTO pages (id, name) VALUES ('p1', 'poison'); COMMIT; \
@@ -73,6 +75,11 @@ async fn a_row_that_the_log_refuses_stops_its_own_entity_type_until_an_operator_
     // No read is given that looks complete and is not; the list and writes go on.
     let stream = client.get("/v1/entities/pages?offset=-1").await;
     assert_eq!((stream.status, stream.json()["code"].clone()), (503, "ENTITY_UNAVAILABLE".into()));
+    let ends = async { while live.next().await != Event::End {} };
+    assert!(
+        tokio::time::timeout(PATIENCE, ends).await.is_ok(),
+        "a live reader is left with what lacks changes"
+    );
     assert_eq!(client.get("/v1/entities/pages").await.json().as_array().unwrap().len(), 4);
     let written =
         client.post("/v1/entities/pages", &[], &serde_json::json!({"id": "rest", "name": "x"})).await;

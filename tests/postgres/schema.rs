@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use crate::load::{Load, on_pages};
-use crate::site::{PAGE, PAGES, PAGES_PATH, Site, is_ready, says};
+use crate::site::{PAGE, PAGES, PAGES_PATH, Site, is_ready, said, says};
 use crate::support::{Bourn, eventually};
 
 const NOTES: &str = "CREATE TABLE notes (id text PRIMARY KEY, body text);";
@@ -214,4 +214,24 @@ async fn names_that_need_quoting_and_other_schemas_are_as_good_as_any() {
         assert_eq!(client.get(&format!("{stream}/p")).await.json()["name"], name);
         assert_eq!(client.read_all(stream, "-1").await.0.last().unwrap()["value"]["name"], name);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_is_served_as_one_entity_type_and_a_second_one_is_refused_in_words() {
+    let twice = format!("{PAGE}[[entity]]\ntype = 'again'\ntable = 'public.pages'\n");
+    let site = Site::new(PAGES, &twice).await.eager();
+    let server = site.begin_server().await;
+    let client = server.client();
+    says(&client, "streamed as entity type `page` already").await;
+    let refused = client.get("/v1/entities/public.pages?offset=-1").await;
+    refused.assert_error(503, "ENTITY_UNAVAILABLE");
+    let check = site.run(&["check"]).await;
+    assert!(
+        !check.status.success() && said(&check).contains("a table has one entity type"),
+        "{}",
+        said(&check)
+    );
+    site.sql("INSERT INTO pages (id) VALUES ('p1'), ('p2')");
+    site.captured().await;
+    assert_eq!(client.read_all(PAGES_PATH, "-1").await.0.len(), 2);
 }

@@ -331,10 +331,16 @@ async fn publishing(
         )),
         Some(true) => {}
     }
+    let mut published: Vec<(&str, u32)> = Vec::new();
     for entity in catalog.iter() {
         match catalog::table(connection, entity, publication).await? {
             Err(reason) => sql.push_str(&format!("-- {}: {reason}\n", entity.name)),
             Ok(table) => {
+                if let Some(reason) = refresh::taken(&table, published.iter().copied()) {
+                    sql.push_str(&format!("-- {}: {reason}\n", entity.name));
+                    continue;
+                }
+                published.push((&*entity.name, table.id));
                 for statement in refresh::mending(connection, publication, &table).await? {
                     sql.push_str(&format!("{statement}\n"));
                 }
