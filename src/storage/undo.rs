@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bourn_protocol::limits::ROLLBACK_MAX;
 use bourn_protocol::{Action, Seq, TransactionId};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{Activity, Dependent, Undone, WriteError};
-use crate::entity::{Catalog, Column, EntityType, TableSchema};
+use crate::entity::{Catalog, Column, Columns, EntityType, Json, TableSchema};
 
 /// What the plan must know of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,51 +167,53 @@ pub(super) fn not_reversible(activity: &Activity, why: &str) -> WriteError {
     WriteError::NotReversible(format!("{} `{}`: {why}", activity.entity_type, activity.entity_id))
 }
 
-/// The row as it was before a change that is no creation. Every value that it had must have its column still: under
-/// another name it would be lost without a word.
-pub(super) fn previous(activity: &Activity, schema: &TableSchema) -> Result<Map<String, Value>, WriteError> {
-    let previous = activity.previous_values.as_deref().and_then(|json| serde_json::from_str(json).ok());
-    let previous: Map<String, Value> =
-        previous.ok_or_else(|| not_reversible(activity, "its previous values cannot be read"))?;
-    match previous.iter().find(|(name, value)| !value.is_null() && !schema.has(name)) {
-        None => Ok(previous),
-        Some((name, _)) => {
-            let why = format!("it had a value in column `{name}`, which the table does not have any more");
-            Err(not_reversible(activity, &why))
-        }
+/// The row as it was before a change that is no creation. Every value that it had must have its column still, and every
+/// column that is there now must have been there then: under another name a value would be lost without a word.
+pub(super) fn previous(activity: &Activity, schema: &TableSchema) -> Result<Columns, WriteError> {
+    let previous = activity.previous_values.as_deref().and_then(|json| Columns::parse(json.as_bytes()).ok());
+    let previous = previous.ok_or_else(|| not_reversible(activity, "its previous values cannot be read"))?;
+    if let Some((name, _)) = previous.iter().find(|(name, value)| !value.is_null() && !schema.has(name)) {
+        let why = format!("it had a value in column `{name}`, which the table does not have any more");
+        return Err(not_reversible(activity, &why));
     }
+    Ok(previous)
 }
 
-/// The columns of a row as it was, but for its key, stamped as changed by `transaction`. A row that capture
-/// sees appear takes its transaction from `insert` or `update`, whichever the log does not know yet.
+/// The columns of a row as it was, but for its key and for its transactions, which are stamped as changed by
+/// `transaction`. A row that capture sees appear takes its transaction from `insert` or `update`, whichever the log does not
+/// know yet.
 pub(super) fn previous_columns<'a>(
     entity: &EntityType,
     schema: &'a TableSchema,
-    previous: &Map<String, Value>,
+    previous: &Columns,
     transaction: &str,
-) -> Vec<(&'a Column, Value)> {
+) -> Vec<(&'a Column, Box<RawValue>)> {
     let kept = &schema.kept;
-    schema
-        .columns
-        .iter()
-        .filter(|column| {
-            let skipped = [&kept.last_client_id, &kept.modified_at];
-            !column.generated && column.name != entity.key && !skipped.contains(&&Some(column.name.clone()))
-        })
+    let skipped = |name: &String| {
+        *name == entity.key || [&kept.last_client_id, &kept.modified_at].contains(&&Some(name.clone()))
+    };
+    let restored = schema.columns.iter().filter(|column| !column.generated && !skipped(&column.name));
+    restored
         .filter_map(|column| {
             let value = previous.get(&column.name)?;
-            let value = match kept.transactions.as_ref() == Some(&column.name) {
-                true => stamp(value.get("insert").and_then(Value::as_str), Some(transaction)),
-                false => value.clone(),
+            let text = match kept.transactions.as_ref() == Some(&column.name) {
+                true => stamp(inserted_by(value).as_deref(), Some(transaction)),
+                false => value.text().to_owned(),
             };
-            Some((column, value))
+            Some((column, RawValue::from_string(text).ok()?))
         })
         .collect()
 }
 
-/// The `transactions` of a row.
-pub(super) fn stamp(insert: Option<&str>, update: Option<&str>) -> Value {
-    serde_json::json!({ "insert": insert, "update": update, "delete": null })
+/// The `insert` of a row's transactions.
+fn inserted_by(transactions: Json<'_>) -> Option<String> {
+    let ids = Columns::parse(transactions.text().as_bytes()).ok()?;
+    ids.get("insert")?.as_text().map(Into::into)
+}
+
+/// The `transactions` of a row, as JSON.
+pub(super) fn stamp(insert: Option<&str>, update: Option<&str>) -> String {
+    serde_json::json!({ "insert": insert, "update": update, "delete": null }).to_string()
 }
 
 /// What a rollback undid, as the ledger keeps it.

@@ -16,6 +16,7 @@
 mod support;
 
 mod bad_input;
+mod bodies;
 mod browser;
 mod catch_up;
 mod clients;

@@ -19,6 +19,7 @@ mod migrate;
 mod mutate;
 mod pgoutput;
 mod recent;
+mod record;
 mod refresh;
 mod rollback;
 mod rows;

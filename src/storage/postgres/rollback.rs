@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bourn_protocol::limits::ROLLBACK_MAX;
 use bourn_protocol::{Action, TransactionId};
-use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::error;
@@ -14,6 +13,7 @@ use super::expect::{Patience, caught_up};
 use super::log::{COLUMNS, read_activity};
 use super::mutate::{Context, Done, Sets, locked, stamps_of};
 use super::rows;
+use crate::entity::Columns;
 use crate::storage::postgres::connect::statement;
 use crate::storage::undo::{self, Need, Plan};
 use crate::storage::{Activity, StorageError, WriteError};
@@ -132,18 +132,20 @@ async fn take_back(
     }
     let previous = undo::previous(activity, &table.checked)?;
     let columns = undo::previous_columns(entity, &table.checked, &previous, context.transaction.as_str());
-    let mut values: Map<String, Value> =
-        columns.into_iter().map(|(column, value)| (column.name.clone(), value)).collect();
+    let mut values = Columns::default();
+    for (column, value) in columns {
+        values.set(&column.name, value);
+    }
     if let Some(row) = row {
         // Only what differs is set.
-        let now: Map<String, Value> = serde_json::from_str(&rows::json(&table, &row)).unwrap_or_default();
+        let now = Columns::parse(rows::json(&table, &row).as_bytes()).unwrap_or_default();
         values.retain(|name, _| {
-            now.get(name) != previous.get(name) || table.checked.kept.transactions.as_ref() == Some(name)
+            now.get(name) != previous.get(name) || table.checked.kept.transactions.as_deref() == Some(name)
         });
         let sets = Sets { values, now: Vec::new() };
         return context.set(transaction, &table, key, sets, &stamps, "update").await.map(|_| ());
     }
-    values.insert(entity.key.clone(), Value::String(key.clone()));
+    values.set_text(&entity.key, Some(key));
     let sets = Sets { values, now: Vec::new() };
     context.insert(transaction, &table, &sets).await.map(|_| ())
 }

@@ -5,11 +5,12 @@ use bourn_protocol::{ClientId, EntityKey, Seq, TransactionId};
 use bytes::Bytes;
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
-use serde_json::{Map, Value};
 
 use super::sql::{field, ident, key_text, lossy, row_json, transaction_of, visible};
 use super::{error, ledger, rollback, sequencer};
-use crate::entity::{Catalog, Column, ColumnKind, ConflictPolicy, EntityType, TableSchema};
+use crate::entity::{
+    Catalog, Column, ColumnKind, Columns, ConflictPolicy, EntityType, Json, Kind, TableSchema, unhex,
+};
 use crate::storage::{Mutation, Operation, StorageError, Undone, WriteError, Written, undo};
 
 /// The row is not there after it was written.
@@ -93,7 +94,7 @@ impl Context<'_> {
         &self,
         entity: &EntityType,
         key: Option<&EntityKey>,
-        columns: &Map<String, Value>,
+        columns: &Columns,
         before: Seq,
     ) -> Result<Done, WriteError> {
         let schema = schema_of(entity)?;
@@ -115,7 +116,7 @@ impl Context<'_> {
             }
             set(&entity.key, Sql::Text(key.clone()));
         }
-        for (name, value) in columns.iter().filter(|(name, _)| **name != entity.key) {
+        for (name, value) in columns.iter().filter(|(name, _)| *name != entity.key) {
             if let Some(column) = schema.column(name) {
                 set(name, bind(column, value));
             }
@@ -123,12 +124,12 @@ impl Context<'_> {
         let now = self.now()?;
         let kept = &schema.kept;
         if let Some(name) = &kept.transactions {
-            set(name, Sql::Text(undo::stamp(Some(self.transaction.as_str()), None).to_string()));
+            set(name, Sql::Text(undo::stamp(Some(self.transaction.as_str()), None)));
         }
         if let Some(name) = &kept.last_client_id {
             set(name, text_or_null(self.client.map(ClientId::as_str)));
         }
-        if let Some(name) = kept.created_at.as_ref().filter(|name| !columns.contains_key(*name)) {
+        if let Some(name) = kept.created_at.as_ref().filter(|name| !columns.has(name)) {
             set(name, Sql::Text(now.clone()));
         }
         let required = |name: &str| schema.column(name).is_some_and(|column| column.required);
@@ -161,7 +162,7 @@ impl Context<'_> {
         &self,
         entity: &EntityType,
         key: &EntityKey,
-        columns: &Map<String, Value>,
+        columns: &Columns,
         expected: Option<&TransactionId>,
         before: Seq,
     ) -> Result<Done, WriteError> {
@@ -169,7 +170,7 @@ impl Context<'_> {
         self.expect(entity, &schema, key, expected)?;
         let sets: Vec<(&Column, Sql)> = columns
             .iter()
-            .filter(|(name, _)| **name != entity.key)
+            .filter(|(name, _)| *name != entity.key)
             .filter_map(|(name, value)| schema.column(name).map(|column| (column, bind(column, value))))
             .collect();
         self.set(entity, &schema, key.as_str(), &sets, "update")?;
@@ -465,28 +466,26 @@ fn text_or_null(text: Option<&str>) -> Sql {
 
 /// A JSON value as the column keeps it. Values were checked against their columns before; what a row of
 /// another writer held may still be of any type, and keeps it.
-pub(super) fn bind(column: &Column, value: &Value) -> Sql {
-    let number = |number: &serde_json::Number| match (number.as_i64(), number.as_f64()) {
-        (Some(integer), _) if column.kind != ColumnKind::Real => Sql::Integer(integer),
-        (_, Some(real)) => Sql::Real(real),
-        (Some(integer), None) => Sql::Integer(integer),
-        (None, None) => Sql::Text(number.to_string()),
+pub(super) fn bind(column: &Column, value: Json<'_>) -> Sql {
+    let number = |text: &str| match (text.parse::<i64>(), text.parse::<f64>()) {
+        (Ok(integer), _) if column.kind != ColumnKind::Real => Sql::Integer(integer),
+        (_, Ok(real)) => Sql::Real(real),
+        (Ok(integer), Err(_)) => Sql::Integer(integer),
+        (Err(_), Err(_)) => Sql::Text(text.to_owned()),
     };
-    match (column.kind, value) {
-        (_, Value::Null) => Sql::Null,
-        (ColumnKind::Json, value) => Sql::Text(value.to_string()),
-        (_, Value::Bool(truth)) => Sql::Integer(i64::from(*truth)),
-        (_, Value::Number(n)) => number(n),
-        (ColumnKind::Real | ColumnKind::Numeric, Value::String(s)) if s == "Infinity" => {
+    match (column.kind, value.kind()) {
+        (_, Kind::Null) => Sql::Null,
+        (ColumnKind::Json, _) => Sql::Text(value.text().to_owned()),
+        (_, Kind::Bool(truth)) => Sql::Integer(i64::from(truth)),
+        (_, Kind::Number(text)) => number(text),
+        (ColumnKind::Real | ColumnKind::Numeric, Kind::Text(s)) if s == "Infinity" => {
             Sql::Real(f64::INFINITY)
         }
-        (ColumnKind::Real | ColumnKind::Numeric, Value::String(s)) if s == "-Infinity" => {
+        (ColumnKind::Real | ColumnKind::Numeric, Kind::Text(s)) if s == "-Infinity" => {
             Sql::Real(f64::NEG_INFINITY)
         }
-        (ColumnKind::Blob, Value::String(s)) => {
-            crate::entity::unhex(s).map_or_else(|| Sql::Text(s.clone()), Sql::Blob)
-        }
-        (_, Value::String(s)) => Sql::Text(s.clone()),
-        (_, value) => Sql::Text(value.to_string()),
+        (ColumnKind::Blob, Kind::Text(s)) => unhex(&s).map_or_else(|| Sql::Text(s.into_owned()), Sql::Blob),
+        (_, Kind::Text(s)) => Sql::Text(s.into_owned()),
+        (_, Kind::Array | Kind::Object | Kind::BrokenText) => Sql::Text(value.text().to_owned()),
     }
 }

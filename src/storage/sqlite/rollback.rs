@@ -5,14 +5,13 @@ use bourn_protocol::limits::ROLLBACK_MAX;
 use bourn_protocol::{Action, Seq, TransactionId};
 use rusqlite::ToSql;
 use rusqlite::types::Value as Sql;
-use serde_json::{Map, Value};
 
 use super::error;
 use super::log::{COLUMNS, read_activity};
 use super::mutate::{Context, Done, bind};
 use super::sequencer;
 use super::sql::{ident, lossy};
-use crate::entity::{Column, EntityType, TableSchema};
+use crate::entity::{Column, Columns, EntityType, Json, TableSchema};
 use crate::storage::undo::{self, Need, Plan};
 use crate::storage::{Activity, WriteError};
 
@@ -127,7 +126,7 @@ impl Context<'_> {
         if self.exists(entity, key)? {
             // Only what differs is set: a value that JSON shows the same may be kept in another form.
             let row = self.row(entity, &schema, key)?.unwrap_or_default();
-            let now: Map<String, Value> = serde_json::from_slice(&row).unwrap_or_default();
+            let now = Columns::parse(&row).unwrap_or_default();
             sets.retain(|(column, _)| {
                 now.get(&column.name) != previous.get(&column.name)
                     || schema.kept.transactions.as_ref() == Some(&column.name)
@@ -149,9 +148,9 @@ impl Context<'_> {
 fn columns<'a>(
     entity: &EntityType,
     schema: &'a TableSchema,
-    previous: &Map<String, Value>,
+    previous: &Columns,
     transaction: &str,
 ) -> Vec<(&'a Column, Sql)> {
     let columns = undo::previous_columns(entity, schema, previous, transaction);
-    columns.into_iter().map(|(column, value)| (column, bind(column, &value))).collect()
+    columns.into_iter().map(|(column, value)| (column, bind(column, Json::of(value.get())))).collect()
 }
