@@ -36,7 +36,7 @@ impl ColumnKind {
             ColumnKind::Real | ColumnKind::Numeric => "a number",
             ColumnKind::Text => "a string without NUL and without halves of surrogate pairs",
             ColumnKind::Boolean => "true or false",
-            ColumnKind::Json => "JSON without NUL in its strings, nested at most 900 levels deep",
+            ColumnKind::Json => "JSON without NUL in its strings, nested at most 1000 levels deep",
             ColumnKind::Blob => "a string of `\\x` and pairs of hexadecimal digits",
             ColumnKind::Timestamp => "an ISO 8601 string such as 2026-01-15T10:30:00.123Z",
             ColumnKind::Array => "an array without NUL in its strings",
@@ -125,6 +125,8 @@ pub struct Column {
     pub generated: bool,
     /// It is the database's own number of the row, and never holds anything else.
     pub rowid: bool,
+    /// The database turns every number into text: none of its values is one.
+    pub never_number: bool,
 }
 
 /// A column of a set that must be unique.

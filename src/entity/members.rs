@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 /// Most members of one object; no table has as many columns, and few values of type hstore as many keys.
 const MEMBERS_MAX: usize = 20_000;
 /// How deep arrays and objects may nest within a value. SQLite takes no deeper JSON for JSON.
-pub(super) const DEPTH_MAX: usize = 900;
+pub(super) const DEPTH_MAX: usize = 1_000;
 
 /// The members of a JSON object, in their order, no name twice.
 #[derive(Debug, Clone, Default)]

@@ -60,6 +60,16 @@ impl Plan {
         })
     }
 
+    /// Takes rows that would go with those that are taken back, as `ON DELETE CASCADE` has it: what happened to them since
+    /// stands in the way, or goes first.
+    pub(super) fn take_along<'r>(&mut self, rows: impl IntoIterator<Item = &'r (String, String)>) {
+        let Some(after) = self.waiting.iter().map(|activity| activity.seq).min() else { return };
+        for (entity_type, entity_id) in rows {
+            let (entity_type, entity_id) = (entity_type.clone(), entity_id.clone());
+            self.needs.push_back(Need::Later { entity_type, entity_id, after });
+        }
+    }
+
     /// What must be known next; nothing when the plan is complete.
     pub(super) fn need(&mut self) -> Result<Option<Need>, WriteError> {
         while self.needs.is_empty() {
@@ -162,17 +172,35 @@ fn check_reversible(catalog: &Catalog, activity: &Activity) -> Result<(), WriteE
     Ok(())
 }
 
+/// The undo would delete a row that nothing in the log connects with what is undone.
+pub(super) fn would_delete((entity_type, entity_id): &(String, String)) -> WriteError {
+    WriteError::NotReversible(format!(
+        "{entity_type} `{entity_id}` refers to a row that would be deleted, and would be deleted with it; delete or change it first"
+    ))
+}
+
 /// A change cannot be taken back, for this reason.
 pub(super) fn not_reversible(activity: &Activity, why: &str) -> WriteError {
     WriteError::NotReversible(format!("{} `{}`: {why}", activity.entity_type, activity.entity_id))
 }
 
-/// The row as it was before a change that is no creation. Every value that it had must have its column still, and every
-/// column that is there now must have been there then: under another name a value would be lost without a word.
-pub(super) fn previous(activity: &Activity, schema: &TableSchema) -> Result<Columns, WriteError> {
+/// The row as it was before a change that is no creation. Every value that it had must have its column still: under
+/// another name it would be lost without a word.
+pub(super) fn previous(
+    activity: &Activity,
+    schema: &TableSchema,
+    alive: bool,
+) -> Result<Columns, WriteError> {
     let previous = activity.previous_values.as_deref().and_then(|json| Columns::parse(json.as_bytes()).ok());
     let previous = previous.ok_or_else(|| not_reversible(activity, "its previous values cannot be read"))?;
-    if let Some((name, _)) = previous.iter().find(|(name, value)| !value.is_null() && !schema.has(name)) {
+    // A row that is `alive` may have a value now where it had none then: under the new name, which is another column.
+    let renamed = alive && schema.columns.iter().any(|column| !column.generated && !previous.has(&column.name));
+    let lost = |(name, value): &(&str, Json<'_>)| !schema.has(name) && (renamed || !value.is_null());
+    if let Some((name, value)) = previous.iter().find(lost) {
+        if value.is_null() {
+            let why = format!("its column `{name}` is missing in the table, or has another name there");
+            return Err(not_reversible(activity, &why));
+        }
         let why = format!("it had a value in column `{name}`, which the table does not have any more");
         return Err(not_reversible(activity, &why));
     }

@@ -23,6 +23,7 @@ mod site;
 #[path = "."]
 mod postgres {
     mod backfill;
+    mod bodies;
     mod changes;
     mod commands;
     mod crashes;

@@ -130,7 +130,7 @@ async fn take_back(
             None => Ok(()),
         };
     }
-    let previous = undo::previous(activity, &table.checked)?;
+    let previous = undo::previous(activity, &table.checked, row.is_some())?;
     let columns = undo::previous_columns(entity, &table.checked, &previous, context.transaction.as_str());
     let mut values = Columns::default();
     for (column, value) in columns {

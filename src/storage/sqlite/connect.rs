@@ -6,14 +6,16 @@ use std::time::Duration;
 use bourn_protocol::Epoch;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
+use super::payload;
 use crate::storage::OpenError;
 
-const MIGRATIONS: [(i64, &str); 5] = [
+const MIGRATIONS: [(i64, &str); 6] = [
     (1, include_str!("../../../migrations/sqlite/0001_log.sql")),
     (2, include_str!("../../../migrations/sqlite/0002_streams.sql")),
     (3, include_str!("../../../migrations/sqlite/0003_retention.sql")),
     (4, include_str!("../../../migrations/sqlite/0004_triggers.sql")),
     (5, include_str!("../../../migrations/sqlite/0005_clashes.sql")),
+    (6, include_str!("../../../migrations/sqlite/0006_scale.sql")),
 ];
 pub(super) const DEMO: &str = include_str!("../../../migrations/sqlite/demo.sql");
 /// Pages after which the write-ahead log is folded into the file: 32 MiB. A page that many commits touch is then written
@@ -134,6 +136,7 @@ pub(super) fn unfit(connection: &Connection) -> rusqlite::Result<Option<String>>
 pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<bool> {
     // Nothing is locked where there is nothing to do: other processes may be writing.
     if applied(connection)? == NEWEST {
+        payload::mend_scale(connection)?;
         return Ok(false);
     }
     // Another server on the same file may be at it, too: the write lock decides.
@@ -141,6 +144,7 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<bool> {
     transaction.execute_batch(MIGRATIONS_TABLE)?;
     let done = applied(&transaction)?;
     transaction.execute_batch(&statements(done, Epoch::draw()))?;
+    payload::mend_scale(&transaction)?;
     transaction.commit()?;
     Ok(done == 0)
 }

@@ -17,6 +17,7 @@ mod introspect;
 mod ledger;
 mod log;
 mod mutate;
+mod payload;
 mod pool;
 mod reconcile;
 mod retention;

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
-use super::sql::{field, ident, key_text, lossy, row_json, transaction_of, visible};
-use super::{error, ledger, rollback, sequencer};
+use super::sql::{bytes, field, ident, is_plain, key_text, lossy, row_json, transaction_of, visible};
+use super::{error, ledger, payload, rollback, sequencer};
 use crate::entity::{
     Catalog, Column, ColumnKind, Columns, ConflictPolicy, EntityType, Json, Kind, TableSchema, unhex,
 };
@@ -30,6 +30,19 @@ pub(super) struct Done {
     pub(super) undone: Vec<Undone>,
     /// The head of the log afterwards.
     pub(super) head: Seq,
+}
+
+/// A value that a column is set to: the parameter, and the expression that takes it.
+pub(super) struct Set<'a> {
+    pub(super) column: &'a Column,
+    pub(super) source: &'static str,
+    pub(super) value: Sql,
+}
+
+impl<'a> Set<'a> {
+    pub(super) fn new(column: &'a Column, value: Sql) -> Set<'a> {
+        Set { column, source: "?", value }
+    }
 }
 
 /// What mutations are done with.
@@ -111,7 +124,7 @@ impl Context<'_> {
             None => Some(bourn_protocol::ids::random_text(MADE_KEY_LENGTH)),
         };
         if let Some(key) = &key {
-            if self.exists(entity, key)? {
+            if self.exists(entity, &schema, key)? {
                 return Err(WriteError::AlreadyExists(key.clone()));
             }
             set(&entity.key, Sql::Text(key.clone()));
@@ -142,9 +155,9 @@ impl Context<'_> {
             false => format!("INSERT INTO {} ({}) VALUES ({places})", ident(&entity.table), names.join(", ")),
         };
         // What is returned is the row itself, whatever triggers insert beside it.
-        let sql = format!("{into} RETURNING {}", key_text(entity, &ident(&entity.table)));
+        let sql = format!("{into} RETURNING {}", key_text(entity, &schema, &ident(&entity.table)));
         let mut made = None;
-        self.in_context(kept.transactions.is_none(), || {
+        self.in_context(self.needs_context(&schema), || {
             made = self.returned(&sql, values)?;
             Ok(())
         })?;
@@ -168,10 +181,10 @@ impl Context<'_> {
     ) -> Result<Done, WriteError> {
         let schema = schema_of(entity)?;
         self.expect(entity, &schema, key, expected)?;
-        let sets: Vec<(&Column, Sql)> = columns
+        let sets: Vec<Set<'_>> = columns
             .iter()
             .filter(|(name, _)| *name != entity.key)
-            .filter_map(|(name, value)| schema.column(name).map(|column| (column, bind(column, value))))
+            .filter_map(|(name, value)| schema.column(name).map(|column| Set::new(column, bind(column, value))))
             .collect();
         self.set(entity, &schema, key.as_str(), &sets, "update")?;
         self.done(entity, &schema, key.as_str(), before)
@@ -195,13 +208,13 @@ impl Context<'_> {
         entity: &EntityType,
         schema: &TableSchema,
         key: &str,
-        sets: &[(&Column, Sql)],
+        sets: &[Set<'_>],
         action: &str,
     ) -> Result<(), WriteError> {
         let mut parts: Vec<String> =
-            sets.iter().map(|(column, _)| format!("{} = ?", ident(&column.name))).collect();
-        let mut values: Vec<Sql> = sets.iter().map(|(_, value)| value.clone()).collect();
-        let given = |name: &str| sets.iter().any(|(column, _)| column.name == name);
+            sets.iter().map(|set| format!("{} = {}", ident(&set.column.name), set.source)).collect();
+        let mut values: Vec<Sql> = sets.iter().map(|set| set.value.clone()).collect();
+        let given = |name: &str| sets.iter().any(|set| set.column.name == name);
         let kept = &schema.kept;
         if let Some(name) = kept.transactions.as_ref().filter(|name| !given(name)) {
             let fields = ["insert", "update", "delete"].map(|field| match field == action {
@@ -224,8 +237,8 @@ impl Context<'_> {
         }
         values.push(Sql::Text(key.to_owned()));
         let sql =
-            format!("UPDATE {} SET {} WHERE {}", ident(&entity.table), parts.join(", "), by_key(entity, "?"));
-        self.in_context(schema.kept.transactions.is_none(), || self.execute(&sql, values))
+            format!("UPDATE {} SET {} WHERE {}", ident(&entity.table), parts.join(", "), by_key(entity, schema, "?"));
+        self.in_context(self.needs_context(schema), || self.execute(&sql, values))
     }
 
     /// Deletes a row, softly where the table can; gives it as it last was.
@@ -238,11 +251,11 @@ impl Context<'_> {
         let soft = schema.kept.deleted_at.as_deref().and_then(|name| schema.column(name));
         if let Some(column) = soft {
             let now = Sql::Text(self.now()?);
-            self.set(entity, schema, key, &[(column, now)], "delete")?;
+            self.set(entity, schema, key, &[Set::new(column, now)], "delete")?;
             return self.row(entity, schema, key);
         }
         let row = self.row(entity, schema, key)?;
-        let sql = format!("DELETE FROM {} WHERE {}", ident(&entity.table), by_key(entity, "?"));
+        let sql = format!("DELETE FROM {} WHERE {}", ident(&entity.table), by_key(entity, schema, "?"));
         self.in_context(true, || self.execute(&sql, vec![Sql::Text(key.to_owned())]))?;
         Ok(row)
     }
@@ -263,7 +276,7 @@ impl Context<'_> {
         let sql = format!(
             "SELECT {stamp} FROM {} t WHERE {} AND {}",
             ident(&entity.table),
-            by_key(entity, "?1"),
+            by_key(entity, schema, "?1"),
             visible(entity, schema, "t")
         );
         let stamp: Option<Option<String>> = self
@@ -323,8 +336,13 @@ impl Context<'_> {
     }
 
     /// Whether a row of this key is there, deleted softly or not.
-    pub(super) fn exists(&self, entity: &EntityType, key: &str) -> Result<bool, WriteError> {
-        let sql = format!("SELECT 1 FROM {} t WHERE {}", ident(&entity.table), by_key(entity, "?1"));
+    pub(super) fn exists(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+    ) -> Result<bool, WriteError> {
+        let sql = format!("SELECT 1 FROM {} t WHERE {}", ident(&entity.table), by_key(entity, schema, "?1"));
         self.connection
             .prepare_cached(&sql)
             .and_then(|mut statement| statement.exists([key]))
@@ -337,16 +355,27 @@ impl Context<'_> {
         schema: &TableSchema,
         key: &str,
     ) -> Result<Option<Bytes>, WriteError> {
+        let row = self.payload(entity, schema, key)?;
+        Ok(row.map(|row| Bytes::from(payload::json(&row).into_owned())))
+    }
+
+    /// The row as the log would keep it.
+    pub(super) fn payload(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+    ) -> Result<Option<Vec<u8>>, WriteError> {
         let sql = format!(
             "SELECT {} FROM {} t WHERE {}",
-            row_json(schema, "t"),
+            payload::row(schema, "t"),
             ident(&entity.table),
-            by_key(entity, "?1")
+            by_key(entity, schema, "?1")
         );
         self.connection
             .prepare_cached(&sql)
-            .and_then(|mut statement| statement.query_row([key], |row| lossy(row, 0)).optional())
-            .map(|row| row.flatten().map(Bytes::from))
+            .and_then(|mut statement| statement.query_row([key], |row| Ok(bytes(row, 0)?.map(<[u8]>::to_vec))).optional())
+            .map(Option::flatten)
             .map_err(|e| error::write(&e))
     }
 
@@ -366,7 +395,7 @@ impl Context<'_> {
             )
             .and_then(|mut statement| {
                 statement
-                    .query_row(rusqlite::params![before.as_i64(), &*entity.name, key], |row| lossy(row, 0))
+                    .query_row(rusqlite::params![before.as_i64(), &*entity.name, key], |row| row_json(row, 0))
                     .optional()
             })
             .map_err(|e| error::write(&e))?;
@@ -393,7 +422,7 @@ impl Context<'_> {
                 .connection
                 .prepare_cached(sql)
                 .and_then(|mut s| {
-                    s.query_row([self.transaction.as_str(), &entry.entity_id], |row| lossy(row, 0)).optional()
+                    s.query_row([self.transaction.as_str(), &entry.entity_id], |row| row_json(row, 0)).optional()
                 })
                 .map_err(|e| error::write(&e))?;
             row = logged.flatten().map(Bytes::from);
@@ -423,6 +452,11 @@ impl Context<'_> {
         insert().map_err(|e| error::write(&e))
     }
 
+    /// Whether a row of the table cannot say which transaction has written it.
+    pub(super) fn needs_context(&self, schema: &TableSchema) -> bool {
+        schema.kept.transactions.is_none() || !is_plain(self.transaction.as_str())
+    }
+
     /// Runs a statement with the transaction's and the client's ids where triggers find them, if `needed`.
     pub(super) fn in_context(
         &self,
@@ -436,8 +470,9 @@ impl Context<'_> {
         let ids =
             vec![Sql::Text(self.transaction.to_string()), text_or_null(self.client.map(ClientId::as_str))];
         self.execute(set, ids)?;
-        run()?;
-        self.execute(set, vec![Sql::Null, Sql::Null])
+        let done = run();
+        self.execute(set, vec![Sql::Null, Sql::Null])?;
+        done
     }
 
     pub(super) fn now(&self) -> Result<String, WriteError> {
@@ -450,12 +485,12 @@ impl Context<'_> {
 
 /// The condition that picks a row by its key as text. The second half refuses what only an affinity would
 /// take for the same key, such as `05` for 5.
-pub(super) fn by_key(entity: &EntityType, place: &str) -> String {
+pub(super) fn by_key(entity: &EntityType, schema: &TableSchema, place: &str) -> String {
     let table = ident(&entity.table);
     let alias = if place == "?1" { "t" } else { table.as_str() };
     let column = field(alias, &entity.key);
     match place {
-        "?1" => format!("{column} = ?1 AND {} = ?1 COLLATE BINARY", key_text(entity, alias)),
+        "?1" => format!("{column} = ?1 AND {} = ?1 COLLATE BINARY", key_text(entity, schema, alias)),
         _ => format!("{column} = ? COLLATE BINARY"),
     }
 }

@@ -10,8 +10,10 @@
 use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
 
-use super::clashes;
-use super::sql::{field, ident, key_text, literal, nameable, row_json, scope_text, transaction_of, visible};
+use super::sql::{
+    field, ident, is_stamped, key_text, literal, nameable, scope_text, shown, transaction_of, visible,
+};
+use super::{clashes, payload};
 use crate::entity::{EntityType, TableSchema};
 
 /// The triggers of an entity type, as their names end.
@@ -159,14 +161,6 @@ pub(super) fn set_reconciled(
     Ok(())
 }
 
-/// The path of a column in a row's JSON.
-fn json_path(column: &str) -> String {
-    match column.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-        true => format!("$.{column}"),
-        false => format!("$.\"{column}\""),
-    }
-}
-
 pub(super) fn name(entity: &EntityType, event: &str) -> String {
     format!("bourn_{}__{event}", entity.name)
 }
@@ -238,25 +232,23 @@ impl Maker<'_> {
     /// Whose an inserted row is: the first of its ids that the last version of the key in the log had not. A row
     /// that was put back as it had been carries nobody's.
     fn inserted_by(&self, actions: &[&str]) -> (String, String) {
-        let Some(ids) = &self.schema.kept.transactions else {
+        if self.schema.kept.transactions.is_none() {
             return (self.context("transaction_id"), self.context("client_id"));
-        };
-        let ids = json_path(ids);
+        }
         let cases: Vec<String> = actions
             .iter()
             .map(|action| {
                 let new = self.transaction("NEW", action);
                 let known = format!(
-                    "(SELECT CAST(json_extract(value, {}) AS TEXT) FROM activities \
-                     WHERE entity_id = {} AND entity_type = {} AND value IS NOT NULL ORDER BY seq DESC LIMIT 1)",
-                    literal(&format!("{ids}.{action}")),
-                    key_text(self.entity, "NEW"),
+                    "(SELECT {} FROM activities WHERE entity_id = {} AND entity_type = {} AND value IS NOT NULL ORDER BY seq DESC LIMIT 1)",
+                    is_stamped("value", action, &new),
+                    key_text(self.entity, self.schema, "NEW"),
                     literal(&self.entity.name)
                 );
-                format!("WHEN {new} IS NOT NULL AND {new} IS NOT {known} THEN {new}")
+                format!("WHEN {new} IS NOT NULL AND NOT coalesce({known}, 0) THEN {new}")
             })
             .collect();
-        let transaction = format!("CASE {} END", cases.join(" "));
+        let transaction = self.in_context(&format!("CASE {} END", cases.join(" ")));
         let client = match &self.schema.kept.last_client_id {
             Some(column) => {
                 let first = format!("NOT EXISTS (SELECT 1 FROM {})", self.logged("NEW", "1"));
@@ -270,10 +262,12 @@ impl Maker<'_> {
 
     /// The row stays what and where it is, and something in it changed.
     fn update(&self) -> Trigger {
-        let (old, new) = (visible(self.entity, self.schema, "OLD"), visible(self.entity, self.schema, "NEW"));
+        // The key is the same, so that one look at it will do.
         let when = format!(
-            "{old} AND {new} AND NOT ({}) AND ({}) AND NOT ({})",
+            "NOT ({}) AND {} AND {} AND ({}) AND NOT ({})",
             self.moved(),
+            shown(self.schema, "OLD"),
+            visible(self.entity, self.schema, "NEW"),
             self.changed(),
             self.announces_delete()
         );
@@ -293,7 +287,8 @@ impl Maker<'_> {
     /// another.
     fn turn(&self) -> Trigger {
         let (old, new) = (visible(self.entity, self.schema, "OLD"), visible(self.entity, self.schema, "NEW"));
-        let when = format!("({old}) <> ({new}) OR ({old} AND {new} AND ({}))", self.moved());
+        let when =
+            format!("{} OR ({}) <> ({})", self.moved(), shown(self.schema, "OLD"), shown(self.schema, "NEW"));
         let ids = ["delete", "update"];
         let left = self.entry(&Entry {
             action: "'delete'".into(),
@@ -321,7 +316,7 @@ impl Maker<'_> {
         let stamp = self.transaction("OLD", "delete");
         let used = format!(
             "EXISTS (SELECT 1 FROM activities WHERE transaction_id = {stamp} AND entity_id = {} AND entity_type = {})",
-            key_text(self.entity, "OLD"),
+            key_text(self.entity, self.schema, "OLD"),
             literal(&self.entity.name)
         );
         let stamped = format!("CASE WHEN {stamp} IS NOT NULL AND NOT {used} THEN {stamp} END");
@@ -346,7 +341,7 @@ impl Maker<'_> {
     }
 
     fn previous(&self) -> Option<String> {
-        self.entity.previous_values.then(|| row_json(self.schema, "OLD"))
+        self.entity.previous_values.then(|| payload::row(self.schema, "OLD"))
     }
 
     fn transaction(&self, alias: &str, action: &str) -> String {
@@ -355,7 +350,7 @@ impl Maker<'_> {
 
     /// The scope by which the feeds are told apart.
     fn scope(&self, alias: &str) -> String {
-        scope_text(self.entity, alias)
+        scope_text(self.entity, self.schema, alias)
     }
 
     fn context(&self, column: &str) -> String {
@@ -366,7 +361,7 @@ impl Maker<'_> {
     fn logged(&self, alias: &str, condition: &str) -> String {
         format!(
             "(SELECT * FROM activities WHERE entity_id = {} AND entity_type = {} ORDER BY seq DESC LIMIT 1) a WHERE {condition}",
-            key_text(self.entity, alias),
+            key_text(self.entity, self.schema, alias),
             literal(&self.entity.name)
         )
     }
@@ -384,7 +379,12 @@ impl Maker<'_> {
                 format!("WHEN {new} IS NOT {old} AND {new} IS NOT NULL THEN {new}")
             })
             .collect();
-        format!("CASE {} END", cases.join(" "))
+        self.in_context(&format!("CASE {} END", cases.join(" ")))
+    }
+
+    /// The id that the server gives its own writes where a row cannot carry it, or else this.
+    fn in_context(&self, id: &str) -> String {
+        format!("coalesce({}, {id})", self.context("transaction_id"))
     }
 
     /// The client, where the statement gave a transaction id or another client than the row had.
@@ -479,8 +479,8 @@ impl Maker<'_> {
             "(SELECT id FROM bourn_feeds WHERE entity_type = {} AND scope = coalesce({scope}, ''))",
             literal(&self.entity.name)
         );
-        let value = if entry.action == "'delete'" { "NULL".into() } else { row_json(self.schema, entry.row) };
-        self.entry_of(entry, &key_text(self.entity, entry.row), &scope, &feed, &value)
+        let value = if entry.action == "'delete'" { "NULL".into() } else { payload::row(self.schema, entry.row) };
+        self.entry_of(entry, &key_text(self.entity, self.schema, entry.row), &scope, &feed, &value)
     }
 
     fn entry_of(&self, entry: &Entry<'_>, key: &str, scope: &str, feed: &str, value: &str) -> String {
