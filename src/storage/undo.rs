@@ -117,6 +117,26 @@ impl Plan {
         self.all.values().map(|activity| (activity.entity_type.clone(), activity.entity_id.clone())).collect()
     }
 
+    /// The rows that would be deleted, because their creation is undone.
+    pub(super) fn removed(&self) -> Vec<(String, String)> {
+        let mut seen = BTreeSet::new();
+        let row = |activity: &Activity| (activity.entity_type.clone(), activity.entity_id.clone());
+        let firsts = self.all.values().filter(|activity| seen.insert(row(activity)));
+        firsts.filter(|activity| activity.action == Action::Create).map(row).collect()
+    }
+
+    /// Checks that each of the rows that would be deleted along is taken back itself, or stands in the way.
+    pub(super) fn check_along<'r>(
+        &self,
+        mut rows: impl Iterator<Item = &'r (String, String)>,
+    ) -> Result<(), WriteError> {
+        let planned = self.rows();
+        match rows.find(|row| self.blocking.is_empty() && !planned.contains(row)) {
+            Some(row) => Err(would_delete(row)),
+            None => Ok(()),
+        }
+    }
+
     /// What is to be done, if nothing stands in the way.
     pub(super) fn finish(self, catalog: &Catalog) -> Result<Undo, WriteError> {
         if !self.blocking.is_empty() {
@@ -194,7 +214,8 @@ pub(super) fn previous(
     let previous = activity.previous_values.as_deref().and_then(|json| Columns::parse(json.as_bytes()).ok());
     let previous = previous.ok_or_else(|| not_reversible(activity, "its previous values cannot be read"))?;
     // A row that is `alive` may have a value now where it had none then: under the new name, which is another column.
-    let renamed = alive && schema.columns.iter().any(|column| !column.generated && !previous.has(&column.name));
+    let renamed =
+        alive && schema.columns.iter().any(|column| !column.generated && !previous.has(&column.name));
     let lost = |(name, value): &(&str, Json<'_>)| !schema.has(name) && (renamed || !value.is_null());
     if let Some((name, value)) = previous.iter().find(lost) {
         if value.is_null() {

@@ -12,7 +12,8 @@ const DOCUMENTS: &str = "/v1/entities/docs";
 async fn json_columns_get_the_text_that_was_sent() {
     let tables = "CREATE DOMAIN checked AS json CHECK (value IS NOT NULL); \
                   CREATE TABLE docs (id text PRIMARY KEY, data json, own checked DEFAULT '0', bin jsonb, list int[])";
-    let site = Site::on(Cluster::shared(), tables, "[[entity]]\ntype = 'doc'\ntable = 'docs'\n").await.eager();
+    let site =
+        Site::on(Cluster::shared(), tables, "[[entity]]\ntype = 'doc'\ntable = 'docs'\n").await.eager();
     let server = site.server().await;
     let client = server.client();
     let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
@@ -25,12 +26,12 @@ async fn json_columns_get_the_text_that_was_sent() {
         &deep,
     ];
     for (i, value) in values.into_iter().enumerate() {
-        let row = format!(r#"{{"id":"d{i}","data":{value},"own":{value},"bin":null,"list":[1,[2]]}}"#);
+        let row = format!(r#"{{"id":"d{i}","data":{value},"own":{{"a":[1]}},"bin":null,"list":[1,[2]]}}"#);
         let row = row.replace("[1,[2]]", "[[1],[2]]");
         let made = client.send(Method::POST, DOCUMENTS, &[JSON], row.clone()).await;
         assert_eq!((made.status, made.text()), (201, row.as_str()));
-        let held = site.sql(&format!("SELECT data::text || own::text FROM docs WHERE id = 'd{i}'"));
-        assert_eq!(held.trim(), format!("{value}{value}"));
+        let held = site.sql(&format!("SELECT data::text FROM docs WHERE id = 'd{i}'"));
+        assert_eq!(held.trim(), value);
     }
     let spaced = r#"{"data": {"b" : [1, 2],  "a":"x  y"}, "bin": {"b":1.50,"a":[1, 2],"b":2}}"#;
     let set = client.send(Method::PATCH, &format!("{DOCUMENTS}/d0"), &[JSON], spaced).await;
@@ -40,9 +41,9 @@ async fn json_columns_get_the_text_that_was_sent() {
     assert_eq!(held.trim(), r#"{"b" : [1, 2],  "a":"x  y"}"#);
     // What only the database's own form of JSON cannot hold.
     for bin in [r#""\ud800""#, "1e999999"] {
-        let refused =
-            client.send(Method::PATCH, &format!("{DOCUMENTS}/d0"), &[JSON], format!(r#"{{"bin":{bin}}}"#));
-        refused.await.assert_error(422, "CONSTRAINT");
+        let body = format!(r#"{{"bin":{bin}}}"#);
+        let refused = client.send(Method::PATCH, &format!("{DOCUMENTS}/d0"), &[JSON], body).await;
+        refused.assert_error(422, "CONSTRAINT_VIOLATED");
     }
     client
         .send(Method::PATCH, &format!("{DOCUMENTS}/d0"), &[JSON], r#"{"data":1,"data":2}"#)

@@ -46,4 +46,5 @@ mod postgres {
     mod time_travel;
     mod tls;
     mod transactions;
+    mod undo;
 }

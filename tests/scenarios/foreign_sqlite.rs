@@ -33,12 +33,19 @@ async fn a_writer_that_distrusts_the_schema_is_captured() {
     let mut read = Vec::new();
     eventually("all is captured", async || {
         read = client.read_all("/v1/entities/pages", "-1").await.0;
-        read.len() == 8
+        assert!(read.len() <= 7, "{read:?}");
+        read.len() == 7
     })
     .await;
     let short: Vec<String> = read
         .iter()
-        .map(|m| format!("{} {}", m["headers"]["operation"].as_str().unwrap(), m["headers"]["txid"].as_str().unwrap()))
+        .map(|m| {
+            format!(
+                "{} {}",
+                m["headers"]["operation"].as_str().unwrap(),
+                m["headers"]["txid"].as_str().unwrap()
+            )
+        })
         .collect();
     assert_eq!(short[..2], ["insert t1", "update t2"]);
     assert_eq!(short.iter().filter(|line| line.ends_with(" t3")).count(), 2, "{short:?}");
@@ -78,13 +85,18 @@ async fn doubles_are_the_same_in_list_and_stream_whoever_wrote_them() {
     // Exactly what the file has, in the fewest digits.
     let file = rusqlite::Connection::open(bourn.database()).unwrap();
     let mut select = file.prepare("SELECT id, x, y FROM numbers ORDER BY id").unwrap();
-    let held: Vec<(i64, f64, f64)> =
-        select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap().map(Result::unwrap).collect();
+    let held: Vec<(i64, f64, f64)> = select
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
     for ((row, message), (id, x, y)) in listed.iter().zip(&streamed).zip(&held) {
         assert_eq!(row.get(), message);
-        let told: Number = serde_json::from_str(row.get()).unwrap();
-        assert_eq!((told.id, told.x, told.y), (*id, *x, *y), "{}", row.get());
-        assert!(told.x_text(row.get()) <= format!("{x:e}").trim_start_matches('-').split('e').next().unwrap().len().max(3));
+        let told: Number<'_> = serde_json::from_str(row.get()).unwrap();
+        // Not by the parser of JSON, which is not exact.
+        let number = |text: &RawValue| text.get().parse::<f64>().unwrap();
+        assert_eq!((told.id, number(told.x), number(told.y)), (*id, *x, *y), "{}", row.get());
+        assert!(digits(told.x.get()) <= digits(&format!("{x:e}")), "{}", row.get());
     }
 }
 
@@ -94,29 +106,31 @@ struct Message {
 }
 
 #[derive(serde::Deserialize)]
-struct Number {
+struct Number<'a> {
     id: i64,
-    x: f64,
-    y: f64,
+    #[serde(borrow)]
+    x: &'a RawValue,
+    #[serde(borrow)]
+    y: &'a RawValue,
 }
 
-impl Number {
-    /// The length of the digits of `x`.
-    fn x_text(&self, row: &str) -> usize {
-        let text = row.split("\"x\":").nth(1).unwrap().split(',').next().unwrap();
-        let digits = text.trim_start_matches('-').split('e').next().unwrap();
-        digits.trim_start_matches("0.").trim_start_matches('0').len()
-    }
+/// How many digits a number is written with, without zeros around them.
+fn digits(text: &str) -> usize {
+    let mantissa = text.trim_start_matches('-').split('e').next().unwrap();
+    mantissa.replace('.', "").trim_matches('0').len()
 }
 
 #[tokio::test]
 async fn the_triggers_of_many_small_tables_are_small() {
     let names: Vec<String> = (0..200).map(|i| format!("small{i}")).collect();
-    let config: String = names.iter().map(|name| format!("[[entity]]\ntype='{name}'\ntable='{name}'\n")).collect();
+    let config: String =
+        names.iter().map(|name| format!("[[entity]]\ntype='{name}'\ntable='{name}'\n")).collect();
     let bourn = Bourn::start_with(&config, &[], |database| {
         let tables: String = names
             .iter()
-            .map(|name| format!("CREATE TABLE {name} (id INTEGER PRIMARY KEY, name TEXT, n INTEGER, at DATETIME);"))
+            .map(|name| {
+                format!("CREATE TABLE {name} (id INTEGER PRIMARY KEY, name TEXT, n INTEGER, at DATETIME);")
+            })
             .collect();
         sqlite3(database, &tables);
     })

@@ -49,7 +49,14 @@ async fn values_come_back_with_their_types_and_bytes() {
     }
     last_transaction(&client, ODD, rows.len()).await;
     let columns = ["t", "d", "j", "b", "r", "a", "n", "i", "o"];
-    let parts: Vec<String> = columns.iter().map(|c| format!("typeof({c}) || CASE typeof({c}) WHEN 'real' THEN printf('%!.18g', {c}) ELSE hex({c}) END")).collect();
+    let parts: Vec<String> = columns
+        .iter()
+        .map(|c| {
+            format!(
+                "typeof({c}) || CASE typeof({c}) WHEN 'real' THEN printf('%!.18g', {c}) ELSE hex({c}) END"
+            )
+        })
+        .collect();
     let state = format!("SELECT id, {} FROM odd ORDER BY id", parts.join(", "));
     let before = bourn.sql(&state);
     let mut messages = rows.len();
@@ -134,11 +141,13 @@ async fn rows_that_would_be_deleted_along_are_dependents() {
     made("items", "t3", json!({ "id": "j", "parent": "i" })).await;
     let blocked = undo(&client, "t1", "").await;
     blocked.assert_error(409, "ROLLBACK_BLOCKED");
-    let ids: Vec<_> = blocked.json()["dependents"].as_array().unwrap().iter().map(|d| d["transactionId"].clone()).collect();
+    let ids: Vec<_> =
+        blocked.json()["dependents"].as_array().unwrap().iter().map(|d| d["transactionId"].clone()).collect();
     assert_eq!(ids, ["t2", "t3"]);
     let undone = undo(&client, "t1", "?cascade=true").await;
     assert_eq!(undone.status, 200, "{}", undone.text());
-    let undone: Vec<_> = undone.json()["undone"].as_array().unwrap().iter().map(|u| u["transactionId"].clone()).collect();
+    let undone: Vec<_> =
+        undone.json()["undone"].as_array().unwrap().iter().map(|u| u["transactionId"].clone()).collect();
     assert_eq!(undone, ["t3", "t2", "t1"]);
     assert_eq!(bourn.sql("SELECT count(*) FROM lists UNION ALL SELECT count(*) FROM items"), "0\n0");
     // A row that was there before, and refers only since: its change goes back, and it stays.
@@ -161,7 +170,10 @@ async fn a_column_that_has_another_name_now_is_no_column_to_put_back() {
     let client = bourn.client();
     client.post("/v1/entities/items", &[("x-transaction-id", "t1")], &json!({ "id": "i" })).await;
     let change = json!({ "label": "x" });
-    assert_eq!(client.patch("/v1/entities/items/i", &[("x-transaction-id", "t2")], &change).await.status, 200);
+    assert_eq!(
+        client.patch("/v1/entities/items/i", &[("x-transaction-id", "t2")], &change).await.status,
+        200
+    );
     bourn.sql("ALTER TABLE items RENAME COLUMN label TO caption");
     eventually("the server has seen the new name", async || {
         client.get("/v1/entities/items/i").await.json().get("caption").is_some()

@@ -6,6 +6,7 @@
 
 mod admin;
 mod capture;
+mod cascade;
 mod catalog;
 mod connect;
 mod error;

@@ -11,7 +11,6 @@ use bourn_protocol::json::push_string;
 
 use super::catalog::Table;
 use super::sql::{ident, typed};
-use super::value::Form;
 use crate::entity::Columns;
 use crate::storage::{StorageError, WriteError};
 
@@ -31,7 +30,9 @@ impl Record {
         let mut object = Vec::new();
         for (name, value) in values.iter() {
             let column = table.column(name);
-            if let Some(column) = column.filter(|column| column.form == Form::Json) {
+            // A domain of JSON stays in the object: its rules are checked there, too, and may refuse that it is missing.
+            let is_json = |type_name: &str| matches!(type_name, "json" | "jsonb");
+            if let Some(column) = column.filter(|column| is_json(&column.type_name)) {
                 record.sources.push(typed(first + record.apart.len(), column));
                 record.apart.push((!value.is_null()).then(|| value.text().to_owned()));
                 continue;

@@ -184,7 +184,9 @@ impl Context<'_> {
         let sets: Vec<Set<'_>> = columns
             .iter()
             .filter(|(name, _)| *name != entity.key)
-            .filter_map(|(name, value)| schema.column(name).map(|column| Set::new(column, bind(column, value))))
+            .filter_map(|(name, value)| {
+                schema.column(name).map(|column| Set::new(column, bind(column, value)))
+            })
             .collect();
         self.set(entity, &schema, key.as_str(), &sets, "update")?;
         self.done(entity, &schema, key.as_str(), before)
@@ -236,8 +238,12 @@ impl Context<'_> {
             return Ok(());
         }
         values.push(Sql::Text(key.to_owned()));
-        let sql =
-            format!("UPDATE {} SET {} WHERE {}", ident(&entity.table), parts.join(", "), by_key(entity, schema, "?"));
+        let sql = format!(
+            "UPDATE {} SET {} WHERE {}",
+            ident(&entity.table),
+            parts.join(", "),
+            by_key(entity, schema, "?")
+        );
         self.in_context(self.needs_context(schema), || self.execute(&sql, values))
     }
 
@@ -374,7 +380,9 @@ impl Context<'_> {
         );
         self.connection
             .prepare_cached(&sql)
-            .and_then(|mut statement| statement.query_row([key], |row| Ok(bytes(row, 0)?.map(<[u8]>::to_vec))).optional())
+            .and_then(|mut statement| {
+                statement.query_row([key], |row| Ok(bytes(row, 0)?.map(<[u8]>::to_vec))).optional()
+            })
             .map(Option::flatten)
             .map_err(|e| error::write(&e))
     }
@@ -422,7 +430,8 @@ impl Context<'_> {
                 .connection
                 .prepare_cached(sql)
                 .and_then(|mut s| {
-                    s.query_row([self.transaction.as_str(), &entry.entity_id], |row| row_json(row, 0)).optional()
+                    s.query_row([self.transaction.as_str(), &entry.entity_id], |row| row_json(row, 0))
+                        .optional()
                 })
                 .map_err(|e| error::write(&e))?;
             row = logged.flatten().map(Bytes::from);

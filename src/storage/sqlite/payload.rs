@@ -251,7 +251,8 @@ fn push_json(text: &str, out: &mut Vec<u8>) {
 fn iso(text: Cow<'_, str>) -> Cow<'_, str> {
     let shape = b"9999-99-99 9";
     let bytes = text.as_bytes();
-    let fits = |(&byte, &wanted): (&u8, &u8)| if wanted == b'9' { byte.is_ascii_digit() } else { byte == wanted };
+    let fits =
+        |(&byte, &wanted): (&u8, &u8)| if wanted == b'9' { byte.is_ascii_digit() } else { byte == wanted };
     match bytes.len() >= shape.len() && bytes.iter().zip(shape).all(fits) {
         true => format!("{}T{}", &text[..10], &text[11..]).into(),
         false => text,
@@ -365,7 +366,18 @@ mod tests {
             connection.execute("INSERT INTO t VALUES (?1)", [number]).unwrap();
             number
         };
-        let edges = [0.0, 1.0, 5e-324, f64::MIN_POSITIVE, f64::MAX, f64::MIN, f64::INFINITY, f64::NEG_INFINITY, 1e300, 0.1];
+        let edges = [
+            0.0,
+            1.0,
+            5e-324,
+            f64::MIN_POSITIVE,
+            f64::MAX,
+            f64::MIN,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+            1e300,
+            0.1,
+        ];
         let mut seed = 88_172_645_463_325_252_u64;
         let random = std::iter::repeat_with(|| {
             seed ^= seed << 13;
@@ -378,15 +390,18 @@ mod tests {
         connection.execute_batch("BEGIN").unwrap();
         let numbers: Vec<f64> = edges.into_iter().chain(powers).chain(random).map(insert).collect();
         let compare = || {
-            let mut select = connection.prepare(&format!("SELECT {} FROM t ORDER BY rowid", row(&schema, "t"))).unwrap();
-            let payloads: Vec<String> = select.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+            let mut select =
+                connection.prepare(&format!("SELECT {} FROM t ORDER BY rowid", row(&schema, "t"))).unwrap();
+            let payloads: Vec<String> =
+                select.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
             numbers.iter().zip(&payloads).all(|(number, payload)| {
                 held(payload.as_bytes()).unwrap()[0].1 == Held::Real(number.to_bits())
             })
         };
         assert!(compare());
         // Powers that went through text are put right.
-        let changes = || connection.query_row("SELECT total_changes()", [], |row| row.get::<_, i64>(0)).unwrap();
+        let changes =
+            || connection.query_row("SELECT total_changes()", [], |row| row.get::<_, i64>(0)).unwrap();
         let before = changes();
         mend_scale(&connection).unwrap();
         assert_eq!(changes(), before, "they are right as they are made");

@@ -218,11 +218,13 @@ impl Context<'_> {
         if let Some(row) = row {
             // Only what differs is set. An older version of the server kept values as JSON shows them.
             let shown_now = Columns::parse(payload::json(&row).as_bytes()).unwrap_or_default();
-            let held_now: BTreeMap<String, Held> = payload::held(&row).unwrap_or_default().into_iter().collect();
+            let held_now: BTreeMap<String, Held> =
+                payload::held(&row).unwrap_or_default().into_iter().collect();
             sets.retain(|Set { column, .. }| {
                 let name = &column.name;
                 let same = held.get(name) == held_now.get(name)
-                    || (matches!(held.get(name), Some(Held::Json(_))) && shown.get(name) == shown_now.get(name));
+                    || (matches!(held.get(name), Some(Held::Json(_)))
+                        && shown.get(name) == shown_now.get(name));
                 !same || ids == Some(name)
             });
             return self.set(entity, &schema, key, &sets, "update");

@@ -82,9 +82,7 @@ pub(super) fn row(
         by_key(entity, schema, "?1"),
         visible(entity, schema, "t")
     );
-    let row = connection
-        .prepare_cached(&sql)?
-        .query_row([key.as_str()], |row| row_json(row, 0))
-        .optional()?;
+    let row =
+        connection.prepare_cached(&sql)?.query_row([key.as_str()], |row| row_json(row, 0)).optional()?;
     Ok(row.flatten().map(Bytes::from))
 }

@@ -479,7 +479,8 @@ impl Maker<'_> {
             "(SELECT id FROM bourn_feeds WHERE entity_type = {} AND scope = coalesce({scope}, ''))",
             literal(&self.entity.name)
         );
-        let value = if entry.action == "'delete'" { "NULL".into() } else { payload::row(self.schema, entry.row) };
+        let value =
+            if entry.action == "'delete'" { "NULL".into() } else { payload::row(self.schema, entry.row) };
         self.entry_of(entry, &key_text(self.entity, self.schema, entry.row), &scope, &feed, &value)
     }
 
