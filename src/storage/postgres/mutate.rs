@@ -177,11 +177,11 @@ impl Context<'_> {
         let insert = match names.is_empty() {
             true => format!("INSERT INTO {} AS t DEFAULT VALUES", table.sql),
             false => format!(
-                "INSERT INTO {} AS t ({}) SELECT {} FROM json_populate_record(NULL::{}, $1::text::json) r",
+                "INSERT INTO {} AS t ({}) SELECT {} FROM {}",
                 table.sql,
                 names.join(", "),
                 sources.join(", "),
-                table.sql
+                record.reader()
             ),
         };
         let select = statement(AssertSqlSafe(format!("{insert} RETURNING {}", texts(table))));
@@ -262,10 +262,10 @@ impl Context<'_> {
                 by_key(table, 2)
             ),
             false => format!(
-                "UPDATE {} AS t SET {} FROM json_populate_record(NULL::{}, $1::text::json) r WHERE {} RETURNING {}",
+                "UPDATE {} AS t SET {} FROM {} WHERE {} RETURNING {}",
                 table.sql,
                 parts.join(", "),
-                table.sql,
+                record.reader(),
                 by_key(table, 2),
                 texts(table)
             ),

@@ -11,6 +11,7 @@ use bourn_protocol::json::push_string;
 
 use super::catalog::Table;
 use super::sql::{ident, typed};
+use super::value::Form;
 use crate::entity::Columns;
 use crate::storage::{StorageError, WriteError};
 
@@ -18,6 +19,8 @@ use crate::storage::{StorageError, WriteError};
 pub(super) struct Record {
     /// Where the value of each column comes from, as SQL, in the order of the columns.
     pub(super) sources: Vec<String>,
+    /// The columns of the object, with their types.
+    types: Vec<String>,
     object: String,
     apart: Vec<Option<String>>,
 }
@@ -26,18 +29,22 @@ impl Record {
     /// The columns as a statement takes them whose first parameter is the object, read as `r`, and whose parameters from
     /// `first` on are the values that go apart.
     pub(super) fn new(table: &Table, values: &Columns, first: usize) -> Record {
-        let mut record = Record { sources: Vec::new(), object: String::new(), apart: Vec::new() };
+        let mut record =
+            Record { sources: Vec::new(), types: Vec::new(), object: String::new(), apart: Vec::new() };
         let mut object = Vec::new();
         for (name, value) in values.iter() {
             let column = table.column(name);
-            // A domain of JSON stays in the object: its rules are checked there, too, and may refuse that it is missing.
-            let is_json = |type_name: &str| matches!(type_name, "json" | "jsonb");
-            if let Some(column) = column.filter(|column| is_json(&column.type_name)) {
+            if let Some(column) = column.filter(|column| column.form == Form::Json) {
                 record.sources.push(typed(first + record.apart.len(), column));
                 record.apart.push((!value.is_null()).then(|| value.text().to_owned()));
                 continue;
             }
             record.sources.push(format!("r.{}", ident(name)));
+            record.types.push(format!(
+                "{} {}",
+                ident(name),
+                column.map_or("text", |column| &column.type_name)
+            ));
             object.push(if object.is_empty() { b'{' } else { b',' });
             push_string(&mut object, name);
             object.push(b':');
@@ -50,6 +57,14 @@ impl Record {
         object.extend_from_slice(if object.is_empty() { b"{}" } else { b"}" });
         record.object = String::from_utf8(object).unwrap_or_default();
         record
+    }
+
+    /// What reads the object, to stand after `FROM`. Only the columns that are given: a domain may refuse to be null.
+    pub(super) fn reader(&self) -> String {
+        match self.types.is_empty() {
+            true => "(SELECT $1::text) r".into(),
+            false => format!("json_to_record($1::text::json) r ({})", self.types.join(", ")),
+        }
     }
 
     /// The first parameter.
