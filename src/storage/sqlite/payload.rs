@@ -47,6 +47,9 @@ pub(super) fn row(schema: &TableSchema, alias: &str) -> String {
 /// One column's value. SQLite types values, not columns, so every type can turn up anywhere.
 fn value(column: &Column, alias: &str) -> String {
     let x = field(alias, &column.name);
+    if column.rowid {
+        return x;
+    }
     let frame = match column.kind {
         ColumnKind::Json => 'j',
         ColumnKind::Timestamp => 'd',

@@ -16,7 +16,7 @@ use super::sql::{
 use super::{clashes, payload};
 use crate::entity::{EntityType, TableSchema};
 
-/// The triggers of an entity type, as their names end.
+/// The triggers of an entity type, as their names end; an older version made one for each.
 const EVENTS: [&str; 5] = ["insert", "hide", "update", "turn", "delete"];
 
 pub(super) const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
@@ -44,7 +44,7 @@ struct Entry<'a> {
 pub(super) fn all(entity: &EntityType, schema: &TableSchema) -> Vec<Trigger> {
     let maker = Maker { entity, schema };
     let hide = schema.kept.deleted_at.is_some().then(|| maker.hide());
-    let own = [maker.insert(), maker.update(), maker.turn(), maker.delete()].into_iter().chain(hide);
+    let own = [maker.insert(), maker.update(), maker.delete()].into_iter().chain(hide);
     own.chain(clashes::all(entity, schema)).collect()
 }
 
@@ -203,7 +203,7 @@ impl Maker<'_> {
             previous: self.entity.previous_values.then(|| format!("(SELECT a.value FROM {alive})")),
             from: String::new(),
         });
-        let body: Vec<String> = [self.feed("NEW")].into_iter().chain(left).chain([entered]).collect();
+        let body: Vec<String> = left.into_iter().chain([entered]).collect();
         self.trigger("insert", &visible(self.entity, self.schema, "NEW"), &body)
     }
 
@@ -226,7 +226,7 @@ impl Maker<'_> {
             previous: self.entity.previous_values.then(|| "a.value".to_owned()),
             from: format!("FROM {}", self.logged("NEW", &format!("a.action <> 'delete' AND {condition}"))),
         };
-        self.entry_of(&entry, "a.entity_id", "a.organization_id", "a.feed_id", "NULL")
+        self.entry_of(&entry, "a.entity_id", "a.organization_id", "NULL")
     }
 
     /// Whose an inserted row is: the first of its ids that the last version of the key in the log had not. A row
@@ -260,35 +260,21 @@ impl Maker<'_> {
         (transaction, client)
     }
 
-    /// The row stays what and where it is, and something in it changed.
+    /// Something in the row changed. If it is deleted softly, or restored, or takes another key or scope, it leaves one
+    /// place, and enters another.
     fn update(&self) -> Trigger {
-        // The key is the same, so that one look at it will do.
-        let when = format!(
-            "NOT ({}) AND {} AND {} AND ({}) AND NOT ({})",
-            self.moved(),
-            shown(self.schema, "OLD"),
-            visible(self.entity, self.schema, "NEW"),
-            self.changed(),
-            self.announces_delete()
-        );
-        let updated = self.entry(&Entry {
-            action: "'update'".into(),
-            row: "NEW",
-            transaction: self.changed_transaction(&["update"]),
-            client: self.changed_client(&["update"]),
-            changed_keys: self.changed_keys(),
-            previous: self.previous(),
-            from: String::new(),
-        });
-        self.trigger("update", &when, &[self.feed("NEW"), updated])
-    }
-
-    /// The row is deleted softly, or restored, or takes another key or scope: it leaves one place, and enters
-    /// another.
-    fn turn(&self) -> Trigger {
         let (old, new) = (visible(self.entity, self.schema, "OLD"), visible(self.entity, self.schema, "NEW"));
-        let when =
-            format!("{} OR ({}) <> ({})", self.moved(), shown(self.schema, "OLD"), shown(self.schema, "NEW"));
+        let turned = match self.schema.kept.deleted_at {
+            Some(_) => {
+                let (old, new) = (shown(self.schema, "OLD"), shown(self.schema, "NEW"));
+                format!("({} OR ({old}) <> ({new}))", self.moved())
+            }
+            None => format!("({})", self.moved()),
+        };
+        let when = match self.schema.kept.transactions {
+            Some(_) => format!("({}) AND NOT ({})", self.changed(), self.announces_delete()),
+            None => self.changed(),
+        };
         let ids = ["delete", "update"];
         let left = self.entry(&Entry {
             action: "'delete'".into(),
@@ -297,18 +283,19 @@ impl Maker<'_> {
             client: self.changed_client(&ids),
             changed_keys: "NULL".into(),
             previous: self.previous(),
-            from: format!("WHERE {old}"),
+            from: format!("WHERE {turned} AND {old}"),
         });
-        let entered = self.entry(&Entry {
-            action: "'create'".into(),
+        let entered_or_changed = self.entry(&Entry {
+            action: format!("CASE WHEN {turned} THEN 'create' ELSE 'update' END"),
             row: "NEW",
             transaction: self.changed_transaction(&["update"]),
             client: self.changed_client(&["update"]),
-            changed_keys: "NULL".into(),
-            previous: None,
+            changed_keys: format!("CASE WHEN NOT {turned} THEN {} END", self.changed_keys()),
+            previous: self.previous().map(|previous| format!("CASE WHEN NOT {turned} THEN {previous} END")),
+            // Where the row stays in its place, the old one is to be seen if the new one is.
             from: format!("WHERE {new}"),
         });
-        self.trigger("turn", &when, &[self.feed("OLD"), left, self.feed("NEW"), entered])
+        self.trigger("update", &when, &[left, entered_or_changed])
     }
 
     fn delete(&self) -> Trigger {
@@ -337,7 +324,7 @@ impl Maker<'_> {
             previous: self.previous(),
             from: String::new(),
         });
-        self.trigger("delete", &visible(self.entity, self.schema, "OLD"), &[self.feed("OLD"), deleted])
+        self.trigger("delete", &visible(self.entity, self.schema, "OLD"), &[deleted])
     }
 
     fn previous(&self) -> Option<String> {
@@ -441,9 +428,6 @@ impl Maker<'_> {
     /// Nothing changed but who is about to delete the row: the delete that follows says it.
     fn announces_delete(&self) -> String {
         let kept = &self.schema.kept;
-        if kept.transactions.is_none() {
-            return "0".into();
-        }
         let (old, new) = (self.transaction("OLD", "delete"), self.transaction("NEW", "delete"));
         let quiet = [&kept.transactions, &kept.last_client_id];
         let others: Vec<String> = self
@@ -463,34 +447,18 @@ impl Maker<'_> {
         )
     }
 
-    /// Makes sure the row's feed has its number. Not `INSERT OR IGNORE`: an `OR REPLACE` of the outer
-    /// statement would override that, and give the feed another number.
-    fn feed(&self, alias: &str) -> String {
-        let (name, scope) = (literal(&self.entity.name), self.scope(alias));
-        format!(
-            "INSERT INTO bourn_feeds (entity_type, scope) SELECT {name}, coalesce({scope}, '') \
-             WHERE NOT EXISTS (SELECT 1 FROM bourn_feeds WHERE entity_type = {name} AND scope = coalesce({scope}, ''));"
-        )
-    }
-
     fn entry(&self, entry: &Entry<'_>) -> String {
-        let scope = self.scope(entry.row);
-        let feed = format!(
-            "(SELECT id FROM bourn_feeds WHERE entity_type = {} AND scope = coalesce({scope}, ''))",
-            literal(&self.entity.name)
-        );
         let value =
             if entry.action == "'delete'" { "NULL".into() } else { payload::row(self.schema, entry.row) };
-        self.entry_of(entry, &key_text(self.entity, self.schema, entry.row), &scope, &feed, &value)
+        self.entry_of(entry, &key_text(self.entity, self.schema, entry.row), &self.scope(entry.row), &value)
     }
 
-    fn entry_of(&self, entry: &Entry<'_>, key: &str, scope: &str, feed: &str, value: &str) -> String {
+    fn entry_of(&self, entry: &Entry<'_>, key: &str, scope: &str, value: &str) -> String {
         let Entry { action, transaction, client, changed_keys, previous, from, .. } = entry;
         let previous = previous.as_deref().unwrap_or("NULL");
         format!(
-            "INSERT INTO activities (action, entity_type, entity_id, feed_id, organization_id, transaction_id, client_id, \
-             changed_keys, value, previous_values, created_at)\n\
-             SELECT {action}, {name}, {key}, {feed}, {scope}, {transaction}, {client},\n{changed_keys},\n{value},\n{previous},\n{NOW} {from};",
+            "INSERT INTO bourn_entries\nSELECT {action}, {name}, {key}, {scope}, {transaction}, {client},\n{changed_keys},\n{value},\n\
+             {previous} {from};",
             name = literal(&self.entity.name)
         )
     }
