@@ -105,11 +105,6 @@ pub(super) fn transaction_of(schema: &TableSchema, alias: &str, action: &str) ->
     )
 }
 
-/// Whether a row in the log has this id for the action.
-pub(super) fn is_stamped(payload: &str, action: &str, id: &str) -> String {
-    format!("instr(replace({payload}, ' ', ''), '\"{action}\":\"' || {id} || '\"')")
-}
-
 /// Whether JSON writes the id as it is.
 pub(super) fn is_plain(id: &str) -> bool {
     !id.contains(['"', '\\'])

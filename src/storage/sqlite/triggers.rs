@@ -10,9 +10,7 @@
 use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
 
-use super::sql::{
-    field, ident, is_stamped, key_text, literal, nameable, scope_text, shown, transaction_of, visible,
-};
+use super::sql::{field, ident, key_text, literal, nameable, scope_text, shown, transaction_of, visible};
 use super::{clashes, payload};
 use crate::entity::{EntityType, TableSchema};
 
@@ -32,8 +30,8 @@ struct Entry<'a> {
     action: String,
     /// Where key, scope and value come from: `NEW` or `OLD`.
     row: &'a str,
-    transaction: String,
-    client: String,
+    /// How the row tells whose the change is: `how` of the view that entries are written through.
+    how: char,
     changed_keys: String,
     previous: Option<String>,
     /// `WHERE` and `FROM`, if the activity depends on more than the trigger's own condition.
@@ -189,16 +187,14 @@ impl Maker<'_> {
 
     fn insert(&self) -> Trigger {
         let alive = self.logged("NEW", "a.action <> 'delete'");
-        let (transaction, client) = self.inserted_by(&["update", "insert"]);
         // A row of this key that the log has alive was replaced without a trigger telling: if it was in
         // another scope, it has left that one.
         let moved = format!("a.organization_id IS NOT {}", self.scope("NEW"));
-        let left = self.entity.scope.as_ref().map(|_| self.left_behind(&transaction, &client, &moved));
+        let left = self.entity.scope.as_ref().map(|_| self.left_behind('i', &moved));
         let entered = self.entry(&Entry {
             action: format!("CASE WHEN EXISTS (SELECT 1 FROM {alive}) THEN 'update' ELSE 'create' END"),
             row: "NEW",
-            transaction,
-            client,
+            how: 'i',
             changed_keys: "NULL".into(),
             previous: self.entity.previous_values.then(|| format!("(SELECT a.value FROM {alive})")),
             from: String::new(),
@@ -209,19 +205,17 @@ impl Maker<'_> {
 
     /// A row is replaced by one that is deleted softly.
     fn hide(&self) -> Trigger {
-        let (transaction, client) = self.inserted_by(&["delete", "update", "insert"]);
         let named = nameable(self.entity, "NEW");
-        let when = format!("({named}) AND NOT {}", visible(self.entity, self.schema, "NEW"));
-        self.trigger("hide", &when, &[self.left_behind(&transaction, &client, "1")])
+        let when = format!("({named}) AND NOT {}", shown(self.schema, "NEW"));
+        self.trigger("hide", &when, &[self.left_behind('h', "1")])
     }
 
     /// Ends what the log has alive under the new row's key, if `condition` holds for it.
-    fn left_behind(&self, transaction: &str, client: &str, condition: &str) -> String {
+    fn left_behind(&self, how: char, condition: &str) -> String {
         let entry = Entry {
             action: "'delete'".into(),
             row: "NEW",
-            transaction: transaction.into(),
-            client: client.into(),
+            how,
             changed_keys: "NULL".into(),
             previous: self.entity.previous_values.then(|| "a.value".to_owned()),
             from: format!("FROM {}", self.logged("NEW", &format!("a.action <> 'delete' AND {condition}"))),
@@ -229,35 +223,26 @@ impl Maker<'_> {
         self.entry_of(&entry, "a.entity_id", "a.organization_id", "NULL")
     }
 
-    /// Whose an inserted row is: the first of its ids that the last version of the key in the log had not. A row
-    /// that was put back as it had been carries nobody's.
-    fn inserted_by(&self, actions: &[&str]) -> (String, String) {
-        if self.schema.kept.transactions.is_none() {
-            return (self.context("transaction_id"), self.context("client_id"));
+    /// How the row tells whose the change is, and what it tells.
+    fn ids(&self, how: char) -> String {
+        let kept = &self.schema.kept;
+        let has_old_and_new = matches!(how, 'u' | 't');
+        if kept.transactions.is_none() && (kept.last_client_id.is_none() || !has_old_and_new) {
+            return "NULL, NULL, NULL, NULL, NULL".into();
         }
-        let cases: Vec<String> = actions
-            .iter()
-            .map(|action| {
-                let new = self.transaction("NEW", action);
-                let known = format!(
-                    "(SELECT {} FROM activities WHERE entity_id = {} AND entity_type = {} AND value IS NOT NULL ORDER BY seq DESC LIMIT 1)",
-                    is_stamped("value", action, &new),
-                    key_text(self.entity, self.schema, "NEW"),
-                    literal(&self.entity.name)
-                );
-                format!("WHEN {new} IS NOT NULL AND NOT coalesce({known}, 0) THEN {new}")
-            })
-            .collect();
-        let transaction = self.in_context(&format!("CASE {} END", cases.join(" ")));
-        let client = match &self.schema.kept.last_client_id {
-            Some(column) => {
-                let first = format!("NOT EXISTS (SELECT 1 FROM {})", self.logged("NEW", "1"));
-                let client = field("NEW", column);
-                format!("CASE WHEN {first} OR ({transaction}) IS NOT NULL THEN {client} END")
-            }
-            None => "NULL".into(),
+        let of = |alias: &str, column: &Option<String>, there: bool| match column {
+            Some(column) if there => field(alias, column),
+            _ => "NULL".into(),
         };
-        (transaction, client)
+        let (old, new) = (has_old_and_new || how == 'd', how != 'd');
+        format!(
+            "'{how}{}', {}, {}, {}, {}",
+            if kept.last_client_id.is_some() { "c" } else { "" },
+            of("OLD", &kept.transactions, old),
+            of("NEW", &kept.transactions, new),
+            of("OLD", &kept.last_client_id, old),
+            of("NEW", &kept.last_client_id, new)
+        )
     }
 
     /// Something in the row changed. If it is deleted softly, or restored, or takes another key or scope, it leaves one
@@ -275,12 +260,10 @@ impl Maker<'_> {
             Some(_) => format!("({}) AND NOT ({})", self.changed(), self.announces_delete()),
             None => self.changed(),
         };
-        let ids = ["delete", "update"];
         let left = self.entry(&Entry {
             action: "'delete'".into(),
             row: "OLD",
-            transaction: self.changed_transaction(&ids),
-            client: self.changed_client(&ids),
+            how: 't',
             changed_keys: "NULL".into(),
             previous: self.previous(),
             from: format!("WHERE {turned} AND {old}"),
@@ -288,8 +271,7 @@ impl Maker<'_> {
         let entered_or_changed = self.entry(&Entry {
             action: format!("CASE WHEN {turned} THEN 'create' ELSE 'update' END"),
             row: "NEW",
-            transaction: self.changed_transaction(&["update"]),
-            client: self.changed_client(&["update"]),
+            how: 'u',
             changed_keys: format!("CASE WHEN NOT {turned} THEN {} END", self.changed_keys()),
             previous: self.previous().map(|previous| format!("CASE WHEN NOT {turned} THEN {previous} END")),
             // Where the row stays in its place, the old one is to be seen if the new one is.
@@ -299,27 +281,10 @@ impl Maker<'_> {
     }
 
     fn delete(&self) -> Trigger {
-        // The announcement of this delete, and not of an earlier one that was taken back since.
-        let stamp = self.transaction("OLD", "delete");
-        let used = format!(
-            "EXISTS (SELECT 1 FROM activities WHERE transaction_id = {stamp} AND entity_id = {} AND entity_type = {})",
-            key_text(self.entity, self.schema, "OLD"),
-            literal(&self.entity.name)
-        );
-        let stamped = format!("CASE WHEN {stamp} IS NOT NULL AND NOT {used} THEN {stamp} END");
-        let client = match &self.schema.kept.last_client_id {
-            Some(column) => format!("CASE WHEN {stamped} IS NOT NULL THEN {} END", field("OLD", column)),
-            None => "NULL".into(),
-        };
         let deleted = self.entry(&Entry {
             action: "'delete'".into(),
             row: "OLD",
-            transaction: format!("coalesce({}, {stamped})", self.context("transaction_id")),
-            client: format!(
-                "CASE WHEN {} IS NOT NULL THEN {} ELSE {client} END",
-                self.context("transaction_id"),
-                self.context("client_id")
-            ),
+            how: 'd',
             changed_keys: "NULL".into(),
             previous: self.previous(),
             from: String::new(),
@@ -340,47 +305,12 @@ impl Maker<'_> {
         scope_text(self.entity, self.schema, alias)
     }
 
-    fn context(&self, column: &str) -> String {
-        format!("(SELECT {column} FROM bourn_context)")
-    }
-
     /// The last activity of the row's key, if `condition` holds for it; to stand after `FROM`.
     fn logged(&self, alias: &str, condition: &str) -> String {
         format!(
             "(SELECT * FROM activities WHERE entity_id = {} AND entity_type = {} ORDER BY seq DESC LIMIT 1) a WHERE {condition}",
             key_text(self.entity, self.schema, alias),
             literal(&self.entity.name)
-        )
-    }
-
-    /// The first of the row's transaction ids that this statement changed. A writer that left `transactions`
-    /// as it was knows nothing of them, and passes none on.
-    fn changed_transaction(&self, actions: &[&str]) -> String {
-        if self.schema.kept.transactions.is_none() {
-            return self.context("transaction_id");
-        }
-        let cases: Vec<String> = actions
-            .iter()
-            .map(|action| {
-                let (old, new) = (self.transaction("OLD", action), self.transaction("NEW", action));
-                format!("WHEN {new} IS NOT {old} AND {new} IS NOT NULL THEN {new}")
-            })
-            .collect();
-        self.in_context(&format!("CASE {} END", cases.join(" ")))
-    }
-
-    /// The id that the server gives its own writes where a row cannot carry it, or else this.
-    fn in_context(&self, id: &str) -> String {
-        format!("coalesce({}, {id})", self.context("transaction_id"))
-    }
-
-    /// The client, where the statement gave a transaction id or another client than the row had.
-    fn changed_client(&self, actions: &[&str]) -> String {
-        let Some(column) = &self.schema.kept.last_client_id else { return self.context("client_id") };
-        let (old, new) = (field("OLD", column), field("NEW", column));
-        format!(
-            "CASE WHEN {new} IS NOT {old} OR ({}) IS NOT NULL THEN {new} END",
-            self.changed_transaction(actions)
         )
     }
 
@@ -454,12 +384,13 @@ impl Maker<'_> {
     }
 
     fn entry_of(&self, entry: &Entry<'_>, key: &str, scope: &str, value: &str) -> String {
-        let Entry { action, transaction, client, changed_keys, previous, from, .. } = entry;
+        let Entry { action, how, changed_keys, previous, from, .. } = entry;
         let previous = previous.as_deref().unwrap_or("NULL");
         format!(
-            "INSERT INTO bourn_entries\nSELECT {action}, {name}, {key}, {scope}, {transaction}, {client},\n{changed_keys},\n{value},\n\
+            "INSERT INTO bourn_entries\nSELECT {action}, {name}, {key}, {scope}, {ids},\n{changed_keys},\n{value},\n\
              {previous} {from};",
-            name = literal(&self.entity.name)
+            name = literal(&self.entity.name),
+            ids = self.ids(*how)
         )
     }
 }
