@@ -142,3 +142,26 @@ async fn the_triggers_of_many_small_tables_are_small() {
     println!("{size} bytes of triggers, opened in {:?}", started.elapsed());
     assert!(size.parse::<usize>().unwrap() < 900_000, "{size}");
 }
+
+#[tokio::test]
+async fn a_table_of_the_applications_own_that_has_the_logs_name_is_told_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("bourn.toml");
+    std::fs::write(&config, "[[entity]]\ntype='page'\ntable='pages'\n").unwrap();
+    for own in ["TABLE activities (x)", "TABLE \"Activities\" (x)", "VIEW activities AS SELECT 1"] {
+        let database = directory.path().join(format!("{}.db", own.len()));
+        sqlite3(&database, &format!("CREATE TABLE pages (id TEXT PRIMARY KEY); CREATE {own}"));
+        let before = sqlite3(&database, "SELECT count(*) FROM sqlite_master");
+        for command in ["check", "serve"] {
+            let url = crate::support::sqlite_url(&database);
+            let arguments = [command, "--config", config.to_str().unwrap(), "--database", &url];
+            let output = Bourn::output(&arguments, &[("BOURN_LISTEN", "127.0.0.1:0")]).await;
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8(said).unwrap();
+            assert!(!output.status.success(), "{own}: {said}");
+            assert!(said.contains("`activities` of its own") && said.contains("rename it"), "{own}: {said}");
+            assert!(!said.contains("CREATE"), "{own}: {said}");
+        }
+        assert_eq!(sqlite3(&database, "SELECT count(*) FROM sqlite_master"), before);
+    }
+}

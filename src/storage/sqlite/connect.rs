@@ -34,7 +34,12 @@ pub(super) fn open_error(path: &Path, error: &rusqlite::Error) -> OpenError {
         Some(ErrorCode::DatabaseBusy) => "; another process holds it",
         _ => "",
     };
-    OpenError::new(&path.display(), &format_args!("{error}{advice}"))
+    // Without the statement itself, which may be a whole migration.
+    let words = match error {
+        rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+        error => error.to_string(),
+    };
+    OpenError::new(&path.display(), &format_args!("{words}{advice}"))
 }
 
 /// The connection that writes, to a file that may have to be made.
@@ -124,10 +129,10 @@ pub(super) fn unfit(connection: &Connection) -> rusqlite::Result<Option<String>>
             "its log was made by a newer version of bourn (layout {done}; this version knows {NEWEST}); update bourn"
         )));
     }
-    let taken = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'activities')";
+    let taken = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'activities' COLLATE NOCASE)";
     if done == 0 && connection.query_row(taken, [], |row| row.get(0))? {
         return Ok(Some(
-            "it has a table `activities` of its own, and the log of changes needs that name; rename the table".into(),
+            "it has a table (or a view) `activities` of its own, and the log of changes needs that name; rename it".into(),
         ));
     }
     Ok(None)
