@@ -12,6 +12,7 @@ mod clashes;
 mod connect;
 mod error;
 mod events;
+mod expect;
 mod history;
 mod introspect;
 mod ledger;
