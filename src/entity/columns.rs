@@ -1,9 +1,8 @@
 //! The columns of a table and the JSON values that fit them. Checked here once for every storage; how a value
 //! is bound is the storage's own business.
 
-use serde_json::{Map, Value};
-
-use super::{EntityType, Kept};
+use super::members::Kind;
+use super::{Columns, EntityType, Json, Kept};
 
 /// The kinds of column, as far as their JSON form differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,9 +34,9 @@ impl ColumnKind {
         match self {
             ColumnKind::Integer => "a whole number of 64 bits",
             ColumnKind::Real | ColumnKind::Numeric => "a number",
-            ColumnKind::Text => "a string without NUL",
+            ColumnKind::Text => "a string without NUL and without halves of surrogate pairs",
             ColumnKind::Boolean => "true or false",
-            ColumnKind::Json => "JSON without NUL in its strings",
+            ColumnKind::Json => "JSON without NUL in its strings, nested at most 1000 levels deep",
             ColumnKind::Blob => "a string of `\\x` and pairs of hexadecimal digits",
             ColumnKind::Timestamp => "an ISO 8601 string such as 2026-01-15T10:30:00.123Z",
             ColumnKind::Array => "an array without NUL in its strings",
@@ -45,31 +44,23 @@ impl ColumnKind {
         }
     }
 
-    fn fits(self, value: &Value) -> bool {
-        match (self, value) {
-            (ColumnKind::Integer, Value::Number(n)) => n.as_i64().is_some(),
-            (ColumnKind::Real, Value::Number(n)) => n.as_f64().is_some_and(f64::is_finite),
-            (ColumnKind::Numeric, Value::Number(_))
-            | (ColumnKind::Boolean, Value::Bool(_))
-            | (ColumnKind::Any, Value::Number(_) | Value::Bool(_)) => true,
-            (ColumnKind::Text | ColumnKind::Any, Value::String(s)) => !s.contains('\0'),
-            (ColumnKind::Json, value) => !has_nul(value),
-            (ColumnKind::Array, Value::Array(_)) => !has_nul(value),
-            (ColumnKind::Blob, Value::String(s)) => unhex(s).is_some(),
-            (ColumnKind::Timestamp, Value::String(s)) => is_timestamp(s),
+    fn fits(self, value: Json<'_>) -> bool {
+        match (self, value.kind()) {
+            (ColumnKind::Integer, Kind::Number(n)) => n.parse::<i64>().is_ok(),
+            (ColumnKind::Real, Kind::Number(n)) => n.parse::<f64>().is_ok_and(f64::is_finite),
+            (ColumnKind::Numeric, Kind::Number(_))
+            | (ColumnKind::Boolean, Kind::Bool(_))
+            | (ColumnKind::Any, Kind::Number(_) | Kind::Bool(_)) => true,
+            (ColumnKind::Text | ColumnKind::Any, Kind::Text(s)) => !s.contains('\0'),
+            (ColumnKind::Json, _) | (ColumnKind::Array, Kind::Array) => {
+                !value.has_nul() && !value.is_too_deep()
+            }
+            (ColumnKind::Blob, Kind::Text(s)) => unhex(&s).is_some(),
+            (ColumnKind::Timestamp, Kind::Text(s)) => is_timestamp(&s),
             // What JSON has no number for is given out as text, and taken back as that.
-            (ColumnKind::Real | ColumnKind::Numeric, Value::String(s)) => NO_NUMBERS.contains(&s.as_str()),
+            (ColumnKind::Real | ColumnKind::Numeric, Kind::Text(s)) => NO_NUMBERS.contains(&&*s),
             _ => false,
         }
-    }
-}
-
-fn has_nul(value: &Value) -> bool {
-    match value {
-        Value::String(s) => s.contains('\0'),
-        Value::Array(items) => items.iter().any(has_nul),
-        Value::Object(map) => map.iter().any(|(key, value)| key.contains('\0') || has_nul(value)),
-        _ => false,
     }
 }
 
@@ -134,6 +125,8 @@ pub struct Column {
     pub generated: bool,
     /// It is the database's own number of the row, and never holds anything else.
     pub rowid: bool,
+    /// The database turns every number into text: none of its values is one.
+    pub never_number: bool,
 }
 
 /// A column of a set that must be unique.
@@ -205,21 +198,21 @@ impl TableSchema {
     ///
     /// # Errors
     /// For the first column that is unknown, kept by the server, of the wrong type or missing.
-    pub fn check(&self, values: &Map<String, Value>, whole: bool) -> Result<(), ColumnError> {
-        for (name, value) in values {
+    pub fn check(&self, values: &Columns, whole: bool) -> Result<(), ColumnError> {
+        for (name, value) in values.iter() {
             let Some(column) = self.column(name) else {
                 let known: Vec<_> = self.columns.iter().map(|column| column.name.as_str()).collect();
                 return Err(ColumnError::Unknown(printable(name), known.join(", ")));
             };
             if column.generated || self.kept.is_read_only(name) {
-                return Err(ColumnError::ReadOnly(name.clone()));
+                return Err(ColumnError::ReadOnly(name.to_owned()));
             }
             if value.is_null() {
                 if column.required {
-                    return Err(ColumnError::Missing(name.clone()));
+                    return Err(ColumnError::Missing(name.to_owned()));
                 }
             } else if !column.kind.fits(value) {
-                return Err(ColumnError::WrongType(name.clone(), column.kind.wanted().into()));
+                return Err(ColumnError::WrongType(name.to_owned(), column.kind.wanted().into()));
             }
         }
         let filled = |column: &Column| {
@@ -227,7 +220,7 @@ impl TableSchema {
             !column.required
                 || column.has_default
                 || column.generated
-                || values.contains_key(name)
+                || values.has(name)
                 || self.kept.is_filled_in(name)
         };
         match self.columns.iter().find(|column| whole && !filled(column)) {
@@ -238,7 +231,7 @@ impl TableSchema {
 }
 
 /// A client's own text, made fit to be repeated in a message.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().take(64).flat_map(char::escape_debug).collect()
 }
 
@@ -249,7 +242,7 @@ mod tests {
 
     #[test]
     fn values_are_checked_against_their_columns() {
-        let fits = |kind: ColumnKind, value: Value| kind.fits(&value);
+        let fits = |kind: ColumnKind, value: serde_json::Value| kind.fits(Json(&value.to_string()));
         assert!(fits(ColumnKind::Integer, json!(5)) && !fits(ColumnKind::Integer, json!(5.5)));
         assert!(fits(ColumnKind::Real, json!(5)) && !fits(ColumnKind::Real, json!("5")));
         assert!(fits(ColumnKind::Boolean, json!(true)) && !fits(ColumnKind::Boolean, json!(1)));

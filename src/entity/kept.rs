@@ -143,7 +143,15 @@ mod tests {
     use super::*;
 
     fn column(name: &str, kind: ColumnKind, required: bool) -> Column {
-        Column { name: name.into(), kind, required, has_default: false, generated: false, rowid: false }
+        Column {
+            name: name.into(),
+            kind,
+            required,
+            has_default: false,
+            generated: false,
+            rowid: false,
+            never_number: false,
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod columns;
 mod kept;
+mod members;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ pub use crate::config::ConflictPolicy;
 use crate::config::{EntityConfig, KeptColumns};
 pub use columns::{Column, ColumnError, ColumnKind, TableSchema, UniqueColumn, unhex};
 pub use kept::Kept;
+pub use members::{Columns, Json, Kind};
 
 /// The kinds of column whose values are told apart by their text.
 const NAMEABLE: [ColumnKind; 4] =

@@ -8,11 +8,11 @@ use http::header::{HeaderName, LINK, LOCATION};
 use http::{HeaderMap, Request, StatusCode};
 use hyper::body::Incoming;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::respond::{Build, TRUE};
 use super::{ApiError, App, Reply, intake};
-use crate::entity::{EntityType, TableSchema};
+use crate::entity::{ColumnKind, EntityType, Json, Kind, TableSchema};
 use crate::storage::{ListQuery, Mutation, Operation, WriteError, Written};
 
 const TRANSACTION_ID: HeaderName = HeaderName::from_static(headers::TRANSACTION_ID);
@@ -110,14 +110,15 @@ pub(super) async fn create(
     }
     let (mut columns, _room) = intake::json_object(app, request).await?;
     let schema = schema_of(&entity)?;
-    let given = columns.remove(&entity.key).filter(|id| !id.is_null());
-    let given = given.as_ref().map(|id| new_key(&id_text(&entity, id)?)).transpose()?;
-    let mut checked = columns.clone();
+    let given = columns.remove(&entity.key);
+    let given = given.as_deref().map(RawValue::get).map(Json::of).filter(|id| !id.is_null());
+    let given = given.map(|id| new_key(&id_text(&entity, id)?)).transpose()?;
     if let Some(column) = schema.column(&entity.key) {
         // The key is checked as an id; here it only counts as given.
-        checked.insert(column.name.clone(), placeholder(&entity, column.kind, given.as_ref())?);
+        columns.set(&column.name, placeholder(&entity, column.kind, given.as_ref())?);
     }
-    schema.check(&checked, true)?;
+    schema.check(&columns, true)?;
+    columns.remove(&entity.key);
     let operation = Operation::Create { entity: entity.clone(), key: given, columns };
     let (written, reply) = write(app, &headers, operation, StatusCode::CREATED).await?;
     let id = written.key.as_deref().unwrap_or_default();
@@ -135,7 +136,7 @@ pub(super) async fn update(
     let (headers, expected) = write_headers(&request)?;
     let (mut columns, _room) = intake::json_object(app, request).await?;
     if let Some(id) = columns.remove(&entity.key)
-        && id_text(&entity, &id)? != key.as_str()
+        && id_text(&entity, Json::of(id.get()))? != key.as_str()
     {
         let message = format!("`{}` names the row and cannot be changed; make a new row instead", entity.key);
         return Err(ApiError::new(ErrorCode::ReadOnlyColumn, &message));
@@ -201,39 +202,40 @@ pub(super) fn schema_of(entity: &EntityType) -> Result<Arc<TableSchema>, ApiErro
 }
 
 /// A row's id from a body: text, or a whole number where the key is one.
-fn id_text(entity: &EntityType, id: &Value) -> Result<String, ApiError> {
-    let text = match id {
-        Value::String(text) => text.clone(),
-        Value::Number(number) if number.as_i64().is_some() => number.to_string(),
-        _ => {
-            let message = format!("`{}` must be a string, or a whole number", entity.key);
-            return Err(ApiError::new(ErrorCode::InvalidId, &message));
-        }
-    };
-    Ok(text)
+fn id_text(entity: &EntityType, id: Json<'_>) -> Result<String, ApiError> {
+    match id.kind() {
+        Kind::Text(text) => Ok(text.into_owned()),
+        Kind::Number(number) => match number.parse::<i64>() {
+            Ok(_) => Ok(number.to_owned()),
+            Err(_) => Err(not_an_id(entity)),
+        },
+        _ => Err(not_an_id(entity)),
+    }
+}
+
+fn not_an_id(entity: &EntityType) -> ApiError {
+    let message = format!("`{}` must be a string, or a whole number", entity.key);
+    ApiError::new(ErrorCode::InvalidId, &message)
 }
 
 /// A value that stands for the key while the other columns are checked.
 fn placeholder(
     entity: &EntityType,
-    kind: crate::entity::ColumnKind,
+    kind: ColumnKind,
     id: Option<&EntityKey>,
-) -> Result<Value, ApiError> {
-    use crate::entity::ColumnKind;
+) -> Result<Box<RawValue>, ApiError> {
     match (kind, id) {
-        (ColumnKind::Integer, None) => Ok(Value::from(0)),
         // In its one spelling: `05` would name the row of 5, and its own URL would not.
-        (ColumnKind::Integer, Some(id)) => match id.as_str().parse::<i64>() {
-            Ok(number) if number.to_string() == id.as_str() => Ok(Value::from(number)),
-            _ => {
-                let message = format!(
-                    "`{}` must be a whole number of 64 bits, without sign or zeros before it",
-                    entity.key
-                );
-                Err(ApiError::new(ErrorCode::InvalidId, &message))
-            }
-        },
-        (ColumnKind::Real | ColumnKind::Numeric, _) => Ok(Value::from(0)),
+        (ColumnKind::Integer, Some(id))
+            if id.as_str().parse::<i64>().map_or(true, |number| number.to_string() != id.as_str()) =>
+        {
+            let message = format!(
+                "`{}` must be a whole number of 64 bits, without sign or zeros before it",
+                entity.key
+            );
+            Err(ApiError::new(ErrorCode::InvalidId, &message))
+        }
+        (ColumnKind::Integer | ColumnKind::Real | ColumnKind::Numeric, _) => Ok(literal("0")),
         (ColumnKind::Blob | ColumnKind::Boolean | ColumnKind::Timestamp | ColumnKind::Array, _) => {
             let message = format!(
                 "rows of this table cannot be made here: its key `{}` is neither text nor a number",
@@ -241,8 +243,12 @@ fn placeholder(
             );
             Err(ApiError::new(ErrorCode::InvalidId, &message))
         }
-        _ => Ok(Value::from("id")),
+        _ => Ok(literal("\"id\"")),
     }
+}
+
+fn literal(json: &str) -> Box<RawValue> {
+    RawValue::from_string(json.to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
 fn segment(text: &str) -> String {

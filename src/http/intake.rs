@@ -10,18 +10,18 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{ApiError, App};
 use crate::config::Size;
+use crate::entity::Columns;
 
 /// How much of a body that is too large is read and thrown away, in multiples of the limit.
 const DISCARD_LIMITS: u64 = 4;
 /// The unit in which memory for bodies is counted.
 const ROOM_UNIT: usize = 1 << 10;
-/// What one value of a parsed body takes at most, beside its bytes. The columns are copied once while they are checked.
-const PARSED_VALUE: usize = 96;
+/// How often the text of a body is in memory while it is written: as it came, by column, and as the database is given it.
+const COPIES: usize = 3;
 /// How long that may take.
 const DISCARD_TIME: Duration = Duration::from_secs(2);
 
@@ -63,11 +63,8 @@ pub(super) fn identity(headers: &HeaderMap) -> Result<(TransactionId, Option<Cli
     Ok((transaction, client))
 }
 
-/// The body as a JSON object, and the memory it takes until what it says is done.
-pub(super) async fn json_object(
-    app: &App,
-    request: Request<Incoming>,
-) -> Result<(Map<String, Value>, Room), ApiError> {
+/// The body as an object of columns, and the memory it takes until what it says is done.
+pub(super) async fn json_object(app: &App, request: Request<Incoming>) -> Result<(Columns, Room), ApiError> {
     let media_type = header(request.headers(), CONTENT_TYPE.as_str())?.unwrap_or_default();
     let essence = media_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
@@ -76,24 +73,19 @@ pub(super) async fn json_object(
     }
     let (body, mut room) = collect(app, request, app.limits.body_limit, &app.bodies).await?;
     // A body that takes more than the memory there is waits for nobody: it is done alone, or beside one other.
-    if !room.hold(parsed_bytes(&body).min(app.limits.body_memory.bytes() / 2).max(body.len())) {
+    let wanted = body.len().saturating_mul(COPIES);
+    if !room.hold(wanted.min(app.limits.body_memory.bytes() / 2).max(body.len())) {
         return Err(no_room());
     }
-    match serde_json::from_slice(&body) {
-        Ok(Value::Object(map)) => Ok((map, room)),
-        Ok(_) => {
-            Err(ApiError::new(ErrorCode::InvalidJson, "the body must be a JSON object of columns and values"))
-        }
+    match Columns::parse(&body) {
+        Ok(columns) => Ok((columns, room)),
+        Err(error) if error.is_data() => Err(ApiError::new(
+            ErrorCode::InvalidJson,
+            &format!("the body must be a JSON object of columns: {error}"),
+        )),
         // The parser tells place and kind, and nothing of the content.
         Err(error) => Err(ApiError::new(ErrorCode::InvalidJson, &format!("the body is not JSON: {error}"))),
     }
-}
-
-/// How much a body and what is parsed from it take, estimated without parsing: each value but the first follows one of these
-/// bytes. Those inside strings are counted as well, which text can afford.
-fn parsed_bytes(body: &[u8]) -> usize {
-    let values = body.iter().filter(|byte| matches!(byte, b',' | b':' | b'[' | b'{')).count();
-    body.len().saturating_mul(2).saturating_add(values.saturating_mul(PARSED_VALUE))
 }
 
 /// Memory for bodies of requests, all together.

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use bourn_protocol::{Action, ClientId, EntityKey, TransactionId};
 use bytes::Bytes;
-use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::StorageError;
-use crate::entity::EntityType;
+use crate::entity::{Columns, EntityType};
 
 /// One mutation of one client.
 #[derive(Debug, Clone)]
@@ -38,15 +37,16 @@ impl Mutation {
             Operation::Delete { entity, key, .. } => ("delete", &*entity.name, Some(key), None),
             Operation::Rollback { target, cascade } => {
                 let kind = if *cascade { "rollback cascade" } else { "rollback" };
-                return digest(&[kind, target.as_str()]);
+                return digest(&[kind.as_bytes(), target.as_str().as_bytes()]);
             }
         };
-        let columns = columns.and_then(|columns| serde_json::to_string(columns).ok()).unwrap_or_default();
-        digest(&[kind, name, key.map_or("", |key| key.as_str()), &columns])
+        let columns = columns.map(Columns::canonical).unwrap_or_default();
+        let key = key.map_or("", |key| key.as_str());
+        digest(&[kind.as_bytes(), name.as_bytes(), key.as_bytes(), &columns])
     }
 }
 
-fn digest(parts: &[&str]) -> Fingerprint {
+fn digest(parts: &[&[u8]]) -> Fingerprint {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
@@ -68,7 +68,7 @@ pub enum Operation {
         /// The row's key; made up where the client gave none.
         key: Option<EntityKey>,
         /// The other columns.
-        columns: Map<String, Value>,
+        columns: Columns,
     },
     /// Changes columns of a row.
     Update {
@@ -77,7 +77,7 @@ pub enum Operation {
         /// The row's key.
         key: EntityKey,
         /// The columns that change.
-        columns: Map<String, Value>,
+        columns: Columns,
         /// The row's transaction as the client knows it.
         expected: Option<TransactionId>,
     },

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bourn_protocol::limits::ROLLBACK_MAX;
 use bourn_protocol::{Action, Seq, TransactionId};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{Activity, Dependent, Undone, WriteError};
-use crate::entity::{Catalog, Column, EntityType, TableSchema};
+use crate::entity::{Catalog, Column, Columns, EntityType, Json, TableSchema};
 
 /// What the plan must know of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +60,16 @@ impl Plan {
         })
     }
 
+    /// Takes rows that would go with those that are taken back, as `ON DELETE CASCADE` has it: what happened to them since
+    /// stands in the way, or goes first.
+    pub(super) fn take_along<'r>(&mut self, rows: impl IntoIterator<Item = &'r (String, String)>) {
+        let Some(after) = self.waiting.iter().map(|activity| activity.seq).min() else { return };
+        for (entity_type, entity_id) in rows {
+            let (entity_type, entity_id) = (entity_type.clone(), entity_id.clone());
+            self.needs.push_back(Need::Later { entity_type, entity_id, after });
+        }
+    }
+
     /// What must be known next; nothing when the plan is complete.
     pub(super) fn need(&mut self) -> Result<Option<Need>, WriteError> {
         while self.needs.is_empty() {
@@ -104,6 +115,26 @@ impl Plan {
     /// The rows that are touched, as far as they are known: entity type and key.
     pub(super) fn rows(&self) -> BTreeSet<(String, String)> {
         self.all.values().map(|activity| (activity.entity_type.clone(), activity.entity_id.clone())).collect()
+    }
+
+    /// The rows that would be deleted, because their creation is undone.
+    pub(super) fn removed(&self) -> Vec<(String, String)> {
+        let mut seen = BTreeSet::new();
+        let row = |activity: &Activity| (activity.entity_type.clone(), activity.entity_id.clone());
+        let firsts = self.all.values().filter(|activity| seen.insert(row(activity)));
+        firsts.filter(|activity| activity.action == Action::Create).map(row).collect()
+    }
+
+    /// Checks that each of the rows that would be deleted along is taken back itself, or stands in the way.
+    pub(super) fn check_along<'r>(
+        &self,
+        mut rows: impl Iterator<Item = &'r (String, String)>,
+    ) -> Result<(), WriteError> {
+        let planned = self.rows();
+        match rows.find(|row| self.blocking.is_empty() && !planned.contains(row)) {
+            Some(row) => Err(would_delete(row)),
+            None => Ok(()),
+        }
     }
 
     /// What is to be done, if nothing stands in the way.
@@ -161,6 +192,13 @@ fn check_reversible(catalog: &Catalog, activity: &Activity) -> Result<(), WriteE
     Ok(())
 }
 
+/// The undo would delete a row that nothing in the log connects with what is undone.
+pub(super) fn would_delete((entity_type, entity_id): &(String, String)) -> WriteError {
+    WriteError::NotReversible(format!(
+        "{entity_type} `{entity_id}` refers to a row that would be deleted, and would be deleted with it; delete or change it first"
+    ))
+}
+
 /// A change cannot be taken back, for this reason.
 pub(super) fn not_reversible(activity: &Activity, why: &str) -> WriteError {
     WriteError::NotReversible(format!("{} `{}`: {why}", activity.entity_type, activity.entity_id))
@@ -168,49 +206,63 @@ pub(super) fn not_reversible(activity: &Activity, why: &str) -> WriteError {
 
 /// The row as it was before a change that is no creation. Every value that it had must have its column still: under
 /// another name it would be lost without a word.
-pub(super) fn previous(activity: &Activity, schema: &TableSchema) -> Result<Map<String, Value>, WriteError> {
-    let previous = activity.previous_values.as_deref().and_then(|json| serde_json::from_str(json).ok());
-    let previous: Map<String, Value> =
-        previous.ok_or_else(|| not_reversible(activity, "its previous values cannot be read"))?;
-    match previous.iter().find(|(name, value)| !value.is_null() && !schema.has(name)) {
-        None => Ok(previous),
-        Some((name, _)) => {
-            let why = format!("it had a value in column `{name}`, which the table does not have any more");
-            Err(not_reversible(activity, &why))
+pub(super) fn previous(
+    activity: &Activity,
+    schema: &TableSchema,
+    alive: bool,
+) -> Result<Columns, WriteError> {
+    let previous = activity.previous_values.as_deref().and_then(|json| Columns::parse(json.as_bytes()).ok());
+    let previous = previous.ok_or_else(|| not_reversible(activity, "its previous values cannot be read"))?;
+    // A row that is `alive` may have a value now where it had none then: under the new name, which is another column.
+    let renamed =
+        alive && schema.columns.iter().any(|column| !column.generated && !previous.has(&column.name));
+    let lost = |(name, value): &(&str, Json<'_>)| !schema.has(name) && (renamed || !value.is_null());
+    if let Some((name, value)) = previous.iter().find(lost) {
+        if value.is_null() {
+            let why = format!("its column `{name}` is missing in the table, or has another name there");
+            return Err(not_reversible(activity, &why));
         }
+        let why = format!("it had a value in column `{name}`, which the table does not have any more");
+        return Err(not_reversible(activity, &why));
     }
+    Ok(previous)
 }
 
-/// The columns of a row as it was, but for its key, stamped as changed by `transaction`. A row that capture
-/// sees appear takes its transaction from `insert` or `update`, whichever the log does not know yet.
+/// The columns of a row as it was, but for its key and for its transactions, which are stamped as changed by
+/// `transaction`. A row that capture sees appear takes its transaction from `insert` or `update`, whichever the log does not
+/// know yet.
 pub(super) fn previous_columns<'a>(
     entity: &EntityType,
     schema: &'a TableSchema,
-    previous: &Map<String, Value>,
+    previous: &Columns,
     transaction: &str,
-) -> Vec<(&'a Column, Value)> {
+) -> Vec<(&'a Column, Box<RawValue>)> {
     let kept = &schema.kept;
-    schema
-        .columns
-        .iter()
-        .filter(|column| {
-            let skipped = [&kept.last_client_id, &kept.modified_at];
-            !column.generated && column.name != entity.key && !skipped.contains(&&Some(column.name.clone()))
-        })
+    let skipped = |name: &String| {
+        *name == entity.key || [&kept.last_client_id, &kept.modified_at].contains(&&Some(name.clone()))
+    };
+    let restored = schema.columns.iter().filter(|column| !column.generated && !skipped(&column.name));
+    restored
         .filter_map(|column| {
             let value = previous.get(&column.name)?;
-            let value = match kept.transactions.as_ref() == Some(&column.name) {
-                true => stamp(value.get("insert").and_then(Value::as_str), Some(transaction)),
-                false => value.clone(),
+            let text = match kept.transactions.as_ref() == Some(&column.name) {
+                true => stamp(inserted_by(value).as_deref(), Some(transaction)),
+                false => value.text().to_owned(),
             };
-            Some((column, value))
+            Some((column, RawValue::from_string(text).ok()?))
         })
         .collect()
 }
 
-/// The `transactions` of a row.
-pub(super) fn stamp(insert: Option<&str>, update: Option<&str>) -> Value {
-    serde_json::json!({ "insert": insert, "update": update, "delete": null })
+/// The `insert` of a row's transactions.
+fn inserted_by(transactions: Json<'_>) -> Option<String> {
+    let ids = Columns::parse(transactions.text().as_bytes()).ok()?;
+    ids.get("insert")?.as_text().map(Into::into)
+}
+
+/// The `transactions` of a row, as JSON.
+pub(super) fn stamp(insert: Option<&str>, update: Option<&str>) -> String {
+    serde_json::json!({ "insert": insert, "update": update, "delete": null }).to_string()
 }
 
 /// What a rollback undid, as the ledger keeps it.

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bourn::entity::EntityType;
+use bourn::entity::{Columns, EntityType};
 use bourn::storage::{
     Activity, ListQuery, Mutation, Operation, Storage, TransactionState, WriteError, Written,
 };
 use bourn_protocol::{ClientId, EntityKey, Seq, TransactionId};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -136,8 +136,8 @@ pub fn key(id: &str) -> EntityKey {
     EntityKey::new(id).unwrap()
 }
 
-fn map(columns: &Value) -> Map<String, Value> {
-    columns.as_object().unwrap().clone()
+fn map(columns: &Value) -> Columns {
+    Columns::parse(columns.to_string().as_bytes()).unwrap()
 }
 
 /// Waits until a condition holds.

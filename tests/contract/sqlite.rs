@@ -67,8 +67,7 @@ impl Backend for Sqlite {
     const STREAM_TABLES: &[&str] = &["bourn_stream_data", "bourn_stream_large", "bourn_streams"];
 
     fn blindfold(&self) -> String {
-        let drop =
-            ["insert", "update", "turn", "delete"].map(|event| format!("DROP TRIGGER bourn_pages__{event};"));
+        let drop = ["insert", "update", "delete"].map(|event| format!("DROP TRIGGER bourn_pages__{event};"));
         drop.concat()
     }
 

@@ -24,6 +24,7 @@ mod site;
 #[path = "."]
 mod postgres {
     mod backfill;
+    mod bodies;
     mod changes;
     mod commands;
     mod crashes;
@@ -48,4 +49,5 @@ mod postgres {
     mod time_travel;
     mod tls;
     mod transactions;
+    mod undo;
 }

@@ -16,6 +16,7 @@
 mod support;
 
 mod bad_input;
+mod bodies;
 mod browser;
 mod catch_up;
 mod clients;
@@ -23,6 +24,7 @@ mod commands;
 mod conformance;
 mod crashes;
 mod database_faults;
+mod foreign_sqlite;
 mod ground;
 mod hostile_rows;
 mod live;
@@ -38,6 +40,7 @@ mod supervision;
 mod time_travel;
 mod transactions;
 mod two_servers;
+mod undo;
 mod writes;
 
 /// Makes a test of each scenario, on each of these grounds.

@@ -148,6 +148,7 @@ pub(super) async fn table(
             has_default: row.try_get(4)?,
             generated: row.try_get::<bool, _>(6)? || !computed.is_empty(),
             rowid: false,
+            never_number: false,
         });
         let column =
             PgColumn { name, type_id, type_name: row.try_get(2)?, form: known.form, text: known.text };

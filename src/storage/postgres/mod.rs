@@ -6,6 +6,7 @@
 
 mod admin;
 mod capture;
+mod cascade;
 mod catalog;
 mod connect;
 mod error;
@@ -20,6 +21,7 @@ mod migrate;
 mod mutate;
 mod pgoutput;
 mod recent;
+mod record;
 mod refresh;
 mod rollback;
 mod rows;

@@ -3,18 +3,18 @@
 
 use bourn_protocol::{ClientId, EntityKey, TransactionId};
 use bytes::Bytes;
-use serde_json::{Map, Value};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::catalog::Table;
 use super::layout::Stamps;
 use super::ledger::{self, Entry};
+use super::record::{Record, json_value};
 use super::rollback;
 use super::rows::{self, names_nothing};
 use super::sql::{by_key, ident, texts};
 use super::{PostgresStorage, error};
-use crate::entity::EntityType;
+use crate::entity::{Columns, EntityType};
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{Mutation, Operation, StorageError, Undone, WriteError, Written, undo};
 
@@ -41,7 +41,7 @@ pub(super) struct Context<'a> {
 /// A row's columns: those with values as JSON has them, and those that take the present time.
 #[derive(Default)]
 pub(super) struct Sets {
-    pub(super) values: Map<String, Value>,
+    pub(super) values: Columns,
     pub(super) now: Vec<String>,
 }
 
@@ -135,24 +135,24 @@ impl Context<'_> {
         connection: &mut PgConnection,
         entity: &EntityType,
         key: Option<String>,
-        columns: &Map<String, Value>,
+        columns: &Columns,
     ) -> Result<Done, WriteError> {
         let table = self.storage.table(entity)?;
         let mut sets = Sets { values: columns.clone(), now: Vec::new() };
         sets.values.remove(&entity.key);
         if let Some(key) = key {
-            sets.values.insert(entity.key.clone(), Value::String(key));
+            sets.values.set_text(&entity.key, Some(&key));
         }
         let kept = &table.checked.kept;
         if let Some(name) = &kept.transactions {
             let stamp = undo::stamp(Some(self.transaction.as_str()), None);
-            sets.values.insert(name.clone(), stamp);
+            sets.values.set(name, json_value(stamp)?);
         }
         if let Some(name) = &kept.last_client_id {
-            sets.values.insert(name.clone(), self.client_value());
+            sets.values.set_text(name, self.client.map(ClientId::as_str));
         }
         let required = |name: &str| table.checked.column(name).is_some_and(|column| column.required);
-        if let Some(name) = kept.created_at.as_ref().filter(|name| !columns.contains_key(*name)) {
+        if let Some(name) = kept.created_at.as_ref().filter(|name| !columns.has(name)) {
             sets.now.push(name.clone());
         }
         if let Some(name) = kept.modified_at.as_ref().filter(|name| required(name)) {
@@ -169,22 +169,23 @@ impl Context<'_> {
         table: &Table,
         sets: &Sets,
     ) -> Result<PgRow, WriteError> {
-        let names = sets.values.keys().chain(&sets.now);
-        let names: Vec<String> = names.map(|name| ident(name)).collect();
-        let sources = sets.values.keys().map(|name| format!("r.{}", ident(name)));
-        let sources: Vec<String> = sources.chain(sets.now.iter().map(|name| now_as(table, name))).collect();
+        let record = Record::new(table, &sets.values, 2);
+        let names = sets.values.iter().map(|(name, _)| name).chain(sets.now.iter().map(String::as_str));
+        let names: Vec<String> = names.map(ident).collect();
+        let now = sets.now.iter().map(|name| now_as(table, name));
+        let sources: Vec<String> = record.sources.iter().cloned().chain(now).collect();
         let insert = match names.is_empty() {
             true => format!("INSERT INTO {} AS t DEFAULT VALUES", table.sql),
             false => format!(
-                "INSERT INTO {} AS t ({}) SELECT {} FROM json_populate_record(NULL::{}, $1::text::json) r",
+                "INSERT INTO {} AS t ({}) SELECT {} FROM {}",
                 table.sql,
                 names.join(", "),
                 sources.join(", "),
-                table.sql
+                record.reader()
             ),
         };
         let select = statement(AssertSqlSafe(format!("{insert} RETURNING {}", texts(table))));
-        let select = if names.is_empty() { select } else { select.bind(record(table, &sets.values)) };
+        let select = if names.is_empty() { select } else { record.bind(select.bind(record.json())) };
         let row = select.fetch_optional(connection).await.map_err(|e| error::write(&e))?;
         row.ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
     }
@@ -194,7 +195,7 @@ impl Context<'_> {
         connection: &mut PgConnection,
         entity: &EntityType,
         key: &EntityKey,
-        columns: &Map<String, Value>,
+        columns: &Columns,
         expected: Option<&TransactionId>,
     ) -> Result<Done, WriteError> {
         let table = self.storage.table(entity)?;
@@ -229,9 +230,7 @@ impl Context<'_> {
         action: &str,
     ) -> Result<PgRow, WriteError> {
         let kept = &table.checked.kept;
-        let given = |sets: &Sets, name: &str| {
-            sets.values.contains_key(name) || sets.now.iter().any(|now| now == name)
-        };
+        let given = |sets: &Sets, name: &str| sets.values.has(name) || sets.now.iter().any(|now| now == name);
         if let Some(column) = kept.transactions.as_ref().filter(|name| !given(&sets, name)) {
             let own = |name: &str, known: &Option<String>| match name == action {
                 true => Some(self.transaction.to_string()),
@@ -242,15 +241,17 @@ impl Context<'_> {
                 "update": own("update", &stamps.update),
                 "delete": own("delete", &stamps.delete),
             });
-            sets.values.insert(column.clone(), stamped);
+            sets.values.set(column, json_value(stamped.to_string())?);
         }
         if let Some(name) = kept.last_client_id.as_ref().filter(|name| !given(&sets, name)) {
-            sets.values.insert(name.clone(), self.client_value());
+            sets.values.set_text(name, self.client.map(ClientId::as_str));
         }
         if let Some(name) = kept.modified_at.as_ref().filter(|name| !given(&sets, name)) {
             sets.now.push(name.clone());
         }
-        let values = sets.values.keys().map(|name| format!("{n} = r.{n}", n = ident(name)));
+        let record = Record::new(table, &sets.values, 3);
+        let names = sets.values.iter().map(|(name, _)| ident(name));
+        let values = names.zip(&record.sources).map(|(name, source)| format!("{name} = {source}"));
         let times = sets.now.iter().map(|name| format!("{} = {}", ident(name), now_as(table, name)));
         let parts: Vec<String> = values.chain(times).collect();
         let sql = match parts.is_empty() {
@@ -261,15 +262,15 @@ impl Context<'_> {
                 by_key(table, 2)
             ),
             false => format!(
-                "UPDATE {} AS t SET {} FROM json_populate_record(NULL::{}, $1::text::json) r WHERE {} RETURNING {}",
+                "UPDATE {} AS t SET {} FROM {} WHERE {} RETURNING {}",
                 table.sql,
                 parts.join(", "),
-                table.sql,
+                record.reader(),
                 by_key(table, 2),
                 texts(table)
             ),
         };
-        let select = statement(AssertSqlSafe(sql)).bind(record(table, &sets.values)).bind(key);
+        let select = record.bind(statement(AssertSqlSafe(sql)).bind(record.json()).bind(key));
         let row = select.fetch_optional(connection).await.map_err(|e| error::write(&e))?;
         row.ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
     }
@@ -283,7 +284,7 @@ impl Context<'_> {
         stamps: &Stamps,
     ) -> Result<PgRow, WriteError> {
         if let Some(name) = &table.checked.kept.deleted_at {
-            let sets = Sets { values: Map::new(), now: vec![name.clone()] };
+            let sets = Sets { values: Columns::default(), now: vec![name.clone()] };
             return self.set(connection, table, key, sets, stamps, "delete").await;
         }
         let sql =
@@ -291,10 +292,6 @@ impl Context<'_> {
         let row = statement(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await;
         row.map_err(|e| error::write(&e))?
             .ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
-    }
-
-    fn client_value(&self) -> Value {
-        self.client.map_or(Value::Null, |client| Value::String(client.to_string()))
     }
 
     fn done(&self, table: &Table, row: &PgRow) -> Result<Done, WriteError> {
@@ -418,16 +415,4 @@ pub(super) fn stamps_of(table: &Table, row: &PgRow) -> Stamps {
 fn now_as(table: &Table, name: &str) -> String {
     let type_name = table.column(name).map_or("timestamptz", |column| &column.type_name);
     format!("now()::{type_name}")
-}
-
-/// The values as a JSON object that the database reads a row from. It takes those that it writes as objects or arrays by
-/// a cast of their own only as the text of their type.
-fn record(table: &Table, values: &Map<String, Value>) -> String {
-    let as_taken = |(name, value): (&String, &Value)| {
-        let form = table.column(name).map(|column| &column.form);
-        let value = form.and_then(|form| form.input(value)).unwrap_or_else(|| value.clone());
-        (name.clone(), value)
-    };
-    let values: Map<String, Value> = values.iter().map(as_taken).collect();
-    serde_json::to_string(&values).unwrap_or_default()
 }

@@ -6,20 +6,24 @@ use std::time::Duration;
 
 use bourn_protocol::limits::ROLLBACK_MAX;
 use bourn_protocol::{Action, TransactionId};
-use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use super::cascade;
 use super::error;
 use super::expect::{Patience, caught_up};
 use super::log::{COLUMNS, read_activity};
 use super::mutate::{Context, Done, Sets, locked, stamps_of};
+use super::record::json_value;
 use super::rows;
+use crate::entity::{ColumnKind, Columns};
 use crate::storage::postgres::connect::statement;
 use crate::storage::undo::{self, Need, Plan};
 use crate::storage::{Activity, StorageError, WriteError};
 
 /// How long an undo waits for capture.
 const PATIENCE: Patience = Patience { most: Duration::from_secs(5), between: Duration::from_millis(5) };
+/// How many numbers there are for values that a row has until it gets its own.
+const PARKED_NUMBERS: i32 = 1 << 24;
 /// How often the rows to undo may grow while they are being locked.
 const ROUNDS_MAX: usize = 16;
 
@@ -31,6 +35,7 @@ pub(super) async fn undo(
     cascade: bool,
 ) -> Result<Done, WriteError> {
     let mut held = BTreeSet::new();
+    let mut along = BTreeSet::new();
     let mut rounds = 0;
     let plan = loop {
         let storage = context.storage;
@@ -41,10 +46,15 @@ pub(super) async fn undo(
             return Err(WriteError::Storage(StorageError::Slow));
         }
         rounds += 1;
-        let plan = plan(transaction, target, cascade).await?;
+        let plan = plan(transaction, target, cascade, &along).await?;
         let new: Vec<_> = plan.rows().into_iter().filter(|row| !held.contains(row)).collect();
         if new.is_empty() {
-            break plan;
+            let found = along_with(context, transaction, &plan).await?;
+            if found.is_subset(&along) {
+                plan.check_along(found.iter())?;
+                break plan;
+            }
+            along.extend(found);
         }
         for (name, key) in new {
             if let Some(table) =
@@ -56,18 +66,108 @@ pub(super) async fn undo(
         }
     };
     let undo = plan.finish(&context.storage.inner.catalog)?;
-    for first in &undo.firsts {
-        take_back(context, transaction, first).await?;
-    }
+    take_all_back(context, transaction, &undo.firsts).await?;
     Ok(Done { undone: undo.undone, ..Done::default() })
+}
+
+/// The rows that would be deleted with those whose creation is undone. Those are locked, so that nothing more can refer
+/// to them.
+async fn along_with(
+    context: &Context<'_>,
+    transaction: &mut PgConnection,
+    plan: &Plan,
+) -> Result<BTreeSet<(String, String)>, WriteError> {
+    let storage = context.storage;
+    let mut found = BTreeSet::new();
+    for (name, key) in plan.removed() {
+        let table = storage.inner.catalog.by_name(&name).and_then(|entity| storage.table(entity).ok());
+        // Where deletion is soft nothing is deleted along.
+        let Some(table) = table.filter(|table| table.checked.kept.deleted_at.is_none()) else { continue };
+        let along = cascade::deleted_along(storage, transaction, &table, &key).await;
+        found.extend(along.map_err(|e| error::write(&e))?);
+    }
+    Ok(found)
+}
+
+/// Takes all back; rows that wait for another row to give a unique value free come after it.
+async fn take_all_back(
+    context: &Context<'_>,
+    transaction: &mut PgConnection,
+    firsts: &[Activity],
+) -> Result<(), WriteError> {
+    let failed = |e: sqlx::Error| error::write(&e);
+    let mut left: Vec<&Activity> = firsts.iter().collect();
+    let mut parked = BTreeSet::new();
+    while !left.is_empty() {
+        let mut refused = Vec::new();
+        for first in &left {
+            cascade::mark(transaction, "SAVEPOINT bourn_undo").await.map_err(failed)?;
+            match take_back(context, transaction, first).await {
+                Err(WriteError::NotUnique) => {
+                    cascade::mark(transaction, "ROLLBACK TO SAVEPOINT bourn_undo").await.map_err(failed)?;
+                    refused.push(*first);
+                }
+                done => done?,
+            }
+            cascade::mark(transaction, "RELEASE SAVEPOINT bourn_undo").await.map_err(failed)?;
+        }
+        if refused.len() == left.len() {
+            // They have each other's values, or another row has one.
+            let mut candidates = refused.iter().filter(|first| parked.insert(first.seq));
+            let first = candidates.next().ok_or(WriteError::NotUnique)?;
+            park(context, transaction, first).await?;
+        }
+        left = refused;
+    }
+    Ok(())
+}
+
+/// Takes its unique values from a row that is about to get its earlier ones.
+async fn park(
+    context: &Context<'_>,
+    transaction: &mut PgConnection,
+    activity: &Activity,
+) -> Result<(), WriteError> {
+    let storage = context.storage;
+    let Some(entity) = storage.inner.catalog.by_name(&activity.entity_type) else { return Ok(()) };
+    let table = storage.table(entity)?;
+    let Some(row) = locked(transaction, &table, &activity.entity_id, "true").await? else { return Ok(()) };
+    let fixed: Vec<&str> = [entity.key.as_str()].into_iter().chain(entity.scope.as_deref()).collect();
+    let movable = cascade::movable(transaction, &table, &fixed).await.map_err(|e| error::write(&e))?;
+    let mut values = Columns::default();
+    for (name, nullable) in movable {
+        let number = table.checked.column(&name).is_some_and(|column| column.kind == ColumnKind::Integer);
+        match (nullable, number) {
+            (true, _) => values.set_text(&name, None),
+            (false, true) => {
+                values.set(
+                    &name,
+                    json_value(rand::random_range(i32::MIN..i32::MIN + PARKED_NUMBERS).to_string())?,
+                );
+            }
+            (false, false) => {
+                let hex = format!("{:032x}", rand::random::<u128>());
+                values.set_text(&name, Some(&hex));
+            }
+        }
+    }
+    let stamps = stamps_of(&table, &row);
+    let sets = Sets { values, now: Vec::new() };
+    match context.set(transaction, &table, &activity.entity_id, sets, &stamps, "update").await {
+        // A rule that such a value breaks leaves it at the first refusal.
+        Err(WriteError::Constraint(_)) => Err(WriteError::NotUnique),
+        done => done.map(|_| ()),
+    }
 }
 
 async fn plan(
     connection: &mut PgConnection,
     target: &TransactionId,
     cascade: bool,
+    along: &BTreeSet<(String, String)>,
 ) -> Result<Plan, WriteError> {
     let mut plan = Plan::begin(target, of_transaction(connection, target.as_str()).await?, cascade)?;
+    plan.take_along(along);
     while let Some(need) = plan.need()? {
         plan.give(match &need {
             Need::Later { entity_type, entity_id, after } => {
@@ -130,20 +230,22 @@ async fn take_back(
             None => Ok(()),
         };
     }
-    let previous = undo::previous(activity, &table.checked)?;
+    let previous = undo::previous(activity, &table.checked, row.is_some())?;
     let columns = undo::previous_columns(entity, &table.checked, &previous, context.transaction.as_str());
-    let mut values: Map<String, Value> =
-        columns.into_iter().map(|(column, value)| (column.name.clone(), value)).collect();
+    let mut values = Columns::default();
+    for (column, value) in columns {
+        values.set(&column.name, value);
+    }
     if let Some(row) = row {
         // Only what differs is set.
-        let now: Map<String, Value> = serde_json::from_str(&rows::json(&table, &row)).unwrap_or_default();
+        let now = Columns::parse(rows::json(&table, &row).as_bytes()).unwrap_or_default();
         values.retain(|name, _| {
-            now.get(name) != previous.get(name) || table.checked.kept.transactions.as_ref() == Some(name)
+            now.get(name) != previous.get(name) || table.checked.kept.transactions.as_deref() == Some(name)
         });
         let sets = Sets { values, now: Vec::new() };
         return context.set(transaction, &table, key, sets, &stamps, "update").await.map(|_| ());
     }
-    values.insert(entity.key.clone(), Value::String(key.clone()));
+    values.set_text(&entity.key, Some(key));
     let sets = Sets { values, now: Vec::new() };
     context.insert(transaction, &table, &sets).await.map(|_| ())
 }

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use bourn_protocol::json::push_string;
-use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::entity::{Columns, Json};
 
 /// How deep arrays and composite values may nest before they are shown as the text they are.
 const DEPTH_MAX: usize = 16;
@@ -42,46 +44,66 @@ impl Form {
     }
 
     /// What the database takes for this value, where that is not the JSON it gives.
-    pub(super) fn input(&self, value: &Value) -> Option<Value> {
-        match (self, value) {
-            (Form::Words(_), Value::Array(words)) => {
-                let word = |word: &Value| match word {
-                    Value::String(text) => text.clone(),
-                    other => other.to_string(),
-                };
-                Some(Value::String(words.iter().map(word).collect::<Vec<_>>().join(" ")))
+    pub(super) fn input(&self, value: Json<'_>) -> Option<String> {
+        self.input_at(value.text(), 0)
+    }
+
+    /// Whether values of this form, or values within them, are taken in another form than they are given.
+    fn differs(&self) -> bool {
+        match self {
+            Form::Words(_) | Form::Pairs => true,
+            Form::Array(element, _) => element.differs(),
+            Form::Record(fields) => fields.iter().any(|(_, form)| form.differs()),
+            _ => false,
+        }
+    }
+
+    fn input_at(&self, json: &str, depth: usize) -> Option<String> {
+        if depth > DEPTH_MAX || !self.differs() {
+            return None;
+        }
+        let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+        let plain = |json: &RawValue| {
+            Json::of(json.get()).as_text().map_or_else(|| json.get().to_owned(), std::borrow::Cow::into_owned)
+        };
+        let string = |text: &str| {
+            let mut json = Vec::new();
+            push_string(&mut json, text);
+            String::from_utf8(json).ok()
+        };
+        match (self, json.as_bytes().first()?) {
+            (Form::Words(_), b'[') => {
+                let words: Vec<&RawValue> = serde_json::from_str(json).ok()?;
+                string(&words.into_iter().map(plain).collect::<Vec<_>>().join(" "))
             }
-            (Form::Pairs, Value::Object(pairs)) => {
-                let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
-                let pair = |(key, value): (&String, &Value)| {
-                    let value = match value {
-                        Value::Null => "NULL".to_owned(),
-                        Value::String(text) => quoted(text),
-                        other => quoted(&other.to_string()),
-                    };
-                    format!("{}=>{value}", quoted(key))
+            (Form::Pairs, b'{') => {
+                let pairs: Columns = serde_json::from_str(json).ok()?;
+                let pair = |(key, value): (&str, Json<'_>)| match (value.is_null(), value.as_text()) {
+                    (true, _) => format!("{}=>NULL", quoted(key)),
+                    (_, Some(text)) => format!("{}=>{}", quoted(key), quoted(&text)),
+                    (_, None) => format!("{}=>{}", quoted(key), quoted(value.text())),
                 };
-                Some(Value::String(pairs.iter().map(pair).collect::<Vec<_>>().join(", ")))
+                string(&pairs.iter().map(pair).collect::<Vec<_>>().join(", "))
             }
-            (Form::Array(element, _), Value::Array(values)) => {
-                // An array within an array is another dimension of the same.
-                let form = |value: &Value| {
-                    if value.is_array() && !matches!(**element, Form::Words(_)) { self } else { &**element }
-                };
-                let taken: Vec<_> = values.iter().map(|value| form(value).input(value)).collect();
-                let given = values.iter().zip(&taken);
-                let all = given.map(|(value, taken)| taken.clone().unwrap_or_else(|| value.clone()));
-                taken.iter().any(Option::is_some).then(|| Value::Array(all.collect()))
+            (Form::Array(element, _), b'[') => {
+                let values: Vec<&RawValue> = serde_json::from_str(json).ok()?;
+                let taken = values.into_iter().map(|value| {
+                    // An array within an array is another dimension of the same.
+                    let nested = value.get().starts_with('[') && !matches!(**element, Form::Words(_));
+                    let form = if nested { self } else { &**element };
+                    form.input_at(value.get(), depth + 1).unwrap_or_else(|| value.get().to_owned())
+                });
+                Some(format!("[{}]", taken.collect::<Vec<_>>().join(",")))
             }
-            (Form::Record(fields), Value::Object(map)) => {
-                let taken: Vec<_> = fields
-                    .iter()
-                    .filter_map(|(name, form)| Some((name.clone(), form.input(map.get(name)?)?)))
-                    .collect();
-                let mut map = map.clone();
-                let differs = !taken.is_empty();
-                map.extend(taken);
-                differs.then_some(Value::Object(map))
+            (Form::Record(fields), b'{') => {
+                let members: Columns = serde_json::from_str(json).ok()?;
+                let taken = members.iter().map(|(name, value)| {
+                    let form = fields.iter().find(|(field, _)| field == name).map(|(_, form)| form);
+                    let taken = form.and_then(|form| form.input_at(value.text(), depth + 1));
+                    let value = taken.unwrap_or_else(|| value.text().to_owned());
+                    Some(format!("{}:{value}", string(name)?))
+                });
+                Some(format!("{{{}}}", taken.collect::<Option<Vec<_>>>()?.join(",")))
             }
             _ => None,
         }

@@ -29,7 +29,7 @@ pub(super) fn all(entity: &EntityType, schema: &TableSchema) -> Vec<Trigger> {
         );
         Trigger { name, sql }
     };
-    let after = ousted(entity);
+    let after = ousted(entity, schema);
     vec![
         trigger("clash", "BEFORE INSERT", &clash(entity, schema, "NEW")),
         trigger("ousted", "AFTER INSERT", &after),
@@ -52,18 +52,18 @@ fn clash(entity: &EntityType, schema: &TableSchema, own: &str) -> String {
             .collect();
         body.push_str(&format!(
             "\nINSERT INTO bourn_clashes (entity_type, entity_id) SELECT {name}, {} FROM {table} t WHERE {} AND {} AND {} IS NOT {};",
-            key_text(entity, "t"),
+            key_text(entity, schema, "t"),
             equal.join(" AND "),
             visible(entity, schema, "t"),
-            key_text(entity, "t"),
-            key_text(entity, own)
+            key_text(entity, schema, "t"),
+            key_text(entity, schema, own)
         ));
     }
     body
 }
 
 /// Deletes in the log what was noted and is gone.
-fn ousted(entity: &EntityType) -> String {
+fn ousted(entity: &EntityType, schema: &TableSchema) -> String {
     let name = literal(&entity.name);
     let previous = if entity.previous_values { "a.value" } else { "NULL" };
     format!(
@@ -76,7 +76,7 @@ fn ousted(entity: &EntityType) -> String {
         forget(entity),
         table = ident(&entity.table),
         key = field("t", &entity.key),
-        text = key_text(entity, "t"),
+        text = key_text(entity, schema, "t"),
     )
 }
 

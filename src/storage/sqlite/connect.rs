@@ -6,14 +6,17 @@ use std::time::Duration;
 use bourn_protocol::Epoch;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
+use super::payload;
 use crate::storage::OpenError;
 
-const MIGRATIONS: [(i64, &str); 5] = [
+const MIGRATIONS: [(i64, &str); 7] = [
     (1, include_str!("../../../migrations/sqlite/0001_log.sql")),
     (2, include_str!("../../../migrations/sqlite/0002_streams.sql")),
     (3, include_str!("../../../migrations/sqlite/0003_retention.sql")),
     (4, include_str!("../../../migrations/sqlite/0004_triggers.sql")),
     (5, include_str!("../../../migrations/sqlite/0005_clashes.sql")),
+    (6, include_str!("../../../migrations/sqlite/0006_scale.sql")),
+    (7, include_str!("../../../migrations/sqlite/0007_entries.sql")),
 ];
 pub(super) const DEMO: &str = include_str!("../../../migrations/sqlite/demo.sql");
 /// Pages after which the write-ahead log is folded into the file: 32 MiB. A page that many commits touch is then written
@@ -31,7 +34,12 @@ pub(super) fn open_error(path: &Path, error: &rusqlite::Error) -> OpenError {
         Some(ErrorCode::DatabaseBusy) => "; another process holds it",
         _ => "",
     };
-    OpenError::new(&path.display(), &format_args!("{error}{advice}"))
+    // Without the statement itself, which may be a whole migration.
+    let words = match error {
+        rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+        error => error.to_string(),
+    };
+    OpenError::new(&path.display(), &format_args!("{words}{advice}"))
 }
 
 /// The connection that writes, to a file that may have to be made.
@@ -121,10 +129,10 @@ pub(super) fn unfit(connection: &Connection) -> rusqlite::Result<Option<String>>
             "its log was made by a newer version of bourn (layout {done}; this version knows {NEWEST}); update bourn"
         )));
     }
-    let taken = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'activities')";
+    let taken = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'activities' COLLATE NOCASE)";
     if done == 0 && connection.query_row(taken, [], |row| row.get(0))? {
         return Ok(Some(
-            "it has a table `activities` of its own, and the log of changes needs that name; rename the table".into(),
+            "it has a table (or a view) `activities` of its own, and the log of changes needs that name; rename it".into(),
         ));
     }
     Ok(None)
@@ -134,6 +142,7 @@ pub(super) fn unfit(connection: &Connection) -> rusqlite::Result<Option<String>>
 pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<bool> {
     // Nothing is locked where there is nothing to do: other processes may be writing.
     if applied(connection)? == NEWEST {
+        payload::mend_scale(connection)?;
         return Ok(false);
     }
     // Another server on the same file may be at it, too: the write lock decides.
@@ -141,6 +150,7 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<bool> {
     transaction.execute_batch(MIGRATIONS_TABLE)?;
     let done = applied(&transaction)?;
     transaction.execute_batch(&statements(done, Epoch::draw()))?;
+    payload::mend_scale(&transaction)?;
     transaction.commit()?;
     Ok(done == 0)
 }

@@ -49,6 +49,7 @@ pub(super) fn table(
                 has_default: row.get::<_, bool>(3)? || rowid,
                 generated: hidden == 2 || hidden == 3,
                 rowid,
+                never_number: has_text_affinity(&declared),
             })
         })?
         .collect::<Result<_, _>>()?;
@@ -143,6 +144,12 @@ fn has_unique_index(connection: &Connection, entity: &EntityType) -> rusqlite::R
         }
     }
     Ok(false)
+}
+
+/// SQLite's rule for the types whose columns keep numbers as text.
+fn has_text_affinity(declared: &str) -> bool {
+    let declared = declared.to_ascii_uppercase();
+    !declared.contains("INT") && ["CHAR", "CLOB", "TEXT"].iter().any(|word| declared.contains(word))
 }
 
 /// The kind of a declared type: what is JSON, a boolean or a time by its name, then SQLite's own rules.

@@ -10,8 +10,8 @@ use rusqlite::{Connection, OptionalExtension, Row, Rows, ToSql, params};
 
 use super::beside::Marks;
 use super::history::History;
-use super::sql::literal;
-use super::{ledger, sequencer};
+use super::sql::{bytes, literal};
+use super::{ledger, payload, sequencer};
 use crate::storage::{Activity, ActivityQuery, Gained, Head, Kept, TransactionState, Version};
 
 /// The columns of an activity, in the order [`read_activity`] and [`with_ref`] take them.
@@ -84,8 +84,9 @@ fn with_ref<T>(
     let action = text(1)?.and_then(|word| Action::from_log(&word)).ok_or_else(|| broken(1))?;
     let (entity_type, entity_id) = (text(2)?.unwrap_or_default(), text(3)?.unwrap_or_default());
     let (organization_id, transaction_id, client_id) = (text(4)?, text(5)?, text(6)?);
+    let payload = |i| Ok::<_, rusqlite::Error>(bytes(row, i)?.map(payload::json));
     let (changed_keys, value, previous_values, created_at) =
-        (text(7)?, text(8)?, text(9)?, text(12)?.unwrap_or_default());
+        (text(7)?, payload(8)?, payload(9)?, text(12)?.unwrap_or_default());
     Ok(take(&ActivityRef {
         seq,
         action,

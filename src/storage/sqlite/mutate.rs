@@ -5,11 +5,10 @@ use bourn_protocol::{ClientId, EntityKey, Seq, TransactionId};
 use bytes::Bytes;
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
-use serde_json::{Map, Value};
 
-use super::sql::{field, ident, key_text, lossy, row_json, transaction_of, visible};
-use super::{error, ledger, rollback, sequencer};
-use crate::entity::{Catalog, Column, ColumnKind, ConflictPolicy, EntityType, TableSchema};
+use super::sql::{bytes, field, ident, is_plain, key_text, lossy, row_json, transaction_of};
+use super::{error, ledger, payload, rollback, sequencer};
+use crate::entity::{Catalog, Column, ColumnKind, Columns, EntityType, Json, Kind, TableSchema, unhex};
 use crate::storage::{Mutation, Operation, StorageError, Undone, WriteError, Written, undo};
 
 /// The row is not there after it was written.
@@ -29,6 +28,19 @@ pub(super) struct Done {
     pub(super) undone: Vec<Undone>,
     /// The head of the log afterwards.
     pub(super) head: Seq,
+}
+
+/// A value that a column is set to: the parameter, and the expression that takes it.
+pub(super) struct Set<'a> {
+    pub(super) column: &'a Column,
+    pub(super) source: &'static str,
+    pub(super) value: Sql,
+}
+
+impl<'a> Set<'a> {
+    pub(super) fn new(column: &'a Column, value: Sql) -> Set<'a> {
+        Set { column, source: "?", value }
+    }
 }
 
 /// What mutations are done with.
@@ -93,7 +105,7 @@ impl Context<'_> {
         &self,
         entity: &EntityType,
         key: Option<&EntityKey>,
-        columns: &Map<String, Value>,
+        columns: &Columns,
         before: Seq,
     ) -> Result<Done, WriteError> {
         let schema = schema_of(entity)?;
@@ -110,12 +122,12 @@ impl Context<'_> {
             None => Some(bourn_protocol::ids::random_text(MADE_KEY_LENGTH)),
         };
         if let Some(key) = &key {
-            if self.exists(entity, key)? {
+            if self.exists(entity, &schema, key)? {
                 return Err(WriteError::AlreadyExists(key.clone()));
             }
             set(&entity.key, Sql::Text(key.clone()));
         }
-        for (name, value) in columns.iter().filter(|(name, _)| **name != entity.key) {
+        for (name, value) in columns.iter().filter(|(name, _)| *name != entity.key) {
             if let Some(column) = schema.column(name) {
                 set(name, bind(column, value));
             }
@@ -123,12 +135,12 @@ impl Context<'_> {
         let now = self.now()?;
         let kept = &schema.kept;
         if let Some(name) = &kept.transactions {
-            set(name, Sql::Text(undo::stamp(Some(self.transaction.as_str()), None).to_string()));
+            set(name, Sql::Text(undo::stamp(Some(self.transaction.as_str()), None)));
         }
         if let Some(name) = &kept.last_client_id {
             set(name, text_or_null(self.client.map(ClientId::as_str)));
         }
-        if let Some(name) = kept.created_at.as_ref().filter(|name| !columns.contains_key(*name)) {
+        if let Some(name) = kept.created_at.as_ref().filter(|name| !columns.has(name)) {
             set(name, Sql::Text(now.clone()));
         }
         let required = |name: &str| schema.column(name).is_some_and(|column| column.required);
@@ -141,9 +153,9 @@ impl Context<'_> {
             false => format!("INSERT INTO {} ({}) VALUES ({places})", ident(&entity.table), names.join(", ")),
         };
         // What is returned is the row itself, whatever triggers insert beside it.
-        let sql = format!("{into} RETURNING {}", key_text(entity, &ident(&entity.table)));
+        let sql = format!("{into} RETURNING {}", key_text(entity, &schema, &ident(&entity.table)));
         let mut made = None;
-        self.in_context(kept.transactions.is_none(), || {
+        self.in_context(self.needs_context(&schema), || {
             made = self.returned(&sql, values)?;
             Ok(())
         })?;
@@ -161,16 +173,18 @@ impl Context<'_> {
         &self,
         entity: &EntityType,
         key: &EntityKey,
-        columns: &Map<String, Value>,
+        columns: &Columns,
         expected: Option<&TransactionId>,
         before: Seq,
     ) -> Result<Done, WriteError> {
         let schema = schema_of(entity)?;
         self.expect(entity, &schema, key, expected)?;
-        let sets: Vec<(&Column, Sql)> = columns
+        let sets: Vec<Set<'_>> = columns
             .iter()
-            .filter(|(name, _)| **name != entity.key)
-            .filter_map(|(name, value)| schema.column(name).map(|column| (column, bind(column, value))))
+            .filter(|(name, _)| *name != entity.key)
+            .filter_map(|(name, value)| {
+                schema.column(name).map(|column| Set::new(column, bind(column, value)))
+            })
             .collect();
         self.set(entity, &schema, key.as_str(), &sets, "update")?;
         self.done(entity, &schema, key.as_str(), before)
@@ -194,13 +208,13 @@ impl Context<'_> {
         entity: &EntityType,
         schema: &TableSchema,
         key: &str,
-        sets: &[(&Column, Sql)],
+        sets: &[Set<'_>],
         action: &str,
     ) -> Result<(), WriteError> {
         let mut parts: Vec<String> =
-            sets.iter().map(|(column, _)| format!("{} = ?", ident(&column.name))).collect();
-        let mut values: Vec<Sql> = sets.iter().map(|(_, value)| value.clone()).collect();
-        let given = |name: &str| sets.iter().any(|(column, _)| column.name == name);
+            sets.iter().map(|set| format!("{} = {}", ident(&set.column.name), set.source)).collect();
+        let mut values: Vec<Sql> = sets.iter().map(|set| set.value.clone()).collect();
+        let given = |name: &str| sets.iter().any(|set| set.column.name == name);
         let kept = &schema.kept;
         if let Some(name) = kept.transactions.as_ref().filter(|name| !given(name)) {
             let fields = ["insert", "update", "delete"].map(|field| match field == action {
@@ -222,9 +236,13 @@ impl Context<'_> {
             return Ok(());
         }
         values.push(Sql::Text(key.to_owned()));
-        let sql =
-            format!("UPDATE {} SET {} WHERE {}", ident(&entity.table), parts.join(", "), by_key(entity, "?"));
-        self.in_context(schema.kept.transactions.is_none(), || self.execute(&sql, values))
+        let sql = format!(
+            "UPDATE {} SET {} WHERE {}",
+            ident(&entity.table),
+            parts.join(", "),
+            by_key(entity, schema, "?")
+        );
+        self.in_context(self.needs_context(schema), || self.execute(&sql, values))
     }
 
     /// Deletes a row, softly where the table can; gives it as it last was.
@@ -237,93 +255,23 @@ impl Context<'_> {
         let soft = schema.kept.deleted_at.as_deref().and_then(|name| schema.column(name));
         if let Some(column) = soft {
             let now = Sql::Text(self.now()?);
-            self.set(entity, schema, key, &[(column, now)], "delete")?;
+            self.set(entity, schema, key, &[Set::new(column, now)], "delete")?;
             return self.row(entity, schema, key);
         }
         let row = self.row(entity, schema, key)?;
-        let sql = format!("DELETE FROM {} WHERE {}", ident(&entity.table), by_key(entity, "?"));
+        let sql = format!("DELETE FROM {} WHERE {}", ident(&entity.table), by_key(entity, schema, "?"));
         self.in_context(true, || self.execute(&sql, vec![Sql::Text(key.to_owned())]))?;
         Ok(row)
     }
 
-    /// Checks that a living row is there, and that it is in the version the client expects.
-    fn expect(
+    /// Whether a row of this key is there, deleted softly or not.
+    pub(super) fn exists(
         &self,
         entity: &EntityType,
         schema: &TableSchema,
-        key: &EntityKey,
-        expected: Option<&TransactionId>,
-    ) -> Result<(), WriteError> {
-        let stamp = format!(
-            "coalesce({}, {})",
-            transaction_of(schema, "t", "update"),
-            transaction_of(schema, "t", "insert")
-        );
-        let sql = format!(
-            "SELECT {stamp} FROM {} t WHERE {} AND {}",
-            ident(&entity.table),
-            by_key(entity, "?1"),
-            visible(entity, schema, "t")
-        );
-        let stamp: Option<Option<String>> = self
-            .connection
-            .prepare_cached(&sql)
-            .and_then(|mut statement| statement.query_row([key.as_str()], |row| lossy(row, 0)).optional())
-            .map_err(|e| error::write(&e))?;
-        let Some(stamp) = stamp else { return Err(WriteError::NotFound(key.to_string())) };
-        let Some(expected) = expected else {
-            return match entity.conflict {
-                ConflictPolicy::OptimisticLock => Err(WriteError::ExpectationRequired),
-                ConflictPolicy::LastWriteWins => Ok(()),
-            };
-        };
-        let ids = self.current_ids(entity, key, stamp).map_err(|e| error::write(&e))?;
-        if ids.iter().any(|id| id == expected.as_str()) {
-            return Ok(());
-        }
-        let row = self.row(entity, schema, key.as_str())?.unwrap_or_default();
-        Err(WriteError::Conflict { row, expected: expected.to_string(), actual: ids.into_iter().next() })
-    }
-
-    /// The ids by which clients may know the transaction that last changed a row, the best first. The row's own stamp is
-    /// one only if its last writer has set it: one in SQL may have left it alone.
-    fn current_ids(
-        &self,
-        entity: &EntityType,
-        key: &EntityKey,
-        stamp: Option<String>,
-    ) -> rusqlite::Result<Vec<String>> {
-        let last: Option<(String, Option<String>, Option<i64>)> = self
-            .connection
-            .prepare_cached(
-                "SELECT action, transaction_id, commit_id FROM activities WHERE entity_id = ?1 AND entity_type = ?2 \
-                 ORDER BY seq DESC LIMIT 1",
-            )?
-            .query_row([key.as_str(), &entity.name], |row| Ok((row.get(0)?, lossy(row, 1)?, row.get(2)?)))
-            .optional()?;
-        let Some((action, named, commit)) = last else { return Ok(stamp.into_iter().collect()) };
-        if let Some(id) = named {
-            return Ok(vec![id]);
-        }
-        let mut ids: Vec<String> = commit.map(|commit| commit.to_string()).into_iter().collect();
-        // A row that was found by comparing: its stamp, which the log has never seen, is what lists show.
-        if let Some(stamp) = stamp.filter(|_| action == "create") {
-            let known = self
-                .connection
-                .prepare_cached(
-                    "SELECT 1 FROM activities WHERE transaction_id = ?1 AND entity_id = ?2 AND entity_type = ?3",
-                )?
-                .exists([stamp.as_str(), key.as_str(), &entity.name])?;
-            if !known {
-                ids.insert(0, stamp);
-            }
-        }
-        Ok(ids)
-    }
-
-    /// Whether a row of this key is there, deleted softly or not.
-    pub(super) fn exists(&self, entity: &EntityType, key: &str) -> Result<bool, WriteError> {
-        let sql = format!("SELECT 1 FROM {} t WHERE {}", ident(&entity.table), by_key(entity, "?1"));
+        key: &str,
+    ) -> Result<bool, WriteError> {
+        let sql = format!("SELECT 1 FROM {} t WHERE {}", ident(&entity.table), by_key(entity, schema, "?1"));
         self.connection
             .prepare_cached(&sql)
             .and_then(|mut statement| statement.exists([key]))
@@ -336,16 +284,29 @@ impl Context<'_> {
         schema: &TableSchema,
         key: &str,
     ) -> Result<Option<Bytes>, WriteError> {
+        let row = self.payload(entity, schema, key)?;
+        Ok(row.map(|row| Bytes::from(payload::json(&row).into_owned())))
+    }
+
+    /// The row as the log would keep it.
+    pub(super) fn payload(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+    ) -> Result<Option<Vec<u8>>, WriteError> {
         let sql = format!(
             "SELECT {} FROM {} t WHERE {}",
-            row_json(schema, "t"),
+            payload::row(schema, "t"),
             ident(&entity.table),
-            by_key(entity, "?1")
+            by_key(entity, schema, "?1")
         );
         self.connection
             .prepare_cached(&sql)
-            .and_then(|mut statement| statement.query_row([key], |row| lossy(row, 0)).optional())
-            .map(|row| row.flatten().map(Bytes::from))
+            .and_then(|mut statement| {
+                statement.query_row([key], |row| Ok(bytes(row, 0)?.map(<[u8]>::to_vec))).optional()
+            })
+            .map(Option::flatten)
             .map_err(|e| error::write(&e))
     }
 
@@ -365,7 +326,7 @@ impl Context<'_> {
             )
             .and_then(|mut statement| {
                 statement
-                    .query_row(rusqlite::params![before.as_i64(), &*entity.name, key], |row| lossy(row, 0))
+                    .query_row(rusqlite::params![before.as_i64(), &*entity.name, key], |row| row_json(row, 0))
                     .optional()
             })
             .map_err(|e| error::write(&e))?;
@@ -392,7 +353,8 @@ impl Context<'_> {
                 .connection
                 .prepare_cached(sql)
                 .and_then(|mut s| {
-                    s.query_row([self.transaction.as_str(), &entry.entity_id], |row| lossy(row, 0)).optional()
+                    s.query_row([self.transaction.as_str(), &entry.entity_id], |row| row_json(row, 0))
+                        .optional()
                 })
                 .map_err(|e| error::write(&e))?;
             row = logged.flatten().map(Bytes::from);
@@ -422,6 +384,11 @@ impl Context<'_> {
         insert().map_err(|e| error::write(&e))
     }
 
+    /// Whether a row of the table cannot say which transaction has written it.
+    pub(super) fn needs_context(&self, schema: &TableSchema) -> bool {
+        schema.kept.transactions.is_none() || !is_plain(self.transaction.as_str())
+    }
+
     /// Runs a statement with the transaction's and the client's ids where triggers find them, if `needed`.
     pub(super) fn in_context(
         &self,
@@ -435,8 +402,9 @@ impl Context<'_> {
         let ids =
             vec![Sql::Text(self.transaction.to_string()), text_or_null(self.client.map(ClientId::as_str))];
         self.execute(set, ids)?;
-        run()?;
-        self.execute(set, vec![Sql::Null, Sql::Null])
+        let done = run();
+        self.execute(set, vec![Sql::Null, Sql::Null])?;
+        done
     }
 
     pub(super) fn now(&self) -> Result<String, WriteError> {
@@ -449,12 +417,12 @@ impl Context<'_> {
 
 /// The condition that picks a row by its key as text. The second half refuses what only an affinity would
 /// take for the same key, such as `05` for 5.
-pub(super) fn by_key(entity: &EntityType, place: &str) -> String {
+pub(super) fn by_key(entity: &EntityType, schema: &TableSchema, place: &str) -> String {
     let table = ident(&entity.table);
     let alias = if place == "?1" { "t" } else { table.as_str() };
     let column = field(alias, &entity.key);
     match place {
-        "?1" => format!("{column} = ?1 AND {} = ?1 COLLATE BINARY", key_text(entity, alias)),
+        "?1" => format!("{column} = ?1 AND {} = ?1 COLLATE BINARY", key_text(entity, schema, alias)),
         _ => format!("{column} = ? COLLATE BINARY"),
     }
 }
@@ -465,28 +433,26 @@ fn text_or_null(text: Option<&str>) -> Sql {
 
 /// A JSON value as the column keeps it. Values were checked against their columns before; what a row of
 /// another writer held may still be of any type, and keeps it.
-pub(super) fn bind(column: &Column, value: &Value) -> Sql {
-    let number = |number: &serde_json::Number| match (number.as_i64(), number.as_f64()) {
-        (Some(integer), _) if column.kind != ColumnKind::Real => Sql::Integer(integer),
-        (_, Some(real)) => Sql::Real(real),
-        (Some(integer), None) => Sql::Integer(integer),
-        (None, None) => Sql::Text(number.to_string()),
+pub(super) fn bind(column: &Column, value: Json<'_>) -> Sql {
+    let number = |text: &str| match (text.parse::<i64>(), text.parse::<f64>()) {
+        (Ok(integer), _) if column.kind != ColumnKind::Real => Sql::Integer(integer),
+        (_, Ok(real)) => Sql::Real(real),
+        (Ok(integer), Err(_)) => Sql::Integer(integer),
+        (Err(_), Err(_)) => Sql::Text(text.to_owned()),
     };
-    match (column.kind, value) {
-        (_, Value::Null) => Sql::Null,
-        (ColumnKind::Json, value) => Sql::Text(value.to_string()),
-        (_, Value::Bool(truth)) => Sql::Integer(i64::from(*truth)),
-        (_, Value::Number(n)) => number(n),
-        (ColumnKind::Real | ColumnKind::Numeric, Value::String(s)) if s == "Infinity" => {
+    match (column.kind, value.kind()) {
+        (_, Kind::Null) => Sql::Null,
+        (ColumnKind::Json, _) => Sql::Text(value.text().to_owned()),
+        (_, Kind::Bool(truth)) => Sql::Integer(i64::from(truth)),
+        (_, Kind::Number(text)) => number(text),
+        (ColumnKind::Real | ColumnKind::Numeric, Kind::Text(s)) if s == "Infinity" => {
             Sql::Real(f64::INFINITY)
         }
-        (ColumnKind::Real | ColumnKind::Numeric, Value::String(s)) if s == "-Infinity" => {
+        (ColumnKind::Real | ColumnKind::Numeric, Kind::Text(s)) if s == "-Infinity" => {
             Sql::Real(f64::NEG_INFINITY)
         }
-        (ColumnKind::Blob, Value::String(s)) => {
-            crate::entity::unhex(s).map_or_else(|| Sql::Text(s.clone()), Sql::Blob)
-        }
-        (_, Value::String(s)) => Sql::Text(s.clone()),
-        (_, value) => Sql::Text(value.to_string()),
+        (ColumnKind::Blob, Kind::Text(s)) => unhex(&s).map_or_else(|| Sql::Text(s.into_owned()), Sql::Blob),
+        (_, Kind::Text(s)) => Sql::Text(s.into_owned()),
+        (_, Kind::Array | Kind::Object | Kind::BrokenText) => Sql::Text(value.text().to_owned()),
     }
 }

@@ -11,7 +11,8 @@ use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::mutate::by_key;
-use super::sql::{field, ident, key_text, literal, lossy, row_json, scope_text, visible};
+use super::payload;
+use super::sql::{bytes, field, ident, key_text, literal, lossy, scope_text, visible};
 use crate::entity::{EntityType, TableSchema};
 use crate::storage::compare::same;
 
@@ -42,7 +43,7 @@ enum Phase {
 struct Logged {
     seq: i64,
     alive: bool,
-    value: Option<String>,
+    value: Option<Vec<u8>>,
     scope: Option<String>,
 }
 
@@ -82,18 +83,18 @@ impl Reconcile {
         let from = if after.is_some() { format!("{key} > ?1") } else { "?1 IS NULL".into() };
         let sql = format!(
             "SELECT {key}, {}, {}, {} FROM {} t WHERE {from} AND {} ORDER BY {key} LIMIT {STEP_KEYS}",
-            key_text(entity, "t"),
-            scope_text(entity, "t"),
-            row_json(schema, "t"),
+            key_text(entity, schema, "t"),
+            scope_text(entity, schema, "t"),
+            payload::row(schema, "t"),
             ident(&entity.table),
             visible(entity, schema, "t")
         );
         let started = Instant::now();
-        let mut rows: Vec<(Sql, String, Option<String>, String)> = connection
+        let mut rows: Vec<(Sql, String, Option<String>, Vec<u8>)> = connection
             .prepare_cached(&sql)?
             .query_map([after], |row| {
                 let text = |i| Ok::<_, rusqlite::Error>(lossy(row, i)?.unwrap_or_default());
-                Ok((row.get(0)?, text(1)?, lossy(row, 2)?, text(3)?))
+                Ok((row.get(0)?, text(1)?, lossy(row, 2)?, bytes(row, 3)?.unwrap_or_default().to_vec()))
             })?
             .scan(false, |late, row| {
                 // The first row is taken however long it took.
@@ -117,7 +118,7 @@ impl Reconcile {
                     self.append_end(connection, key, &logged)?;
                     self.append(connection, "create", key, scope, Some(value), None)?;
                 }
-                Some(logged) if !same(logged.value.as_deref(), value) => {
+                Some(logged) if !is_same(logged.value.as_deref(), value) => {
                     self.append(connection, "update", key, scope, Some(value), logged.value.as_deref())?;
                 }
                 Some(_) => {}
@@ -140,7 +141,7 @@ impl Reconcile {
         let there = format!(
             "SELECT 1 FROM {} t WHERE {} AND {}",
             ident(&entity.table),
-            by_key(entity, "?1"),
+            by_key(entity, schema, "?1"),
             visible(entity, schema, "t")
         );
         let started = Instant::now();
@@ -175,7 +176,7 @@ impl Reconcile {
                 Ok(Logged {
                     seq: row.get(0)?,
                     alive: row.get(1)?,
-                    value: lossy(row, 2)?,
+                    value: bytes(row, 2)?.map(<[u8]>::to_vec),
                     scope: lossy(row, 3)?,
                 })
             })
@@ -193,8 +194,8 @@ impl Reconcile {
         action: &str,
         key: &str,
         scope: Option<&str>,
-        value: Option<&str>,
-        previous: Option<&str>,
+        value: Option<&[u8]>,
+        previous: Option<&[u8]>,
     ) -> rusqlite::Result<()> {
         let name = literal(&self.entity.name);
         connection
@@ -206,10 +207,15 @@ impl Reconcile {
         connection
             .prepare_cached(&format!(
                 "INSERT INTO activities (action, entity_type, entity_id, feed_id, organization_id, value, previous_values, created_at) \
-                 SELECT ?1, {name}, ?2, id, ?3, ?4, ?5, strftime('%Y-%m-%dT%H:%M:%fZ', 'now') \
+                 SELECT ?1, {name}, ?2, id, ?3, CAST(?4 AS TEXT), CAST(?5 AS TEXT), strftime('%Y-%m-%dT%H:%M:%fZ', 'now') \
                  FROM bourn_feeds WHERE entity_type = {name} AND scope = coalesce(?3, '')"
             ))?
             .execute(params![action, key, scope, value, previous.filter(|_| self.entity.previous_values)])?;
         Ok(())
     }
+}
+
+/// Whether a row goes out as the log has it.
+fn is_same(logged: Option<&[u8]>, row: &[u8]) -> bool {
+    logged == Some(row) || same(logged.map(payload::json).as_deref(), &payload::json(row))
 }

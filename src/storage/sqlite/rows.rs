@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
 use super::log;
 use super::mutate::by_key;
+use super::payload;
 use super::sql::{field, ident, key_text, row_json, scope_text, visible};
 use crate::entity::{EntityType, TableSchema};
 use crate::storage::{Head, ListPage, ListQuery};
@@ -28,7 +29,7 @@ pub(super) fn list(
         conditions.push(format!(
             "{} = ?{n} AND {} = ?{n} COLLATE BINARY",
             field("t", column),
-            scope_text(entity, "t"),
+            scope_text(entity, schema, "t"),
             n = values.len()
         ));
     }
@@ -38,8 +39,8 @@ pub(super) fn list(
     }
     let sql = format!(
         "SELECT {}, {} FROM {} t WHERE {} ORDER BY {} LIMIT {}",
-        key_text(entity, "t"),
-        row_json(schema, "t"),
+        key_text(entity, schema, "t"),
+        payload::row(schema, "t"),
         ident(&entity.table),
         conditions.join(" AND "),
         field("t", &entity.key),
@@ -56,7 +57,7 @@ pub(super) fn list(
                 body.push(b',');
             }
             count += 1;
-            body.extend_from_slice(row.get_ref(1)?.as_bytes().unwrap_or(b"null"));
+            body.extend_from_slice(payload::json(row.get_ref(1)?.as_bytes().unwrap_or(b"null")).as_bytes());
             if count == query.limit || body.len() > ANSWER_MAX_BYTES {
                 last = row.get(0)?;
                 break;
@@ -64,10 +65,7 @@ pub(super) fn list(
         }
     }
     body.push(b']');
-    // Text that another process wrote may not be UTF-8; JSON must be.
-    let rows = String::from_utf8(body)
-        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-    Ok(ListPage { rows: Bytes::from(rows), next_after: last, tail })
+    Ok(ListPage { rows: Bytes::from(body), next_after: last, tail })
 }
 
 /// One living row.
@@ -79,16 +77,12 @@ pub(super) fn row(
 ) -> rusqlite::Result<Option<Bytes>> {
     let sql = format!(
         "SELECT {} FROM {} t WHERE {} AND {}",
-        row_json(schema, "t"),
+        payload::row(schema, "t"),
         ident(&entity.table),
-        by_key(entity, "?1"),
+        by_key(entity, schema, "?1"),
         visible(entity, schema, "t")
     );
-    let row = connection
-        .prepare_cached(&sql)?
-        .query_row([key.as_str()], |row| {
-            Ok(String::from_utf8_lossy(row.get_ref(0)?.as_bytes().unwrap_or(b"null")).into_owned())
-        })
-        .optional()?;
-    Ok(row.map(Bytes::from))
+    let row =
+        connection.prepare_cached(&sql)?.query_row([key.as_str()], |row| row_json(row, 0)).optional()?;
+    Ok(row.flatten().map(Bytes::from))
 }

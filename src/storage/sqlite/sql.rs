@@ -1,12 +1,11 @@
-//! SQL text: quoting, and the expressions that turn a row into its one JSON form. The same expressions stand
-//! in the triggers (which run inside any process that writes the file, in whatever SQLite that brings) and in
-//! our own reads, so list, row and stream agree to the byte.
+//! SQL text: quoting, and expressions that stand in the triggers (which run inside any process that writes the file, in
+//! whatever SQLite that brings) and in our own reads alike.
 
 use bourn_protocol::limits::KEY_MAX_BYTES;
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
 
-use crate::entity::{Column, ColumnKind, EntityType, TableSchema};
+use crate::entity::{EntityType, TableSchema};
 
 /// A name, quoted.
 pub(super) fn ident(name: &str) -> String {
@@ -23,45 +22,6 @@ pub(super) fn field(alias: &str, column: &str) -> String {
     format!("{alias}.{}", ident(column))
 }
 
-/// The row as a JSON object. `alias` is `NEW`, `OLD` or a table's alias.
-pub(super) fn row_json(schema: &TableSchema, alias: &str) -> String {
-    let mut separator = "{";
-    let mut parts = Vec::new();
-    for column in &schema.columns {
-        let name = serde_json::Value::String(column.name.clone()).to_string();
-        parts.push(format!("{} || {}", literal(&format!("{separator}{name}:")), column_json(column, alias)));
-        separator = ",";
-    }
-    // Grouped, because SQLite bounds the depth of an expression and a chain of `||` is as deep as it is long.
-    let groups: Vec<String> = parts.chunks(20).map(|group| format!("({})", group.join(" || "))).collect();
-    format!("{} || '}}'", groups.join("\n || "))
-}
-
-/// One column's value as JSON text. SQLite types values, not columns, so every type can turn up anywhere.
-fn column_json(column: &Column, alias: &str) -> String {
-    let x = field(alias, &column.name);
-    let integer = match column.kind {
-        ColumnKind::Boolean => format!("CASE {x} WHEN 1 THEN 'true' WHEN 0 THEN 'false' ELSE {x} END"),
-        _ => x.clone(),
-    };
-    let text = match column.kind {
-        ColumnKind::Json => format!("CASE WHEN json_valid({x}) THEN json({x}) ELSE json_quote({x}) END"),
-        ColumnKind::Timestamp => format!(
-            "CASE WHEN {x} GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9] [0-9]*' \
-             THEN json_quote(substr({x}, 1, 10) || 'T' || substr({x}, 12)) ELSE json_quote({x}) END"
-        ),
-        _ => format!("json_quote({x})"),
-    };
-    let real = format!(
-        "CASE WHEN {x} = 9e999 THEN '\"Infinity\"' WHEN {x} = -9e999 THEN '\"-Infinity\"' ELSE {} END",
-        real_text(&x)
-    );
-    format!(
-        "CASE typeof({x}) WHEN 'text' THEN {text} WHEN 'integer' THEN {integer} WHEN 'null' THEN 'null' \
-         WHEN 'real' THEN {real} ELSE '\"\\\\x' || lower(hex({x})) || '\"' END"
-    )
-}
-
 /// A finite number as text: the shortest of 15, 16 and 17 digits that gives the number back.
 fn real_text(x: &str) -> String {
     let digits = |n: u8| format!("printf('%!.{n}g', {x})");
@@ -74,9 +34,13 @@ fn real_text(x: &str) -> String {
 }
 
 /// The row's key as text. Of the keys that are [`nameable`] no two have the same text.
-pub(super) fn key_text(entity: &EntityType, alias: &str) -> String {
+pub(super) fn key_text(entity: &EntityType, schema: &TableSchema, alias: &str) -> String {
     let x = field(alias, &entity.key);
-    format!("CASE typeof({x}) WHEN 'real' THEN {} ELSE CAST({x} AS TEXT) END", real_text(&x))
+    match schema.column(&entity.key).is_some_and(|column| column.rowid || column.never_number) {
+        // The cast alone would compare under the column's own collation.
+        true => format!("(CAST({x} AS TEXT)||'')"),
+        false => format!("CASE typeof({x}) WHEN 'real' THEN {} ELSE CAST({x} AS TEXT) END", real_text(&x)),
+    }
 }
 
 /// Whether the row's key can be told as text and asked for by it: a number, or text in UTF-8 of bounded length. SQLite
@@ -96,13 +60,16 @@ pub(super) fn nameable(entity: &EntityType, alias: &str) -> String {
 }
 
 /// The row's scope as text, or NULL; bytes are no scope.
-pub(super) fn scope_text(entity: &EntityType, alias: &str) -> String {
+pub(super) fn scope_text(entity: &EntityType, schema: &TableSchema, alias: &str) -> String {
     let Some(column) = &entity.scope else { return "NULL".into() };
     let x = field(alias, column);
-    format!(
-        "CASE typeof({x}) WHEN 'blob' THEN NULL WHEN 'real' THEN {} ELSE CAST({x} AS TEXT) END",
-        real_text(&x)
-    )
+    match schema.column(column).is_some_and(|column| column.never_number) {
+        true => format!("CASE typeof({x}) WHEN 'text' THEN {x} END"),
+        false => format!(
+            "CASE typeof({x}) WHEN 'blob' THEN NULL WHEN 'real' THEN {} ELSE CAST({x} AS TEXT) END",
+            real_text(&x)
+        ),
+    }
 }
 
 /// Whether the row is to be seen: it has a key that can be told, and is not deleted softly.
@@ -111,17 +78,49 @@ pub(super) fn visible(entity: &EntityType, schema: &TableSchema, alias: &str) ->
         true => format!("{} IS NOT NULL", field(alias, &entity.key)),
         false => nameable(entity, alias),
     };
-    match &schema.kept.deleted_at {
-        Some(column) => format!("({named} AND {} IS NULL)", field(alias, column)),
+    match schema.kept.deleted_at {
+        Some(_) => format!("({named} AND {})", shown(schema, alias)),
         None => format!("({named})"),
     }
 }
 
-/// One of the ids in the row's `transactions`, or NULL.
+/// Whether the row is not deleted softly.
+pub(super) fn shown(schema: &TableSchema, alias: &str) -> String {
+    match &schema.kept.deleted_at {
+        Some(column) => format!("{} IS NULL", field(alias, column)),
+        None => "1".into(),
+    }
+}
+
+/// One of the ids in the row's `transactions`, or NULL. Ids have no white space. They are found in the text, because the
+/// functions for JSON are forbidden to triggers where a writer distrusts the schema, up to SQLite 3.40; an id that JSON
+/// would escape is not found.
 pub(super) fn transaction_of(schema: &TableSchema, alias: &str, action: &str) -> String {
     let Some(column) = &schema.kept.transactions else { return "NULL".into() };
     let x = field(alias, column);
-    format!("CASE WHEN json_valid({x}) THEN CAST(json_extract({x}, '$.{action}') AS TEXT) END")
+    format!(
+        "(SELECT substr(i, 1, instr(i, '\"') - 1) FROM (SELECT substr(x, instr(x, s) + length(s)) i FROM \
+         (SELECT replace({x}, ' ', '') x, '\"{action}\":\"' s) WHERE instr(x, s)) WHERE instr(i, '\"') > 1 \
+         AND NOT instr(substr(i, 1, instr(i, '\"')), '\\'))"
+    )
+}
+
+/// Whether JSON writes the id as it is.
+pub(super) fn is_plain(id: &str) -> bool {
+    !id.contains(['"', '\\'])
+}
+
+/// A row that was selected by [`payload::row`](super::payload::row), or that the log has, as JSON.
+pub(super) fn row_json(row: &Row<'_>, i: usize) -> rusqlite::Result<Option<String>> {
+    Ok(bytes(row, i)?.map(|payload| super::payload::json(payload).into_owned()))
+}
+
+/// A column's bytes, as they are.
+pub(super) fn bytes<'a>(row: &'a Row<'_>, i: usize) -> rusqlite::Result<Option<&'a [u8]>> {
+    Ok(match row.get_ref(i)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(bytes),
+        _ => None,
+    })
 }
 
 /// A column's text; what is not UTF-8 in it (another process may have written anything) is shown as far as it can

@@ -10,11 +10,11 @@
 use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
 
-use super::clashes;
-use super::sql::{field, ident, key_text, literal, nameable, row_json, scope_text, transaction_of, visible};
+use super::sql::{field, ident, key_text, literal, nameable, scope_text, shown, transaction_of, visible};
+use super::{clashes, payload};
 use crate::entity::{EntityType, TableSchema};
 
-/// The triggers of an entity type, as their names end.
+/// The triggers of an entity type, as their names end; an older version made one for each.
 const EVENTS: [&str; 5] = ["insert", "hide", "update", "turn", "delete"];
 
 pub(super) const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
@@ -30,8 +30,8 @@ struct Entry<'a> {
     action: String,
     /// Where key, scope and value come from: `NEW` or `OLD`.
     row: &'a str,
-    transaction: String,
-    client: String,
+    /// How the row tells whose the change is: `how` of the view that entries are written through.
+    how: char,
     changed_keys: String,
     previous: Option<String>,
     /// `WHERE` and `FROM`, if the activity depends on more than the trigger's own condition.
@@ -42,7 +42,7 @@ struct Entry<'a> {
 pub(super) fn all(entity: &EntityType, schema: &TableSchema) -> Vec<Trigger> {
     let maker = Maker { entity, schema };
     let hide = schema.kept.deleted_at.is_some().then(|| maker.hide());
-    let own = [maker.insert(), maker.update(), maker.turn(), maker.delete()].into_iter().chain(hide);
+    let own = [maker.insert(), maker.update(), maker.delete()].into_iter().chain(hide);
     own.chain(clashes::all(entity, schema)).collect()
 }
 
@@ -159,14 +159,6 @@ pub(super) fn set_reconciled(
     Ok(())
 }
 
-/// The path of a column in a row's JSON.
-fn json_path(column: &str) -> String {
-    match column.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-        true => format!("$.{column}"),
-        false => format!("$.\"{column}\""),
-    }
-}
-
 pub(super) fn name(entity: &EntityType, event: &str) -> String {
     format!("bourn_{}__{event}", entity.name)
 }
@@ -195,158 +187,113 @@ impl Maker<'_> {
 
     fn insert(&self) -> Trigger {
         let alive = self.logged("NEW", "a.action <> 'delete'");
-        let (transaction, client) = self.inserted_by(&["update", "insert"]);
         // A row of this key that the log has alive was replaced without a trigger telling: if it was in
         // another scope, it has left that one.
         let moved = format!("a.organization_id IS NOT {}", self.scope("NEW"));
-        let left = self.entity.scope.as_ref().map(|_| self.left_behind(&transaction, &client, &moved));
+        let left = self.entity.scope.as_ref().map(|_| self.left_behind('i', &moved));
         let entered = self.entry(&Entry {
             action: format!("CASE WHEN EXISTS (SELECT 1 FROM {alive}) THEN 'update' ELSE 'create' END"),
             row: "NEW",
-            transaction,
-            client,
+            how: 'i',
             changed_keys: "NULL".into(),
             previous: self.entity.previous_values.then(|| format!("(SELECT a.value FROM {alive})")),
             from: String::new(),
         });
-        let body: Vec<String> = [self.feed("NEW")].into_iter().chain(left).chain([entered]).collect();
+        let body: Vec<String> = left.into_iter().chain([entered]).collect();
         self.trigger("insert", &visible(self.entity, self.schema, "NEW"), &body)
     }
 
     /// A row is replaced by one that is deleted softly.
     fn hide(&self) -> Trigger {
-        let (transaction, client) = self.inserted_by(&["delete", "update", "insert"]);
         let named = nameable(self.entity, "NEW");
-        let when = format!("({named}) AND NOT {}", visible(self.entity, self.schema, "NEW"));
-        self.trigger("hide", &when, &[self.left_behind(&transaction, &client, "1")])
+        let when = format!("({named}) AND NOT {}", shown(self.schema, "NEW"));
+        self.trigger("hide", &when, &[self.left_behind('h', "1")])
     }
 
     /// Ends what the log has alive under the new row's key, if `condition` holds for it.
-    fn left_behind(&self, transaction: &str, client: &str, condition: &str) -> String {
+    fn left_behind(&self, how: char, condition: &str) -> String {
         let entry = Entry {
             action: "'delete'".into(),
             row: "NEW",
-            transaction: transaction.into(),
-            client: client.into(),
+            how,
             changed_keys: "NULL".into(),
             previous: self.entity.previous_values.then(|| "a.value".to_owned()),
             from: format!("FROM {}", self.logged("NEW", &format!("a.action <> 'delete' AND {condition}"))),
         };
-        self.entry_of(&entry, "a.entity_id", "a.organization_id", "a.feed_id", "NULL")
+        self.entry_of(&entry, "a.entity_id", "a.organization_id", "NULL")
     }
 
-    /// Whose an inserted row is: the first of its ids that the last version of the key in the log had not. A row
-    /// that was put back as it had been carries nobody's.
-    fn inserted_by(&self, actions: &[&str]) -> (String, String) {
-        let Some(ids) = &self.schema.kept.transactions else {
-            return (self.context("transaction_id"), self.context("client_id"));
+    /// How the row tells whose the change is, and what it tells.
+    fn ids(&self, how: char) -> String {
+        let kept = &self.schema.kept;
+        let has_old_and_new = matches!(how, 'u' | 't');
+        if kept.transactions.is_none() && (kept.last_client_id.is_none() || !has_old_and_new) {
+            return "NULL, NULL, NULL, NULL, NULL".into();
+        }
+        let of = |alias: &str, column: &Option<String>, there: bool| match column {
+            Some(column) if there => field(alias, column),
+            _ => "NULL".into(),
         };
-        let ids = json_path(ids);
-        let cases: Vec<String> = actions
-            .iter()
-            .map(|action| {
-                let new = self.transaction("NEW", action);
-                let known = format!(
-                    "(SELECT CAST(json_extract(value, {}) AS TEXT) FROM activities \
-                     WHERE entity_id = {} AND entity_type = {} AND value IS NOT NULL ORDER BY seq DESC LIMIT 1)",
-                    literal(&format!("{ids}.{action}")),
-                    key_text(self.entity, "NEW"),
-                    literal(&self.entity.name)
-                );
-                format!("WHEN {new} IS NOT NULL AND {new} IS NOT {known} THEN {new}")
-            })
-            .collect();
-        let transaction = format!("CASE {} END", cases.join(" "));
-        let client = match &self.schema.kept.last_client_id {
-            Some(column) => {
-                let first = format!("NOT EXISTS (SELECT 1 FROM {})", self.logged("NEW", "1"));
-                let client = field("NEW", column);
-                format!("CASE WHEN {first} OR ({transaction}) IS NOT NULL THEN {client} END")
-            }
-            None => "NULL".into(),
-        };
-        (transaction, client)
+        let (old, new) = (has_old_and_new || how == 'd', how != 'd');
+        format!(
+            "'{how}{}', {}, {}, {}, {}",
+            if kept.last_client_id.is_some() { "c" } else { "" },
+            of("OLD", &kept.transactions, old),
+            of("NEW", &kept.transactions, new),
+            of("OLD", &kept.last_client_id, old),
+            of("NEW", &kept.last_client_id, new)
+        )
     }
 
-    /// The row stays what and where it is, and something in it changed.
+    /// Something in the row changed. If it is deleted softly, or restored, or takes another key or scope, it leaves one
+    /// place, and enters another.
     fn update(&self) -> Trigger {
         let (old, new) = (visible(self.entity, self.schema, "OLD"), visible(self.entity, self.schema, "NEW"));
-        let when = format!(
-            "{old} AND {new} AND NOT ({}) AND ({}) AND NOT ({})",
-            self.moved(),
-            self.changed(),
-            self.announces_delete()
-        );
-        let updated = self.entry(&Entry {
-            action: "'update'".into(),
-            row: "NEW",
-            transaction: self.changed_transaction(&["update"]),
-            client: self.changed_client(&["update"]),
-            changed_keys: self.changed_keys(),
-            previous: self.previous(),
-            from: String::new(),
-        });
-        self.trigger("update", &when, &[self.feed("NEW"), updated])
-    }
-
-    /// The row is deleted softly, or restored, or takes another key or scope: it leaves one place, and enters
-    /// another.
-    fn turn(&self) -> Trigger {
-        let (old, new) = (visible(self.entity, self.schema, "OLD"), visible(self.entity, self.schema, "NEW"));
-        let when = format!("({old}) <> ({new}) OR ({old} AND {new} AND ({}))", self.moved());
-        let ids = ["delete", "update"];
+        let turned = match self.schema.kept.deleted_at {
+            Some(_) => {
+                let (old, new) = (shown(self.schema, "OLD"), shown(self.schema, "NEW"));
+                format!("({} OR ({old}) <> ({new}))", self.moved())
+            }
+            None => format!("({})", self.moved()),
+        };
+        let when = match self.schema.kept.transactions {
+            Some(_) => format!("({}) AND NOT ({})", self.changed(), self.announces_delete()),
+            None => self.changed(),
+        };
         let left = self.entry(&Entry {
             action: "'delete'".into(),
             row: "OLD",
-            transaction: self.changed_transaction(&ids),
-            client: self.changed_client(&ids),
+            how: 't',
             changed_keys: "NULL".into(),
             previous: self.previous(),
-            from: format!("WHERE {old}"),
+            from: format!("WHERE {turned} AND {old}"),
         });
-        let entered = self.entry(&Entry {
-            action: "'create'".into(),
+        let entered_or_changed = self.entry(&Entry {
+            action: format!("CASE WHEN {turned} THEN 'create' ELSE 'update' END"),
             row: "NEW",
-            transaction: self.changed_transaction(&["update"]),
-            client: self.changed_client(&["update"]),
-            changed_keys: "NULL".into(),
-            previous: None,
+            how: 'u',
+            changed_keys: format!("CASE WHEN NOT {turned} THEN {} END", self.changed_keys()),
+            previous: self.previous().map(|previous| format!("CASE WHEN NOT {turned} THEN {previous} END")),
+            // Where the row stays in its place, the old one is to be seen if the new one is.
             from: format!("WHERE {new}"),
         });
-        self.trigger("turn", &when, &[self.feed("OLD"), left, self.feed("NEW"), entered])
+        self.trigger("update", &when, &[left, entered_or_changed])
     }
 
     fn delete(&self) -> Trigger {
-        // The announcement of this delete, and not of an earlier one that was taken back since.
-        let stamp = self.transaction("OLD", "delete");
-        let used = format!(
-            "EXISTS (SELECT 1 FROM activities WHERE transaction_id = {stamp} AND entity_id = {} AND entity_type = {})",
-            key_text(self.entity, "OLD"),
-            literal(&self.entity.name)
-        );
-        let stamped = format!("CASE WHEN {stamp} IS NOT NULL AND NOT {used} THEN {stamp} END");
-        let client = match &self.schema.kept.last_client_id {
-            Some(column) => format!("CASE WHEN {stamped} IS NOT NULL THEN {} END", field("OLD", column)),
-            None => "NULL".into(),
-        };
         let deleted = self.entry(&Entry {
             action: "'delete'".into(),
             row: "OLD",
-            transaction: format!("coalesce({}, {stamped})", self.context("transaction_id")),
-            client: format!(
-                "CASE WHEN {} IS NOT NULL THEN {} ELSE {client} END",
-                self.context("transaction_id"),
-                self.context("client_id")
-            ),
+            how: 'd',
             changed_keys: "NULL".into(),
             previous: self.previous(),
             from: String::new(),
         });
-        self.trigger("delete", &visible(self.entity, self.schema, "OLD"), &[self.feed("OLD"), deleted])
+        self.trigger("delete", &visible(self.entity, self.schema, "OLD"), &[deleted])
     }
 
     fn previous(&self) -> Option<String> {
-        self.entity.previous_values.then(|| row_json(self.schema, "OLD"))
+        self.entity.previous_values.then(|| payload::row(self.schema, "OLD"))
     }
 
     fn transaction(&self, alias: &str, action: &str) -> String {
@@ -355,45 +302,15 @@ impl Maker<'_> {
 
     /// The scope by which the feeds are told apart.
     fn scope(&self, alias: &str) -> String {
-        scope_text(self.entity, alias)
-    }
-
-    fn context(&self, column: &str) -> String {
-        format!("(SELECT {column} FROM bourn_context)")
+        scope_text(self.entity, self.schema, alias)
     }
 
     /// The last activity of the row's key, if `condition` holds for it; to stand after `FROM`.
     fn logged(&self, alias: &str, condition: &str) -> String {
         format!(
             "(SELECT * FROM activities WHERE entity_id = {} AND entity_type = {} ORDER BY seq DESC LIMIT 1) a WHERE {condition}",
-            key_text(self.entity, alias),
+            key_text(self.entity, self.schema, alias),
             literal(&self.entity.name)
-        )
-    }
-
-    /// The first of the row's transaction ids that this statement changed. A writer that left `transactions`
-    /// as it was knows nothing of them, and passes none on.
-    fn changed_transaction(&self, actions: &[&str]) -> String {
-        if self.schema.kept.transactions.is_none() {
-            return self.context("transaction_id");
-        }
-        let cases: Vec<String> = actions
-            .iter()
-            .map(|action| {
-                let (old, new) = (self.transaction("OLD", action), self.transaction("NEW", action));
-                format!("WHEN {new} IS NOT {old} AND {new} IS NOT NULL THEN {new}")
-            })
-            .collect();
-        format!("CASE {} END", cases.join(" "))
-    }
-
-    /// The client, where the statement gave a transaction id or another client than the row had.
-    fn changed_client(&self, actions: &[&str]) -> String {
-        let Some(column) = &self.schema.kept.last_client_id else { return self.context("client_id") };
-        let (old, new) = (field("OLD", column), field("NEW", column));
-        format!(
-            "CASE WHEN {new} IS NOT {old} OR ({}) IS NOT NULL THEN {new} END",
-            self.changed_transaction(actions)
         )
     }
 
@@ -441,9 +358,6 @@ impl Maker<'_> {
     /// Nothing changed but who is about to delete the row: the delete that follows says it.
     fn announces_delete(&self) -> String {
         let kept = &self.schema.kept;
-        if kept.transactions.is_none() {
-            return "0".into();
-        }
         let (old, new) = (self.transaction("OLD", "delete"), self.transaction("NEW", "delete"));
         let quiet = [&kept.transactions, &kept.last_client_id];
         let others: Vec<String> = self
@@ -463,34 +377,20 @@ impl Maker<'_> {
         )
     }
 
-    /// Makes sure the row's feed has its number. Not `INSERT OR IGNORE`: an `OR REPLACE` of the outer
-    /// statement would override that, and give the feed another number.
-    fn feed(&self, alias: &str) -> String {
-        let (name, scope) = (literal(&self.entity.name), self.scope(alias));
-        format!(
-            "INSERT INTO bourn_feeds (entity_type, scope) SELECT {name}, coalesce({scope}, '') \
-             WHERE NOT EXISTS (SELECT 1 FROM bourn_feeds WHERE entity_type = {name} AND scope = coalesce({scope}, ''));"
-        )
-    }
-
     fn entry(&self, entry: &Entry<'_>) -> String {
-        let scope = self.scope(entry.row);
-        let feed = format!(
-            "(SELECT id FROM bourn_feeds WHERE entity_type = {} AND scope = coalesce({scope}, ''))",
-            literal(&self.entity.name)
-        );
-        let value = if entry.action == "'delete'" { "NULL".into() } else { row_json(self.schema, entry.row) };
-        self.entry_of(entry, &key_text(self.entity, entry.row), &scope, &feed, &value)
+        let value =
+            if entry.action == "'delete'" { "NULL".into() } else { payload::row(self.schema, entry.row) };
+        self.entry_of(entry, &key_text(self.entity, self.schema, entry.row), &self.scope(entry.row), &value)
     }
 
-    fn entry_of(&self, entry: &Entry<'_>, key: &str, scope: &str, feed: &str, value: &str) -> String {
-        let Entry { action, transaction, client, changed_keys, previous, from, .. } = entry;
+    fn entry_of(&self, entry: &Entry<'_>, key: &str, scope: &str, value: &str) -> String {
+        let Entry { action, how, changed_keys, previous, from, .. } = entry;
         let previous = previous.as_deref().unwrap_or("NULL");
         format!(
-            "INSERT INTO activities (action, entity_type, entity_id, feed_id, organization_id, transaction_id, client_id, \
-             changed_keys, value, previous_values, created_at)\n\
-             SELECT {action}, {name}, {key}, {feed}, {scope}, {transaction}, {client},\n{changed_keys},\n{value},\n{previous},\n{NOW} {from};",
-            name = literal(&self.entity.name)
+            "INSERT INTO bourn_entries\nSELECT {action}, {name}, {key}, {scope}, {ids},\n{changed_keys},\n{value},\n\
+             {previous} {from};",
+            name = literal(&self.entity.name),
+            ids = self.ids(*how)
         )
     }
 }
