@@ -24,8 +24,6 @@ const KNOWN_TROUBLE: &[&str] = &[
     // not explained yet.
     "cancel",
     "stalled-network",
-    // Readers that change between two servers of one SQLite file are told that their offset is gone.
-    "two-servers-on-a-file",
 ];
 
 /// Whether a kind of input or trouble takes part in this run. The empty name always does.

@@ -224,3 +224,31 @@ async fn an_idle_server_does_nothing() {
     println!("an idle server used {used:?} in 3 s");
     assert!(used <= Duration::from_millis(30), "{used:?}");
 }
+
+/// The watcher of the second server is held up, as on a machine that is busy.
+#[cfg(feature = "failpoints")]
+#[tokio::test]
+async fn an_offset_that_one_server_gave_is_known_to_another_that_has_not_looked_yet() {
+    let one = Bourn::start(&[]).await;
+    let two =
+        Bourn::start_failing(one.url(), &[("long_poll_timeout", "1s")], "bourn-watcher=sleep(60000)").await;
+    let (here, there) = (one.client(), two.client());
+    let connection = connect(one.database());
+    for i in 0..5 {
+        let id = format!("p{i}");
+        connection.execute("INSERT INTO pages (id) VALUES (?1)", [&id]).unwrap();
+        let mut offset = String::new();
+        eventually("the first server has it", async || {
+            let (messages, next) = here.read_all(PAGES, "-1").await;
+            offset = next;
+            messages.len() == i + 1
+        })
+        .await;
+        let (messages, next) = there.read_all(PAGES, &offset).await;
+        assert_eq!((messages.len(), &next), (0, &offset));
+        let waited = there.get(&format!("{PAGES}?offset={offset}&live=long-poll")).await;
+        assert_eq!((waited.status, waited.next_offset()), (204, offset.clone()), "{}", waited.text());
+        let mut events = there.events(&format!("{PAGES}?offset={offset}&live=sse"), &[]).await;
+        assert_eq!(events.control().await.0, offset);
+    }
+}

@@ -142,7 +142,8 @@ pub fn renew_log(path: &Path, limits: &Limits) -> Result<(), OpenError> {
     let (connection, new) = open(path, limits.busy_timeout.get(), false)?;
     let history = History::begin(path, &connection, new).map_err(failed)?;
     let served = history.served();
-    history::renew(&connection, &history.beside, served.inode, served.streams).map_err(failed)?;
+    // Where another server has given it one in between, that is as good.
+    history::renew(&connection, &history.beside, &served, served.streams).map_err(failed)?;
     Ok(())
 }
 

@@ -247,11 +247,8 @@ impl WriterThread {
         if !self.history.in_place() {
             return gone();
         }
-        // A mutation may ask which transaction last changed a row: its number must be in the database.
-        self.fold_backlog().map_err(storage)?;
-        let transaction =
-            Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate).map_err(storage)?;
-        let pending = self.history.fold(&transaction).map_err(storage)?;
+        // A mutation may ask which transaction last changed a row: its number must be in the database, too.
+        let (transaction, pending) = self.history.begin_numbered(&self.connection).map_err(storage)?;
         let start = pending.head;
         let expires_at =
             unix_secs().saturating_add(i64::try_from(self.ledger_retention.as_secs()).unwrap_or(i64::MAX));
