@@ -33,6 +33,7 @@ mod readme;
 mod retention;
 mod stored_streams;
 mod subscriptions;
+mod subscriptions_in_time;
 #[cfg(feature = "failpoints")]
 mod supervision;
 mod time_travel;
