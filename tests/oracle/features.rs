@@ -26,12 +26,17 @@ const KNOWN_TROUBLE: &[&str] = &[
     "stalled-network",
 ];
 
+/// Whether a kind of input was asked for by name: it comes more often then.
+pub fn wanted(feature: &str) -> bool {
+    let wanted = std::env::var("BOURN_ORACLE_TROUBLE").unwrap_or_default();
+    !feature.is_empty() && wanted.split(',').any(|name| name == feature)
+}
+
 /// Whether a kind of input or trouble takes part in this run. The empty name always does.
 pub fn on(feature: &str) -> bool {
     if feature.is_empty() || !KNOWN_TROUBLE.contains(&feature) {
         let left_out = std::env::var("BOURN_ORACLE_WITHOUT").unwrap_or_default();
         return feature.is_empty() || !left_out.split(',').any(|name| name == feature);
     }
-    let wanted = std::env::var("BOURN_ORACLE_TROUBLE").unwrap_or_default();
-    wanted == "all" || wanted.split(',').any(|name| name == feature)
+    wanted("all") || wanted(feature)
 }
