@@ -50,6 +50,7 @@ impl Sqlite {
 impl World for Sqlite {
     const NAME: &'static str = "sqlite";
     const PALETTE: Palette = PALETTE;
+    const STRICT_BEGINNING: bool = true;
 
     async fn make(tables: &[Table], _seed: u64) -> Sqlite {
         let world = Sqlite { directory: tempfile::tempdir().unwrap() };

@@ -23,6 +23,7 @@ mod commands;
 mod conformance;
 mod crashes;
 mod database_faults;
+mod first_comparison;
 mod ground;
 mod hostile_rows;
 mod live;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::history::{self, History};
-use super::{connect, introspect, open_error, triggers};
+use super::{connect, installed, introspect, open_error, triggers};
 use crate::config::{Config, Limits};
 use crate::entity::Catalog;
 use crate::storage::{Finding, OpenError};
@@ -125,7 +125,7 @@ pub fn prepare(path: &Path, config: &Config) -> Result<(), OpenError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     for entity in Catalog::new(&config.entities).iter() {
         if let Ok(schema) = introspect::table(&transaction, entity).map_err(failed)? {
-            triggers::install(&transaction, entity, &triggers::all(entity, &schema)).map_err(failed)?;
+            installed::install(&transaction, entity, &triggers::all(entity, &schema)).map_err(failed)?;
         }
     }
     transaction.commit().map_err(failed)

@@ -11,7 +11,7 @@ use rusqlite::{Transaction, TransactionBehavior};
 
 use super::reconcile::Reconcile;
 use super::writer::{GONE, TICK, WriterThread, unix_secs};
-use super::{admin, connect, error, history, ledger, log, retention, sequencer, triggers};
+use super::{admin, connect, error, history, installed, ledger, log, retention, sequencer};
 use crate::storage::Head;
 
 /// How long it waits for another process that holds the database; mutations must not wait behind it.
@@ -177,7 +177,7 @@ impl WriterThread {
             let (transaction, pending) = self.history.begin_numbered(&self.connection)?;
             let finished = current.step(&transaction)?;
             if finished {
-                triggers::set_reconciled(&transaction, &current.entity, true)?;
+                installed::set_reconciled(&transaction, &current.entity, true)?;
             }
             let head = sequencer::head(&transaction)?;
             if head > pending.head {

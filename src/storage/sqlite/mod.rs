@@ -13,6 +13,7 @@ mod connect;
 mod error;
 mod events;
 mod history;
+mod installed;
 mod introspect;
 mod ledger;
 mod log;
@@ -27,6 +28,7 @@ mod sql;
 mod streams;
 mod subscriptions;
 mod triggers;
+mod unlogged;
 mod watch;
 mod writer;
 
