@@ -4,6 +4,7 @@
 mod baseline;
 mod catch_up;
 mod commit_to_event;
+mod deferred;
 mod fan_out;
 mod foreign;
 mod fsync;
@@ -58,17 +59,19 @@ enum Command {
     Writes(writes::Options),
     /// From a commit to its event, for the server's own writes and for another process's.
     CommitToEvent(commit_to_event::Options),
+    /// Another process whose transactions read before they write: how many the server fails, and how soon their events come.
+    DeferredWriters(deferred::Options),
     /// Capture from PostgreSQL: latency, throughput, cost to the writers, backfill, a second server.
     Postgres(postgres::Options),
     /// Stored streams, beside other servers of the protocol.
     Stored(stored::Options),
-    /// Everything but `postgres`, with modest settings.
+    /// Everything but `postgres` and `deferred-writers`, with modest settings.
     All,
     /// A server with one prebuilt answer (started by the measurements).
     BaselineStatic(baseline::StaticOptions),
     /// A server that sends what is posted to it to every reader (started by the measurements).
     BaselineSse,
-    /// A process that writes rows past the server (started by `commit-to-event`).
+    /// A process that writes rows past the server (started by the measurements).
     ForeignWriter(foreign::Options),
 }
 
@@ -85,6 +88,7 @@ fn main() -> anyhow::Result<()> {
             Command::CatchUp(options) => catch_up::run(&bench, &options).await,
             Command::Writes(options) => writes::run(&bench, &options).await,
             Command::CommitToEvent(options) => commit_to_event::run(&bench, &options).await,
+            Command::DeferredWriters(options) => deferred::run(&bench, &options).await,
             Command::Postgres(options) => postgres::run(&bench, &options).await,
             Command::Stored(options) => stored::run(&bench, &options).await,
             Command::All => all(&bench).await,

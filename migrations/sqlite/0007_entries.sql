@@ -1,9 +1,9 @@
 -- What the triggers of the streamed tables write through: the part of an activity that is the same for all of them is here,
 -- and not in the triggers of every table, which each process reads when it opens the file.
 --
--- `how` says where the ids of the transaction and of the client come from: nowhere (null: the context has them), or from a
--- row that was changed (u), that has left its place (t), that was inserted (i), that was inserted hidden (h) or that was
--- deleted (d); with a c behind it where the row has a column for the client.
+-- `how` says where the ids of the transaction and of the client come from: nowhere, because the row was so before (n); the
+-- context (null); or a row that was changed (u), that has left its place (t), that was inserted (i), that was inserted
+-- hidden (h) or that was deleted (d), with a c behind it where the row has a column for the client.
 
 CREATE VIEW bourn_entries AS
 SELECT action, entity_type, entity_id, organization_id, NULL AS how, NULL AS old_ids, NULL AS new_ids, NULL AS old_client,
@@ -25,6 +25,7 @@ BEGIN
   )
   SELECT NEW.action, NEW.entity_type, NEW.entity_id, f.id, NEW.organization_id, t.id,
     CASE
+      WHEN NEW.how = 'n' THEN NULL
       WHEN NEW.how IS NULL OR NEW.how NOT LIKE '%c' THEN x.client_id
       -- The client, where the statement gave a transaction id or another client than the row had.
       WHEN NEW.how IN ('uc', 'tc') THEN
@@ -38,7 +39,7 @@ BEGIN
     NEW.changed_keys, NEW.value, NEW.previous_values, strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
   FROM bourn_feeds f, bourn_context x, (
     -- The context has the id that the server gives its own writes where a row cannot carry it.
-    SELECT coalesce((SELECT transaction_id FROM bourn_context), (
+    SELECT CASE WHEN NEW.how IS NOT 'n' THEN coalesce((SELECT transaction_id FROM bourn_context), (
       SELECT given
       FROM (
         SELECT place, s, o, n, CASE WHEN NEW.how IN ('d', 'dc') THEN o ELSE n END AS given
@@ -79,7 +80,7 @@ BEGIN
         ELSE n IS NOT o
       END
       ORDER BY place LIMIT 1
-    )) AS id
+    )) END AS id
   ) t
   WHERE f.entity_type = NEW.entity_type AND f.scope = coalesce(NEW.organization_id, '');
 END;

@@ -7,15 +7,17 @@ mod address;
 mod keys;
 mod paths;
 mod state;
+mod tails;
 mod watch;
 mod webhook;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use bourn_protocol::stored::{Payload, glob};
-use bourn_protocol::{ContentType, StreamOffset, StreamPath};
+use bourn_protocol::{ContentType, StreamPath};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, broadcast};
@@ -23,11 +25,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Limits;
-use crate::storage::streams::{AppendStream, FindError, Secrets, StoredSubscription, StreamChange};
+use crate::storage::streams::{AppendStream, Secrets, StoredSubscription, StreamChange};
 use crate::storage::{Storage, StorageError};
 pub use address::check as check_url;
 use keys::Keys;
 pub use state::{Configuration, Delivery, Refusal, Subscription, WakeRequest};
+use tails::Tails;
 
 /// How often a change is made anew because another one came first.
 const ATTEMPTS: usize = 32;
@@ -39,7 +42,8 @@ pub const TOO_MANY_STREAMS: Refusal = Refusal::TooMany("the subscription follows
 /// The subscriptions of one database.
 pub struct Subscriptions {
     storage: Arc<dyn Storage>,
-    keys: Keys,
+    /// Those that the database has; another database may be put in its place.
+    keys: ArcSwap<Keys>,
     /// Where the streams are reached, `https://example.com/v1/stream`.
     root: String,
     most: usize,
@@ -67,9 +71,6 @@ struct Revision {
     any: u64,
 }
 
-/// Where the linked streams end.
-type Tails = BTreeMap<StreamPath, StreamOffset>;
-
 fn unix_millis() -> i64 {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX)
@@ -85,12 +86,7 @@ impl Subscriptions {
         public_url: &str,
         limits: &Limits,
     ) -> Result<Subscriptions, StorageError> {
-        let secrets = match storage.secrets().await {
-            // Nothing can be subscribed to, nor appended: keys for this one life of the server do no harm.
-            Err(StorageError::ReadOnly) => Secrets { webhook: rand::random(), token: rand::random() },
-            found => found?,
-        };
-        let keys = Keys::new(&secrets);
+        let keys = ArcSwap::from_pointee(keys(&*storage).await?);
         Ok(Subscriptions {
             storage,
             keys,
@@ -110,7 +106,7 @@ impl Subscriptions {
     /// The public keys that webhooks are verified with.
     #[must_use]
     pub fn jwks(&self) -> Value {
-        self.keys.jwks()
+        self.keys.load().jwks()
     }
 
     /// Makes a subscription, or finds it there as asked; says whether it is new.
@@ -151,7 +147,7 @@ impl Subscriptions {
         let mut subscription = Subscription::new(wanted, unix_millis());
         for (path, explicit) in paths {
             // What is there already has been seen.
-            let tail = self.tail(&path).await?;
+            let tail = self.tail(&path).await?.end;
             subscription.link(&path, explicit, tail, self.most_streams)?;
         }
         match self.save(id, &subscription, None, 0).await? {
@@ -193,7 +189,7 @@ impl Subscriptions {
         }
         let mut tails = Vec::new();
         for path in paths {
-            let tail = self.tail(&path).await?;
+            let tail = self.tail(&path).await?.end;
             tails.push((path, tail));
         }
         self.change(id, |subscription, _, _| {
@@ -232,7 +228,7 @@ impl Subscriptions {
         Ok(json!({
             "wake_id": wake_id,
             "generation": subscription.generation,
-            "token": self.keys.token(id, subscription.generation, unix_millis()),
+            "token": self.keys.load().token(id, subscription.generation, unix_millis()),
             "streams": subscription.describe_streams(Some(&tails)),
             "lease_ttl_ms": subscription.configuration.lease_ttl_ms,
         }))
@@ -250,7 +246,7 @@ impl Subscriptions {
         by: Delivery,
     ) -> Result<bool, Refusal> {
         self.authorised(id, token, by).await?;
-        let generation = self.keys.generation(id, token, unix_millis())?;
+        let generation = self.keys.load().generation(id, token, unix_millis())?;
         let (.., woken) = self
             .change(id, |subscription, tails, now| subscription.acknowledge(generation, request, tails, now))
             .await?;
@@ -271,7 +267,7 @@ impl Subscriptions {
         request: &WakeRequest,
     ) -> Result<(), Refusal> {
         self.authorised(id, token, Delivery::PullWake).await?;
-        let generation = self.keys.generation(id, token, unix_millis())?;
+        let generation = self.keys.load().generation(id, token, unix_millis())?;
         let (.., woken) = self
             .change(id, |subscription, tails, now| subscription.release(generation, request, tails, now))
             .await?;
@@ -338,28 +334,13 @@ impl Subscriptions {
             let (mut subscription, version) = self.load(id).await?.ok_or(Refusal::NotFound)?;
             let before = subscription.clone();
             let tails = self.tails(&subscription).await?;
+            subscription.rebase(&tails);
             let result = change(&mut subscription, &tails, unix_millis())?;
             if subscription == before || self.save(id, &subscription, Some(&before), version).await? {
                 return Ok((subscription, tails, result));
             }
         }
         Err(StorageError::Busy.into())
-    }
-
-    async fn tail(&self, path: &StreamPath) -> Result<StreamOffset, StorageError> {
-        match self.storage.find_stream(path).await {
-            Ok(stream) => Ok(stream.offset(stream.tail)),
-            Err(FindError::Missing | FindError::Gone) => Ok(StreamOffset::START),
-            Err(FindError::Storage(error)) => Err(error),
-        }
-    }
-
-    async fn tails(&self, subscription: &Subscription) -> Result<Tails, StorageError> {
-        let mut tails = Tails::new();
-        for path in subscription.links() {
-            tails.insert(path.clone(), self.tail(&path).await?);
-        }
-        Ok(tails)
     }
 
     /// Announces a wake to those who work for the subscription. A wake that cannot be announced now is announced later: a
@@ -427,7 +408,7 @@ impl Subscriptions {
                 "url": url,
                 "signing": {
                     "alg": "ed25519",
-                    "kid": self.keys.kid(),
+                    "kid": self.keys.load().kid(),
                     "jwks_url": format!("{}/__ds/jwks.json", self.root),
                 },
             })
@@ -446,6 +427,16 @@ impl Subscriptions {
             "description": configuration.description,
         })
     }
+}
+
+/// The keys that the database has.
+async fn keys(storage: &dyn Storage) -> Result<Keys, StorageError> {
+    let secrets = match storage.secrets().await {
+        // Nothing can be subscribed to, nor appended: keys for this one life of the server do no harm.
+        Err(StorageError::ReadOnly) => Secrets { webhook: rand::random(), token: rand::random() },
+        found => found?,
+    };
+    Ok(Keys::new(&secrets))
 }
 
 /// The streams that have moved according to these changes and match a pattern; none when that is not known.

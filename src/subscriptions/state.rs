@@ -8,8 +8,8 @@ use bourn_protocol::{StreamOffset, StreamPath};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::Tails;
 use super::paths::{many, maybe};
+use super::tails::Tails;
 use crate::storage::StorageError;
 
 /// The longest wait between two attempts to announce a wake, in milliseconds.
@@ -240,11 +240,25 @@ impl Subscription {
         self.links.remove(path.as_str());
     }
 
+    /// Takes back what is held of streams that these are not. A place of another stream says nothing of what was done of this
+    /// one.
+    pub fn rebase(&mut self, tails: &Tails) {
+        for (path, link) in &mut self.links {
+            let tail = StreamPath::new(path).ok().and_then(|path| tails.get(&path));
+            // What is missing may come back, as the same or as another.
+            let Some(tail) = tail.filter(|tail| tail.exists()) else { continue };
+            let acked = link.acked.parse().unwrap_or(StreamOffset::START);
+            if !tail.owns(acked) {
+                link.acked = tail.common(acked).to_string();
+            }
+        }
+    }
+
     /// The first stream in which something waits.
     fn pending(&self, tails: &Tails) -> Option<String> {
         let waits = |(path, link): &(&String, &Link)| {
-            let tail = StreamPath::new(path).ok().and_then(|path| tails.get(&path).copied());
-            tail.is_some_and(|tail| tail.to_string() > link.acked)
+            let tail = StreamPath::new(path).ok().and_then(|path| tails.get(&path));
+            tail.is_some_and(|tail| tail.end.to_string() > link.acked)
         };
         self.links.iter().find(waits).map(|(path, _)| path.clone())
     }
@@ -256,7 +270,7 @@ impl Subscription {
         }
         let Some(stream) = self.pending(tails) else { return false };
         self.generation += 1;
-        let snapshot = tails.iter().map(|(path, tail)| (path.to_string(), tail.to_string())).collect();
+        let snapshot = tails.iter().map(|(path, tail)| (path.to_string(), tail.end.to_string())).collect();
         self.wake = Some(Wake { id: format!("w_{}", random_text(20)), stream, tails: snapshot });
         self.attempts = 0;
         self.next_attempt_at = None;
@@ -331,12 +345,15 @@ impl Subscription {
                 .offset
                 .parse()
                 .map_err(|_| Refusal::Ack("an acknowledged offset is not one the server gave"))?;
-            let tail = tails.get(&path).copied().unwrap_or_default();
+            let tail = tails.get(&path).cloned().unwrap_or_default();
             if ack.offset < link.acked {
                 return Err(Refusal::Ack("an acknowledged offset lies before the one acknowledged last"));
             }
-            if offset.position > tail.position {
+            if offset.position > tail.end.position {
                 return Err(Refusal::Ack("an acknowledged offset lies past the stream's tail"));
+            }
+            if !tail.owns(offset) {
+                return Err(Refusal::Ack("an acknowledged offset is not one of the stream as it is now"));
             }
             link.acked.clone_from(&ack.offset);
         }
@@ -455,10 +472,10 @@ impl Subscription {
             let link_type = if link.explicit { "explicit" } else { "glob" };
             let mut shown = json!({ "path": path, "link_type": link_type, "acked_offset": link.acked });
             if let Some(tails) = tails {
-                let tail =
-                    StreamPath::new(path).ok().and_then(|path| tails.get(&path).copied()).unwrap_or_default();
-                shown["tail_offset"] = tail.to_string().into();
-                shown["has_pending"] = (tail.to_string() > link.acked).into();
+                let tail = StreamPath::new(path).ok().and_then(|path| tails.get(&path));
+                let end = tail.map(|tail| tail.end).unwrap_or_default().to_string();
+                shown["has_pending"] = (end > link.acked).into();
+                shown["tail_offset"] = end.into();
             }
             shown
         });

@@ -1,6 +1,8 @@
 //! The life of a subscription, told without a database: wakes, leases, fences and retries.
 
+use super::super::tails::Tail;
 use super::*;
+use crate::storage::streams::Segment;
 use bourn_protocol::Seq;
 
 fn path(text: &str) -> StreamPath {
@@ -11,8 +13,17 @@ fn at(position: u64) -> StreamOffset {
     StreamOffset { position: Seq::new(position).unwrap(), owner: u64::from(position > 0) }
 }
 
+/// A stream that all of it was appended to.
 fn tails(tail: u64) -> Tails {
-    Tails::from([(path("a"), at(tail))])
+    made_of(&[(1, 0, Seq::MAX.get())], StreamOffset { owner: 1, ..at(tail) })
+}
+
+/// A stream of these segments, each with its stream's number and its bounds.
+fn made_of(segments: &[(u64, u64, u64)], end: StreamOffset) -> Tails {
+    let bound = |at| Seq::new(at).unwrap();
+    let segments =
+        segments.iter().map(|&(stream, from, to)| Segment { stream, from: bound(from), to: bound(to) });
+    Tails::from([(path("a"), Tail::new(segments.collect(), end))])
 }
 
 fn subscription(webhook: bool) -> Subscription {
@@ -104,4 +115,31 @@ fn a_named_stream_stays_where_a_pattern_finds_it_too() {
     assert!(matches!(s.link(&path("c"), true, at(0), 2), Err(Refusal::TooMany(_))));
     s.unlink(&path("b"));
     assert!(!s.follows(&path("b")));
+}
+
+#[test]
+fn a_place_of_another_stream_does_not_hide_what_is_in_this_one() {
+    let place = |position, owner| StreamOffset { position: Seq::new(position).unwrap(), owner };
+    let acked = |s: &Subscription| s.describe_streams(None)[0]["acked_offset"].as_str().unwrap().to_owned();
+    let most = Seq::MAX.get();
+    let mut s = subscription(true);
+    s.links.get_mut("a").unwrap().acked = place(200, 1).to_string();
+    // The database went back to 100, and twenty bytes were appended since.
+    let restored = made_of(&[(1, 0, 100), (9, 100, most)], place(120, 9));
+    s.rebase(&made_of(&[], StreamOffset::START));
+    assert_eq!(acked(&s), place(200, 1).to_string(), "a stream that is missing may come back");
+    s.rebase(&restored);
+    assert_eq!(acked(&s), place(100, 1).to_string());
+    assert!(s.wake(&restored, 0), "what was appended in place of what was lost");
+    // A worker of before has come to a place that was lost.
+    let mut word = word(&s, 0, true);
+    word.acks[0].offset = place(110, 1).to_string();
+    assert!(matches!(s.acknowledge(1, &word, &restored, 1), Err(Refusal::Ack(_))));
+    word.acks[0].offset = place(120, 9).to_string();
+    assert_eq!(s.acknowledge(1, &word, &restored, 1), Ok(false));
+    // Another stream was made at the path.
+    let other = made_of(&[(12, 0, most)], place(7, 12));
+    s.rebase(&other);
+    assert_eq!(acked(&s), StreamOffset::START.to_string());
+    assert!(s.wake(&other, 2));
 }

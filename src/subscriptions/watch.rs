@@ -7,11 +7,12 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bourn_protocol::stored::glob;
-use bourn_protocol::{StreamOffset, StreamPath};
+use bourn_protocol::{Epoch, StreamOffset, StreamPath};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{LIST_PAGE, Refusal, Revision, Subscriptions, parse, unix_millis};
+use super::{LIST_PAGE, Refusal, Revision, Subscriptions, keys, parse, unix_millis};
+use crate::storage::Head;
 use crate::storage::streams::StreamChange;
 
 /// The longest sleep: another server may have made a subscription, or put something on the calendar.
@@ -118,15 +119,17 @@ struct Watcher {
     /// The changes made through this server that the interests include.
     revision: Revision,
     news: News,
+    /// The log that streams were looked at with.
+    epoch: Epoch,
     /// What could not be done yet, by subscription. Nothing is taken out before it was done.
     owed: BTreeMap<String, Owed>,
 }
 
 impl Watcher {
-    fn new(revision: Revision) -> Watcher {
+    fn new(revision: Revision, epoch: Epoch) -> Watcher {
         // What happened before this task ran is found by looking at everything once.
         let news = News { unknown: true, ..News::default() };
-        Watcher { interests: Vec::new(), stale: true, revision, news, owed: BTreeMap::new() }
+        Watcher { interests: Vec::new(), stale: true, revision, news, epoch, owed: BTreeMap::new() }
     }
 
     /// Gives each subscription its share of the news.
@@ -176,10 +179,11 @@ impl Subscriptions {
         stop: CancellationToken,
     ) {
         let mut revisions = self.changed.subscribe();
-        let mut watcher = Watcher::new(*revisions.borrow_and_update());
+        let log = self.storage.head();
+        let mut watcher = Watcher::new(*revisions.borrow_and_update(), log.borrow().epoch);
         let mut failing = false;
         loop {
-            match Box::pin(self.round(&mut watcher, &revisions)).await {
+            match Box::pin(self.round(&mut watcher, &revisions, &log)).await {
                 Ok(()) => failing = false,
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
@@ -219,7 +223,14 @@ impl Subscriptions {
         self: &Arc<Self>,
         watcher: &mut Watcher,
         revisions: &watch::Receiver<Revision>,
+        log: &watch::Receiver<Head>,
     ) -> Result<(), Refusal> {
+        let epoch = log.borrow().epoch;
+        if watcher.epoch != epoch {
+            // The database went back in time, or is another one: so are its keys, subscriptions and streams.
+            self.keys.store(Arc::new(keys(&*self.storage).await?));
+            (watcher.stale, watcher.news.unknown, watcher.epoch) = (true, true, epoch);
+        }
         // In this order: a subscription is saved and counted before a look at it is owed, and before anything is appended
         // for it that the watcher has heard of.
         let owed = std::mem::take(&mut *self.owed.lock().unwrap_or_else(PoisonError::into_inner));

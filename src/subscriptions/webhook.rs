@@ -256,10 +256,10 @@ impl Subscriptions {
             "generation": subscription.generation,
             "streams": subscription.describe_streams(Some(&tails)),
             "callback_url": format!("{}/__ds/subscriptions/{}/callback", self.root, super::segment(id)),
-            "callback_token": self.keys.token(id, subscription.generation, now),
+            "callback_token": self.keys.load().token(id, subscription.generation, now),
         });
         let body = Bytes::from(body.to_string());
-        let signature = self.keys.sign(&body, now / 1_000);
+        let signature = self.keys.load().sign(&body, now / 1_000);
         let sent = self.sender.post(url, body, &signature).await;
         let outcome = if sent.is_ok() { "delivered" } else { "failed" };
         metrics::counter!("bourn_webhooks_total", "outcome" => outcome).increment(1);

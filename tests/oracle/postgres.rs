@@ -112,6 +112,7 @@ impl Postgres {
 impl World for Postgres {
     const NAME: &'static str = "postgres";
     const PALETTE: Palette = PALETTE;
+    const STRICT_BEGINNING: bool = false;
 
     async fn make(tables: &[Table], _seed: u64) -> Postgres {
         let cluster = Cluster::start();

@@ -44,6 +44,8 @@ pub enum Way {
 pub struct Shared {
     pub cache: Cache,
     pub journal: Arc<Journal>,
+    /// Whether the first that is told of a row must be that it was made.
+    pub strict_beginning: bool,
     pub stop: AtomicBool,
 }
 
@@ -308,7 +310,7 @@ impl Work {
             state.recent.push_back((key.clone(), shown(&told)));
             let wrong = fold(&mut state.rows, &key, message);
             let first = state.known.insert(key.clone());
-            let strict = self.way != Way::ListThenFollow && (!first || on("strict-beginning"));
+            let strict = self.way != Way::ListThenFollow && (!first || self.shared.strict_beginning);
             if let Some(wrong) = wrong.filter(|_| strict) {
                 journal.fault(format!("{} {:?}: {wrong}: {}", self.stream, self.way, shown(&told)));
             }

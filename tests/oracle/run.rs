@@ -99,7 +99,12 @@ impl<W: World> Scene<W> {
         let world = Arc::new(W::make(&tables, seed).await);
         let journal = Arc::new(Journal::new());
         let stop = Stop(Arc::new(AtomicBool::new(false)));
-        let shared = Arc::new(Shared { cache: Cache::default(), journal, stop: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            cache: Cache::default(),
+            journal,
+            strict_beginning: W::STRICT_BEGINNING || on("strict-beginning"),
+            stop: AtomicBool::new(false),
+        });
         let mut scene = Scene {
             world,
             tables,

@@ -4,7 +4,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 
-use crate::features::on;
+use crate::features::{on, wanted};
 use crate::names::{literal, name, quoted};
 
 /// Distinct keys of a table.
@@ -82,6 +82,8 @@ impl Table {
         let usable: Vec<Kind> = palette.kinds.iter().copied().filter(|kind| on(kind.feature)).collect();
         let kinds: Vec<Kind> = usable.choose_multiple(random, COLUMNS).copied().collect();
         let key_kinds: Vec<&KeyKind> = palette.keys.iter().filter(|kind| on(kind.feature)).collect();
+        let asked: Vec<&KeyKind> = key_kinds.iter().copied().filter(|kind| wanted(kind.feature)).collect();
+        let key_kinds = if asked.is_empty() || random.random_bool(0.3) { key_kinds } else { asked };
         let key = **key_kinds.choose(random).unwrap();
         let mut keys: Vec<String> = key.odd.iter().map(|key| (*key).to_owned()).collect();
         keys.extend((0..KEYS - keys.len().min(KEYS)).map(key.make));

@@ -26,6 +26,8 @@ use crate::world::{Orders, Row, World};
 const BUSY: Duration = Duration::from_secs(10);
 /// The longest time that the file is locked.
 const LOCKED_MS: u64 = 1_500;
+/// The longest key that is told, in bytes.
+const LONGEST_KEY: usize = 4_096;
 /// How many of the writer processes are killed in the middle of their work.
 const KILLED: f64 = 0.1;
 
@@ -48,6 +50,7 @@ impl Sqlite {
 impl World for Sqlite {
     const NAME: &'static str = "sqlite";
     const PALETTE: Palette = PALETTE;
+    const STRICT_BEGINNING: bool = true;
 
     async fn make(tables: &[Table], _seed: u64) -> Sqlite {
         let world = Sqlite { directory: tempfile::tempdir().unwrap() };
@@ -135,7 +138,7 @@ impl World for Sqlite {
         let alive = if table.soft { "WHERE deleted_at IS NULL" } else { "" };
         let scope = table.scope.as_deref().map_or("NULL".into(), quoted);
         let sql = format!(
-            "SELECT CAST({} AS TEXT), CAST({scope} AS TEXT), * FROM {} {alive}",
+            "SELECT {}, CAST({scope} AS TEXT), * FROM {} {alive}",
             quoted(&table.key),
             quoted(&table.name)
         );
@@ -150,7 +153,7 @@ impl World for Sqlite {
         let mut found = statement.query([]).unwrap();
         let mut rows = BTreeMap::new();
         while let Some(row) = found.next().unwrap() {
-            let key = text_of(row.get_ref(0).unwrap()).unwrap_or_default();
+            let Some(key) = key_of(&connection, row.get_ref(0).unwrap()) else { continue };
             let value = columns
                 .iter()
                 .enumerate()
@@ -246,6 +249,26 @@ fn text_of(value: ValueRef<'_>) -> Option<String> {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
         _ => None,
     }
+}
+
+/// A key as the contract has it; none where the row is left out, because its key cannot be told.
+fn key_of(connection: &Connection, key: ValueRef<'_>) -> Option<String> {
+    match key {
+        ValueRef::Integer(n) => Some(n.to_string()),
+        ValueRef::Real(n) if n.is_finite() => Some(shortest(connection, n)),
+        ValueRef::Text(bytes) if (1..=LONGEST_KEY).contains(&bytes.len()) && !bytes.contains(&0) => {
+            std::str::from_utf8(bytes).ok().map(str::to_owned)
+        }
+        _ => None,
+    }
+}
+
+/// A finite number in as few digits as give it back, as SQLite writes them.
+fn shortest(connection: &Connection, number: f64) -> String {
+    let digits = |n: i64| -> String {
+        connection.query_row("SELECT printf('%!.*g', ?1, ?2)", (n, number), |row| row.get(0)).unwrap()
+    };
+    (15..17).map(digits).find(|text| text.parse() == Ok(number)).unwrap_or_else(|| digits(17))
 }
 
 /// A value as the contract has it.

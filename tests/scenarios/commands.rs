@@ -235,3 +235,25 @@ async fn an_existing_database_is_checked_prepared_and_served_from_its_first_row(
     let last = messages.last().unwrap();
     assert_eq!((&last["headers"]["operation"], &last["headers"]["txid"]), (&json!("delete"), &json!("t2")));
 }
+
+#[tokio::test]
+async fn tables_of_a_newer_version_are_refused_in_words() {
+    let mut bourn = Bourn::start(&[]).await;
+    bourn.client().make_page("p", "t").await;
+    let url = bourn.url().to_owned();
+    bourn.sql("INSERT INTO bourn_migrations VALUES (99, '2030-01-01T00:00:00.000Z')");
+    bourn.terminate();
+    bourn.ended().await;
+    let schema = || bourn.sql("SELECT group_concat(name || sql) FROM sqlite_master");
+    let before = schema();
+    for command in [&["serve", "--listen", "127.0.0.1:0"][..], &["check"], &["prepare", "--apply"]] {
+        let output = run(&[command, &["--database", &url]].concat(), &[]).await;
+        let said = text(&output.stderr) + &text(&output.stdout);
+        assert!(!output.status.success(), "{command:?}: {said}");
+        assert!(
+            said.contains("its log was made by a newer version of bourn (layout 99; this version knows"),
+            "{command:?}: {said}"
+        );
+    }
+    assert!(schema() == before, "nothing was changed");
+}

@@ -24,6 +24,7 @@ mod commands;
 mod conformance;
 mod crashes;
 mod database_faults;
+mod first_comparison;
 mod foreign_sqlite;
 mod ground;
 mod hostile_rows;
@@ -35,6 +36,7 @@ mod readme;
 mod retention;
 mod stored_streams;
 mod subscriptions;
+mod subscriptions_in_time;
 #[cfg(feature = "failpoints")]
 mod supervision;
 mod time_travel;

@@ -224,3 +224,72 @@ async fn an_idle_server_does_nothing() {
     println!("an idle server used {used:?} in 3 s");
     assert!(used <= Duration::from_millis(30), "{used:?}");
 }
+
+/// The watcher of the second server is held up, as on a machine that is busy.
+#[cfg(feature = "failpoints")]
+#[tokio::test]
+async fn an_offset_that_one_server_gave_is_known_to_another_that_has_not_looked_yet() {
+    let one = Bourn::start(&[]).await;
+    let two =
+        Bourn::start_failing(one.url(), &[("long_poll_timeout", "1s")], "bourn-watcher=sleep(60000)").await;
+    let (here, there) = (one.client(), two.client());
+    let connection = connect(one.database());
+    for i in 0..5 {
+        let id = format!("p{i}");
+        connection.execute("INSERT INTO pages (id) VALUES (?1)", [&id]).unwrap();
+        let mut offset = String::new();
+        eventually("the first server has it", async || {
+            let (messages, next) = here.read_all(PAGES, "-1").await;
+            offset = next;
+            messages.len() == i + 1
+        })
+        .await;
+        let (messages, next) = there.read_all(PAGES, &offset).await;
+        assert_eq!((messages.len(), &next), (0, &offset));
+        let waited = there.get(&format!("{PAGES}?offset={offset}&live=long-poll")).await;
+        assert_eq!((waited.status, waited.next_offset()), (204, offset.clone()), "{}", waited.text());
+        let mut events = there.events(&format!("{PAGES}?offset={offset}&live=sse"), &[]).await;
+        assert_eq!(events.control().await.0, offset);
+    }
+}
+
+/// How often a process, and its thread that watches the file, have begun to wait so far.
+#[cfg(target_os = "linux")]
+fn waits(process: u32) -> (u64, u64) {
+    let (mut all, mut watcher) = (0, 0);
+    for thread in std::fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+        let path = thread.unwrap().path();
+        // A thread may end at any moment.
+        let Ok(status) = std::fs::read_to_string(path.join("status")) else { continue };
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+        let count: u64 = field("voluntary_ctxt_switches:").parse().unwrap();
+        all += count;
+        watcher += if field("Name:") == "bourn-watcher" { count } else { 0 };
+    }
+    (all, watcher)
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn an_idle_server_does_nothing_more_often_than_it_is_told() {
+    const SECONDS: u64 = 5;
+    let bourn = Bourn::start(&[("poll_interval", "500ms")]).await;
+    let client = bourn.client();
+    client.make_page("p", "t").await;
+    let mut events = client.events(&format!("{PAGES}?offset=-1&live=sse"), &[]).await;
+    assert_eq!(events.messages().await.0.len(), 1);
+    // The looks that follow a commit come to an end.
+    let mut before = waits(bourn.process());
+    eventually("it is quiet", async || {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let now = waits(bourn.process());
+        let quiet = now.1 - before.1 <= 3;
+        before = now;
+        quiet
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(SECONDS)).await;
+    let after = waits(bourn.process());
+    assert!(after.1 - before.1 <= 4 * SECONDS, "the watcher woke {} times", after.1 - before.1);
+    assert!(after.0 - before.0 <= 40 * SECONDS, "the server's threads woke {} times", after.0 - before.0);
+}

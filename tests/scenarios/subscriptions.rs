@@ -10,7 +10,7 @@ use crate::support::{Client, eventually};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
-async fn control(
+pub async fn control(
     client: &Client,
     method: Method,
     path: &str,
@@ -25,13 +25,13 @@ async fn control(
     client.send(method, &format!("/v1/stream/__ds/{path}"), &headers, body.to_string()).await
 }
 
-async fn stream(client: &Client, method: Method, path: &str, body: &str) {
+pub async fn stream(client: &Client, method: Method, path: &str, body: &str) {
     let answer = client.send(method, &format!("/v1/stream/{path}"), &[JSON], body.to_owned()).await;
     assert!(answer.status < 300, "{}", answer.text());
 }
 
 #[track_caller]
-fn assert_control_error(answer: &crate::support::Answer, status: u16, code: &str) {
+pub fn assert_control_error(answer: &crate::support::Answer, status: u16, code: &str) {
     assert_eq!((answer.status, &answer.json()["error"]["code"]), (status, &json!(code)), "{}", answer.text());
 }
 

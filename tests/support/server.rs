@@ -205,6 +205,11 @@ impl Bourn {
         super::sqlite3(self.database(), sql)
     }
 
+    /// The process's number.
+    pub fn process(&self) -> u32 {
+        self.pid().as_raw().cast_unsigned()
+    }
+
     fn pid(&self) -> Pid {
         let id = self.child.as_ref().and_then(Child::id).expect("the server runs");
         Pid::from_raw(i32::try_from(id).unwrap())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::history::{self, History};
-use super::{connect, introspect, open_error, triggers};
+use super::{connect, installed, introspect, open_error, triggers};
 use crate::config::{Config, Limits};
 use crate::entity::Catalog;
 use crate::storage::{Finding, OpenError};
@@ -125,7 +125,7 @@ pub fn prepare(path: &Path, config: &Config) -> Result<(), OpenError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     for entity in Catalog::new(&config.entities).iter() {
         if let Ok(schema) = introspect::table(&transaction, entity).map_err(failed)? {
-            triggers::install(&transaction, entity, &triggers::all(entity, &schema)).map_err(failed)?;
+            installed::install(&transaction, entity, &triggers::all(entity, &schema)).map_err(failed)?;
         }
     }
     transaction.commit().map_err(failed)
@@ -142,7 +142,8 @@ pub fn renew_log(path: &Path, limits: &Limits) -> Result<(), OpenError> {
     let (connection, new) = open(path, limits.busy_timeout.get(), false)?;
     let history = History::begin(path, &connection, new).map_err(failed)?;
     let served = history.served();
-    history::renew(&connection, &history.beside, served.inode, served.streams).map_err(failed)?;
+    // Where another server has given it one in between, that is as good.
+    history::renew(&connection, &history.beside, &served, served.streams).map_err(failed)?;
     Ok(())
 }
 

@@ -11,34 +11,33 @@ use rusqlite::{Transaction, TransactionBehavior};
 
 use super::reconcile::Reconcile;
 use super::writer::{GONE, TICK, WriterThread, unix_secs};
-use super::{admin, connect, error, history, ledger, log, retention, sequencer, triggers};
+use super::{admin, connect, error, history, installed, ledger, log, retention, sequencer};
 use crate::storage::Head;
 
 /// How long it waits for another process that holds the database; mutations must not wait behind it.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 impl WriterThread {
-    /// Folds marks into the database until few are left.
+    /// Folds marks into the database until so few are left that the next commit of ours takes them along: each commit can
+    /// fail a transaction of another process.
     pub(super) fn fold(&self) {
         self.shared.fold_asked.store(false, Ordering::Relaxed);
-        if let Err(failure) = self.in_background(|| self.fold_backlog()) {
+        let folded = self.in_background(|| {
+            while self.history.beside.unfolded() >= sequencer::FOLD_ROWS {
+                let transaction =
+                    Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+                let pending = self.history.fold(&transaction, sequencer::FOLD_ROWS)?;
+                transaction.commit()?;
+                pending.committed();
+                std::thread::park_timeout(TICK);
+            }
+            Ok(())
+        });
+        if let Err(failure) = folded {
             // The next look at the file asks again.
             let failure = error::storage(&failure);
             tracing::debug!(%failure, "marks cannot be folded now");
         }
-    }
-
-    /// Folds marks into the database, in commits of their own and with time for others in between, until so few are left
-    /// that the next commit takes them along.
-    pub(super) fn fold_backlog(&self) -> rusqlite::Result<()> {
-        while self.history.beside.unfolded() >= sequencer::FOLD_ROWS {
-            let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-            let pending = self.history.fold(&transaction)?;
-            transaction.commit()?;
-            pending.committed();
-            std::thread::park_timeout(TICK);
-        }
-        Ok(())
     }
 
     /// Removes what has expired from the ledger; nothing is locked where nothing has.
@@ -160,7 +159,7 @@ impl WriterThread {
             };
             let history = text(retention.history_bound())?;
             let audit = retention.audit_bound().map(text).transpose()?;
-            let pending = self.history.fold(&transaction)?;
+            let pending = self.history.fold(&transaction, sequencer::FOLD_ROWS)?;
             let more = retention::step(&transaction, &retention::Bounds { history, audit })?;
             transaction.commit()?;
             pending.committed();
@@ -175,11 +174,10 @@ impl WriterThread {
     pub(super) fn reconcile_step(&self, reconciles: &mut VecDeque<Reconcile>) {
         let Some(current) = reconciles.front_mut() else { return };
         let stepped = self.in_background(|| {
-            let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
-            let pending = self.history.fold(&transaction)?;
+            let (transaction, pending) = self.history.begin_numbered(&self.connection)?;
             let finished = current.step(&transaction)?;
             if finished {
-                triggers::set_reconciled(&transaction, &current.entity, true)?;
+                installed::set_reconciled(&transaction, &current.entity, true)?;
             }
             let head = sequencer::head(&transaction)?;
             if head > pending.head {

@@ -8,8 +8,8 @@
 //!   see [`history`](super::history). It is written after each commit that is published, without syncing it: after a
 //!   loss of power it may be older than the log, never newer than what was committed.
 //!
-//! Several servers share the file. Marks are added and removed under a lock on it, and whoever takes that lock reads them
-//! again; the lock is never held while waiting for the database's.
+//! Several servers share the file. Marks are added and removed and the witness is written under a lock on it, and a server
+//! that takes that lock reads the marks again; the lock is never held while waiting for the database's.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
@@ -35,6 +35,8 @@ const GROWTH_BYTES: usize = 16 << 10;
 /// How long another server may hold the lock before marking is given up for now.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_RETRY: Duration = Duration::from_micros(200);
+/// How often a witness that is not whole is read again.
+const WITNESS_READS: usize = 3;
 
 /// The log as it was last served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,44 +131,65 @@ impl Beside {
     /// The last witness; none where it is missing or not whole.
     pub(super) fn witness(&self) -> io::Result<Option<Witness>> {
         let mut file = self.hold();
-        match open(&self.path, &mut file, false) {
-            Ok(file) => read_witness(file),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+        let file = match open(&self.path, &mut file, false) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut found = read_witness(file)?;
+        // Another server may be writing it at this moment.
+        for _ in 0..WITNESS_READS {
+            if found.is_some() {
+                break;
+            }
+            std::thread::park_timeout(LOCK_RETRY);
+            found = read_witness(file)?;
         }
+        Ok(found)
     }
 
     /// Replaces the witness.
     pub(super) fn replace(&self, witness: &Witness) -> io::Result<()> {
         let mut file = self.hold();
-        open(&self.path, &mut file, true)?.write_all_at(&encode(witness), 0)
+        let file = open(&self.path, &mut file, true)?;
+        lock(file)?;
+        let written = file.write_all_at(&encode(witness), 0);
+        file.unlock()?;
+        written
     }
 
-    /// Moves the witness on. One of another epoch or further on is another server's, and stays.
+    /// Moves the witness on. One of another epoch or further on is another server's, and stays. While another server holds
+    /// the lock nothing is written: the next one is.
     pub(super) fn advance(&self, witness: &Witness) -> io::Result<()> {
         let mut file = self.hold();
         let file = open(&self.path, &mut file, true)?;
-        let there = read_witness(file)?;
-        let newer = there.is_some_and(|there| {
-            there.epoch != witness.epoch || (there.seq > witness.seq && there.streams >= witness.streams)
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        let advanced = read_witness(file).and_then(|there| {
+            let newer = there.is_some_and(|there| {
+                there.epoch != witness.epoch || (there.seq > witness.seq && there.streams >= witness.streams)
+            });
+            if newer { Ok(()) } else { file.write_all_at(&encode(witness), 0) }
         });
-        if newer { Ok(()) } else { file.write_all_at(&encode(witness), 0) }
+        file.unlock()?;
+        advanced
+    }
+
+    /// Begins with a log, or with another epoch of it.
+    pub(super) fn begin(&self, epoch: Epoch) -> io::Result<()> {
+        let _locked = self.lock(epoch)?;
+        self.set_folded(Seq::ZERO);
+        Ok(())
     }
 
     /// Takes the lock and reads the marks again.
     pub(super) fn lock(&self, epoch: Epoch) -> io::Result<Locked<'_>> {
         let mut file = self.hold();
         let handle = open(&self.path, &mut file, true)?;
-        let deadline = Instant::now() + LOCK_PATIENCE;
-        loop {
-            match handle.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    std::thread::park_timeout(LOCK_RETRY);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+        lock(handle)?;
         let marks = read_marks(handle, epoch, &self.marks.load());
         let locked = Locked { beside: self, file, epoch };
         locked.publish(marks?);
@@ -237,6 +260,20 @@ impl Drop for Locked<'_> {
         if let Some(file) = self.file.as_ref() {
             // It cannot fail on a lock that is held; if it did, it would end with the process.
             let _ = file.unlock();
+        }
+    }
+}
+
+/// Takes the file's lock.
+fn lock(file: &File) -> io::Result<()> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::park_timeout(LOCK_RETRY);
+            }
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -15,6 +15,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bourn_protocol::{Epoch, Seq};
@@ -25,6 +26,9 @@ use sha2::{Digest, Sha256};
 use super::beside::{Beside, Witness};
 use super::sequencer::Pending;
 use super::{error, log, sequencer, streams};
+
+/// How long the database is left to others between two commits that only fold marks.
+const FOLD_PAUSE: Duration = Duration::from_millis(1);
 
 /// What all connections to one database share.
 #[derive(Debug)]
@@ -160,11 +164,35 @@ impl History {
         sequencer::number(snapshot, &self.path, &locked)
     }
 
-    /// Does the same inside a write transaction of ours, and folds marks into the database.
-    pub(super) fn fold(&self, connection: &Connection) -> rusqlite::Result<Pending<'_>> {
+    /// Begins a write transaction of ours. What other processes wrote before has its number in the database then, so that
+    /// activities of our own may follow.
+    pub(super) fn begin_numbered<'c>(
+        &self,
+        connection: &'c Connection,
+    ) -> rusqlite::Result<(Transaction<'c>, Pending<'_>)> {
+        let (mut room, mut left) = (sequencer::FOLD_ROWS, u64::MAX);
+        loop {
+            let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+            let pending = self.fold(&transaction, room)?;
+            if pending.left == 0 {
+                return Ok((transaction, pending));
+            }
+            // Where others write faster than this folds, it folds more at a time, so that it comes to an end.
+            if pending.left >= std::mem::replace(&mut left, pending.left) {
+                room = room.saturating_mul(2);
+            }
+            transaction.commit()?;
+            pending.committed();
+            std::thread::park_timeout(FOLD_PAUSE);
+        }
+    }
+
+    /// Inside a write transaction of ours, gives what other processes wrote its numbers, and folds marks into at most `room`
+    /// activities of the database.
+    pub(super) fn fold(&self, connection: &Connection, room: u64) -> rusqlite::Result<Pending<'_>> {
         let served = self.served();
         self.verify(connection, &served)?;
-        Pending::fold(connection, &self.path, &self.beside, served.epoch)
+        Pending::fold(connection, &self.path, &self.beside, served.epoch, room)
     }
 
     /// Notes that the log is about to be served up to here.
@@ -194,24 +222,30 @@ impl History {
     /// the log that was served and gets one now. Gives what is served from here on.
     pub(super) fn settle(&self, connection: &Connection) -> rusqlite::Result<Witness> {
         let served = self.served();
-        let now = standing(connection, served.inode)?;
-        let adopted = now.epoch != served.epoch
-            && self.beside.witness().map_err(|e| error::of_io(&e))?.is_some_and(|witness| {
-                witness.epoch == now.epoch && contains(connection, &witness).unwrap_or(false)
-            });
-        let now = if adopted {
-            now
-        } else if now.epoch == served.epoch && contains(connection, &served)? {
-            *served
-        } else {
-            tracing::warn!(
-                served = served.seq.get(),
-                found = now.seq.get(),
-                "the database is not the one that was served: its log gets a new epoch, and clients start again"
-            );
-            renew(connection, &self.beside, served.inode, served.streams)?
+        let now = loop {
+            let now = standing(connection, served.inode)?;
+            if now.epoch == served.epoch && contains(connection, &served)? {
+                break *served;
+            }
+            let witness = self.beside.witness().map_err(|e| error::of_io(&e))?;
+            let adopted = now.epoch != served.epoch
+                && witness.is_some_and(|witness| {
+                    witness.epoch == now.epoch && contains(connection, &witness).unwrap_or(false)
+                });
+            if adopted {
+                break now;
+            }
+            let renewed = renew(connection, &self.beside, &now, served.streams)?;
+            if let Some(renewed) = renewed {
+                tracing::warn!(
+                    served = served.seq.get(),
+                    found = now.seq.get(),
+                    "the database is not the one that was served: its log gets a new epoch, and clients start again"
+                );
+                break renewed;
+            }
         };
-        drop(self.beside.lock(now.epoch).map_err(|e| error::of_io(&e))?);
+        self.beside.begin(now.epoch).map_err(|e| error::of_io(&e))?;
         self.served.store(Arc::new(now));
         self.doubt.store(false, Ordering::Release);
         Ok(now)
@@ -222,43 +256,46 @@ impl History {
 fn arrive(path: &Path, beside: &Beside, connection: &Connection, new: bool) -> rusqlite::Result<Witness> {
     let io = |failure: io::Error| error::of_io(&failure);
     let inode = inode(path).map_err(io)?;
-    let now = standing(connection, inode)?;
     if new {
-        drop(clear(beside, now.epoch)?);
+        let now = standing(connection, inode)?;
+        beside.begin(now.epoch).map_err(io)?;
         beside.replace(&now).map_err(io)?;
         return Ok(now);
     }
-    let witness = beside.witness().map_err(io)?;
-    if let Some(witness) = witness
-        && witness.inode == inode
-        && contains(connection, &witness)?
-    {
-        drop(beside.lock(now.epoch).map_err(io)?);
-        return Ok(now);
+    loop {
+        let now = standing(connection, inode)?;
+        let witness = beside.witness().map_err(io)?;
+        if let Some(witness) = witness
+            && witness.inode == inode
+            && contains(connection, &witness)?
+        {
+            beside.begin(now.epoch).map_err(io)?;
+            return Ok(now);
+        }
+        let renewed = renew(connection, beside, &now, witness.map_or(0, |witness| witness.streams))?;
+        if let Some(renewed) = renewed {
+            tracing::warn!(
+                "the database is not the one that was served last, or nothing is known of that: its log gets a new epoch, \
+                 and clients start again"
+            );
+            return Ok(renewed);
+        }
     }
-    tracing::warn!(
-        "the database is not the one that was served last, or nothing is known of that: its log gets a new epoch, and \
-         clients start again"
-    );
-    renew(connection, beside, inode, witness.map_or(0, |witness| witness.streams))
-}
-
-fn clear(beside: &Beside, epoch: Epoch) -> rusqlite::Result<super::beside::Locked<'_>> {
-    let locked = beside.lock(epoch).map_err(|e| error::of_io(&e))?;
-    locked.clear().map_err(|e| error::of_io(&e))?;
-    Ok(locked)
 }
 
 /// The log as the database has it.
 fn standing(connection: &Connection, inode: u64) -> rusqlite::Result<Witness> {
-    let snapshot = connection.unchecked_transaction()?;
-    let seq = sequencer::head(&snapshot)?;
+    standing_in(&*connection.unchecked_transaction()?, inode)
+}
+
+fn standing_in(snapshot: &Connection, inode: u64) -> rusqlite::Result<Witness> {
+    let seq = sequencer::head(snapshot)?;
     Ok(Witness {
-        epoch: log::version(&snapshot)?.epoch,
+        epoch: log::version(snapshot)?.epoch,
         inode,
         seq,
-        fingerprint: fingerprint(&snapshot, seq)?.unwrap_or_default(),
-        streams: streams::version(&snapshot)?,
+        fingerprint: fingerprint(snapshot, seq)?.unwrap_or_default(),
+        streams: streams::version(snapshot)?,
     })
 }
 
@@ -307,27 +344,34 @@ fn fingerprint(connection: &Connection, seq: Seq) -> rusqlite::Result<Option<u64
         .optional()
 }
 
-/// Gives the log a new epoch: what it holds stays, and every offset of before is gone.
+/// Gives the log a new epoch: what it holds stays, and every offset of before is gone. Does nothing where the log is not the
+/// one that was `found` any more: another server has just done it.
 pub(super) fn renew(
     connection: &Connection,
     beside: &Beside,
-    inode: u64,
+    found: &Witness,
     streams_served: i64,
-) -> rusqlite::Result<Witness> {
+) -> rusqlite::Result<Option<Witness>> {
+    let io = |failure: io::Error| error::of_io(&failure);
     let epoch = Epoch::draw();
     let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+    if log::version(&transaction)?.epoch != found.epoch {
+        return Ok(None);
+    }
     sequencer::seal_gaps(&transaction)?;
     transaction.execute("UPDATE bourn_log SET epoch = ?1", [epoch.as_str()])?;
     // The tables may have changed without the log, too.
     transaction.execute("UPDATE bourn_entities SET reconciled = 0", [])?;
     streams::renew(&transaction, streams_served)?;
     rename_ids(&transaction, epoch)?;
+    let now = standing_in(&transaction, found.inode)?;
+    // Before the commit: another server that sees the new epoch must find it here, or it would draw one itself. If
+    // the commit fails, one more epoch is drawn.
+    beside.replace(&now).map_err(io)?;
     transaction.commit()?;
     // Marks belong to their epoch: those of before are none from here on.
-    drop(clear(beside, epoch)?);
-    let now = standing(connection, inode)?;
-    beside.replace(&now).map_err(|e| error::of_io(&e))?;
-    Ok(now)
+    beside.begin(epoch).map_err(io)?;
+    Ok(Some(now))
 }
 
 /// Activities show their id with the epoch in it, for people who read the table; the column is made for one epoch.
@@ -346,3 +390,7 @@ fn rename_ids(transaction: &Connection, epoch: Epoch) -> rusqlite::Result<()> {
         Err(_) => transaction.execute_batch("ROLLBACK TO ids; RELEASE ids"),
     }
 }
+
+#[cfg(test)]
+#[path = "history_tests.rs"]
+mod tests;

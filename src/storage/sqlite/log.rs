@@ -35,7 +35,7 @@ impl<'a> View<'a> {
     pub(super) fn of(snapshot: &'a Connection, history: &History) -> rusqlite::Result<View<'a>> {
         let (served, marks) = (history.served(), history.beside.marks());
         history.verify(snapshot, &served)?;
-        let sealed = sequencer::sealed_head(snapshot, &marks)?;
+        let (sealed, marks) = sequencer::sealed(snapshot, marks)?;
         Ok(View { snapshot, marks, sealed, version: version(snapshot)? })
     }
 

@@ -14,6 +14,7 @@ mod error;
 mod events;
 mod expect;
 mod history;
+mod installed;
 mod introspect;
 mod ledger;
 mod log;
@@ -29,6 +30,7 @@ mod sql;
 mod streams;
 mod subscriptions;
 mod triggers;
+mod unlogged;
 mod watch;
 mod writer;
 
@@ -279,7 +281,14 @@ fn advance(head: &tokio::sync::watch::Sender<Head>, to: Head) {
 #[async_trait]
 impl Log for SqliteStorage {
     async fn bounds(&self) -> Result<Head, StorageError> {
-        self.view(|view| Ok(view.head())).await
+        let history = self.history.clone();
+        // Another server may have numbered more than this one has looked at: the file beside the database decides.
+        self.pool
+            .read(move |connection| {
+                let served = history.served();
+                Ok(Head { epoch: served.epoch, seq: history.number(connection)? })
+            })
+            .await
     }
 
     async fn stream_tail(&self, stream: &Selector) -> Result<Head, StorageError> {

@@ -11,8 +11,15 @@
 //! [`Pending::fold`] copies marks into the database: in commits of our own that happen anyway, and, where there are none,
 //! once in [`FOLD_ROWS`] activities, so that a transaction of another process meets that less often than once in a thousand.
 //! A fold changes no number, so it may be cut off anywhere and be repeated.
+//!
+//! Another server may add marks, fold and remove them at any time, so the marks that a process knows may be old. They are never
+//! wrong, only short, because of two rules. What has its number in the database is a prefix of the log: marks are folded in
+//! order, and a commit that adds activities of ours first folds everything before them. And a number is the seq of its
+//! transaction's last activity, so the last number in the database says where that transaction ends, even if
+//! only a part of it is folded yet.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bourn_protocol::{Epoch, Seq};
 use rusqlite::{Connection, OptionalExtension, Transaction};
@@ -20,20 +27,33 @@ use rusqlite::{Connection, OptionalExtension, Transaction};
 use super::beside::{Beside, Locked, Mark, Marks};
 use super::error;
 
-/// Most activities that are folded into the database in one commit, and how many wait at least until that is done without
-/// another commit of ours.
+/// Most activities that are folded into the database in one commit, unless they come faster than that; and how many wait at
+/// least until it is done without another commit of ours.
 pub(super) const FOLD_ROWS: u64 = 2_000;
 
-/// The last activity that has its transaction's number; zero when none has. The marks must be as of before the snapshot.
-pub(super) fn sealed_head(connection: &Connection, marks: &Marks) -> rusqlite::Result<Seq> {
+/// How far the log has numbers, in a snapshot, and the marks by which readers find those that the database lacks. `known` must
+/// be as of before the snapshot; they may be older.
+pub(super) fn sealed(connection: &Connection, known: Arc<Marks>) -> rusqlite::Result<(Seq, Arc<Marks>)> {
+    let Some((seq, end)) = last_number(connection, known.end())? else { return Ok((known.end(), known)) };
+    if end == seq {
+        return Ok((end, known));
+    }
+    // Another server has folded a part of a transaction whose mark is not known here.
+    let mut marks = Marks::clone(&known);
+    marks.0.push(Mark { from: seq, to: end });
+    Ok((end, Arc::new(marks)))
+}
+
+/// The last activity after a place that has its number in the database, and its number.
+fn last_number(connection: &Connection, after: Seq) -> rusqlite::Result<Option<(Seq, Seq)>> {
     // Only the newest activities can lack it, so this steps over those and no more.
-    let seq: Option<i64> = connection
+    let found: Option<(i64, i64)> = connection
         .prepare_cached(
-            "SELECT seq FROM activities WHERE seq > ?1 AND commit_id IS NOT NULL ORDER BY seq DESC LIMIT 1",
+            "SELECT seq, commit_id FROM activities WHERE seq > ?1 AND commit_id IS NOT NULL ORDER BY seq DESC LIMIT 1",
         )?
-        .query_row([marks.end().as_i64()], |row| row.get(0))
+        .query_row([after.as_i64()], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    Ok(seq.and_then(Seq::from_i64).unwrap_or(marks.end()))
+    Ok(found.and_then(|(seq, end)| Some((Seq::from_i64(seq)?, Seq::from_i64(seq.max(end))?))))
 }
 
 /// The last activity, whether it has its number or not.
@@ -47,7 +67,7 @@ pub(super) fn head(connection: &Connection) -> rusqlite::Result<Seq> {
 /// what has its number.
 pub(super) fn number(snapshot: Transaction<'_>, path: &Path, locked: &Locked<'_>) -> rusqlite::Result<Seq> {
     let io = |failure: std::io::Error| error::of_io(&failure);
-    let (sealed, head) = (sealed_head(&snapshot, &locked.marks())?, head(&snapshot)?);
+    let ((sealed, _), head) = (sealed(&snapshot, locked.marks())?, head(&snapshot)?);
     drop(snapshot);
     if head <= sealed {
         return Ok(sealed);
@@ -75,39 +95,42 @@ pub(super) struct Pending<'a> {
     beside: &'a Beside,
     /// Held until the commit, so that no other server numbers what this transaction does.
     locked: Option<Locked<'a>>,
-    /// How far marks are in the database then, and whether all are.
+    /// How far marks are in the database then.
     folded: Seq,
-    all: bool,
+    /// How many activities do not have their number in the database then. Only after all have may any of our own follow.
+    pub(super) left: u64,
     /// The head of the log when the transaction began.
     pub(super) head: Seq,
 }
 
 impl<'a> Pending<'a> {
-    /// Numbers what lacks a number, as one transaction, inside the caller's write transaction, and folds some marks.
+    /// Numbers what lacks a number, as one transaction, inside the caller's write transaction, and folds marks into at most
+    /// `room` activities.
     pub(super) fn fold(
         connection: &Connection,
         path: &Path,
         beside: &'a Beside,
         epoch: Epoch,
+        mut room: u64,
     ) -> rusqlite::Result<Pending<'a>> {
         let io = |failure: std::io::Error| error::of_io(&failure);
         let head = head(connection)?;
-        let marks = beside.marks();
-        if marks.0.is_empty() && head <= sealed_head(connection, &marks)? {
-            return Ok(Pending { beside, locked: None, folded: Seq::ZERO, all: false, head });
+        let numbered = last_number(connection, Seq::ZERO)?.map_or(Seq::ZERO, |(seq, _)| seq);
+        if beside.marks().0.is_empty() && head <= numbered {
+            return Ok(Pending { beside, locked: None, folded: Seq::ZERO, left: 0, head });
         }
         let locked = beside.lock(epoch).map_err(io)?;
-        let sealed = sealed_head(connection, &locked.marks())?;
+        let (sealed, _) = sealed(connection, locked.marks())?;
         if head > sealed {
             let mark = Mark { from: sealed, to: head };
-            if locked.marks().0.is_empty() && head.get() - sealed.get() <= FOLD_ROWS {
-                fold(connection, mark, sealed, FOLD_ROWS)?;
+            if locked.marks().0.is_empty() && head.get() - sealed.get() <= room {
+                fold(connection, mark, sealed, room)?;
             } else {
                 sync_log(path).map_err(io)?;
                 locked.add(mark).map_err(io)?;
             }
         }
-        let (mut room, mut folded) = (FOLD_ROWS, beside.folded());
+        let mut folded = beside.folded();
         for mark in &locked.marks().0 {
             let (count, to) = fold(connection, *mark, folded, room)?;
             folded = folded.max(to);
@@ -116,15 +139,15 @@ impl<'a> Pending<'a> {
                 break;
             }
         }
-        let all = folded >= locked.marks().end();
-        Ok(Pending { beside, locked: Some(locked), folded, all, head })
+        let left = locked.marks().end().get().saturating_sub(folded.get());
+        Ok(Pending { beside, locked: Some(locked), folded, left, head })
     }
 
     /// The caller's transaction is committed: marks that are in the database are not needed any more.
     pub(super) fn committed(self) {
         let Some(locked) = self.locked else { return };
         self.beside.set_folded(self.folded);
-        if self.all
+        if self.left == 0
             && let Err(failure) = locked.clear()
         {
             // They are folded again, to the same numbers.

@@ -2,7 +2,7 @@
 //! each change is a job of the writer's of its own.
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::SqliteStorage;
@@ -24,24 +24,44 @@ pub(super) enum SubscriptionJob {
 impl SubscriptionJob {
     /// Does it.
     pub(super) fn run(self, connection: &Connection, history: &History) {
-        let storage = |error: rusqlite::Error| match history.in_place() {
-            true => super::error::storage(&error),
-            false => StorageError::Unavailable,
-        };
         // Whoever asked may have gone.
         match self {
             SubscriptionJob::Save(subscription, answer) => {
-                let _ = answer.send(save(connection, &subscription).map_err(storage));
+                let _ =
+                    answer.send(commit(connection, history, |connection| save(connection, &subscription)));
             }
             SubscriptionJob::Delete(id, answer) => {
                 let sql = "DELETE FROM bourn_subscriptions WHERE id = ?1";
-                let _ =
-                    answer.send(connection.execute(sql, [id]).map(|removed| removed > 0).map_err(storage));
+                let _ = answer.send(commit(connection, history, |connection| {
+                    connection.execute(sql, [id]).map(|removed| removed > 0)
+                }));
             }
             SubscriptionJob::Secrets(answer) => {
-                let _ = answer.send(secrets(connection).map_err(storage));
+                let _ = answer.send(commit(connection, history, secrets));
             }
         }
+    }
+}
+
+/// Does something in a transaction, if the database is still the one that is served: what is saved may hold places of the
+/// streams that were read.
+fn commit<T>(
+    connection: &Connection,
+    history: &History,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> Result<T, StorageError> {
+    let served = history.served();
+    let committed =
+        Transaction::new_unchecked(connection, TransactionBehavior::Immediate).and_then(|transaction| {
+            history.verify(&transaction, &served)?;
+            let done = work(&transaction)?;
+            transaction.commit()?;
+            Ok(done)
+        });
+    // A file that was removed takes the commit with it.
+    match history.in_place() {
+        true => committed.map_err(|error| super::error::storage(&error)),
+        false => Err(StorageError::Unavailable),
     }
 }
 

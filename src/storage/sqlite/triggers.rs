@@ -7,15 +7,12 @@
 //! unless the connection has `recursive_triggers` on. A replaced row of the same key is recognised here by the
 //! log, which still has it alive.
 
-use rusqlite::{Connection, OptionalExtension};
-use sha2::{Digest, Sha256};
-
 use super::sql::{field, ident, key_text, literal, nameable, scope_text, shown, transaction_of, visible};
-use super::{clashes, payload};
+use super::{clashes, payload, unlogged};
 use crate::entity::{EntityType, TableSchema};
 
 /// The triggers of an entity type, as their names end; an older version made one for each.
-const EVENTS: [&str; 5] = ["insert", "hide", "update", "turn", "delete"];
+pub(super) const EVENTS: [&str; 5] = ["insert", "hide", "update", "turn", "delete"];
 
 pub(super) const NOW: &str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
 
@@ -26,16 +23,16 @@ pub(super) struct Trigger {
 }
 
 /// The values of one activity, as SQL expressions.
-struct Entry<'a> {
-    action: String,
+pub(super) struct Entry<'a> {
+    pub(super) action: String,
     /// Where key, scope and value come from: `NEW` or `OLD`.
-    row: &'a str,
+    pub(super) row: &'a str,
     /// How the row tells whose the change is: `how` of the view that entries are written through.
-    how: char,
-    changed_keys: String,
-    previous: Option<String>,
+    pub(super) how: char,
+    pub(super) changed_keys: String,
+    pub(super) previous: Option<String>,
     /// `WHERE` and `FROM`, if the activity depends on more than the trigger's own condition.
-    from: String,
+    pub(super) from: String,
 }
 
 /// The triggers of an entity type whose table has these columns.
@@ -43,129 +40,17 @@ pub(super) fn all(entity: &EntityType, schema: &TableSchema) -> Vec<Trigger> {
     let maker = Maker { entity, schema };
     let hide = schema.kept.deleted_at.is_some().then(|| maker.hide());
     let own = [maker.insert(), maker.update(), maker.delete()].into_iter().chain(hide);
-    own.chain(clashes::all(entity, schema)).collect()
-}
-
-/// The triggers that are there.
-pub(super) struct Found {
-    /// By name, with their statements.
-    installed: Vec<(String, String)>,
-    /// They are the wanted ones.
-    pub(super) fit: bool,
-    /// The table is to be compared with the log, because changes may have been missed.
-    pub(super) compare: bool,
-    /// Another server made them, for another configuration than this one's.
-    pub(super) others: bool,
-}
-
-/// Looks which triggers there are.
-pub(super) fn look(
-    connection: &Connection,
-    entity: &EntityType,
-    wanted: &[Trigger],
-) -> rusqlite::Result<Found> {
-    let names: Vec<String> =
-        EVENTS.iter().chain(&clashes::EVENTS).map(|event| literal(&name(entity, event))).collect();
-    let installed: Vec<(String, String, i64)> = connection
-        .prepare(&format!(
-            "SELECT name, sql, rowid FROM sqlite_master WHERE type = 'trigger' AND name IN ({})",
-            names.join(", ")
-        ))?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
-        .collect::<Result<_, _>>()?;
-    // SQLite fires the newest trigger first. Ours must be that: one of the application's that changes the row once
-    // more would be logged before the change it follows.
-    let newer: bool = connection
-        .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE \
-             AND rowid > ?2 AND name NOT LIKE 'bourn\\_%' ESCAPE '\\')",
-        )?
-        .query_row(
-            rusqlite::params![entity.table, installed.iter().map(|(.., rowid)| *rowid).min().unwrap_or(i64::MAX)],
-            |row| row.get(0),
-        )?;
-    // A trigger on a renamed table keeps its name and is rewritten by SQLite, so it differs and goes.
-    let fit = !newer
-        && installed.len() == wanted.len()
-        && wanted.iter().all(|trigger| {
-            installed.iter().any(|(name, sql, _)| *name == trigger.name && *sql == trigger.sql)
-        });
-    let known: Option<(bool, Option<String>)> = connection
-        .prepare_cached("SELECT reconciled, triggers FROM bourn_entities WHERE entity_type = ?1")?
-        .query_row([&*entity.name], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let (reconciled, made) = known.unwrap_or_default();
-    let installed: Vec<_> = installed.into_iter().map(|(name, sql, _)| (name, sql)).collect();
-    // As a server made them, but not as this one makes them.
-    let there = digest(installed.iter().map(|(name, sql)| (name.as_str(), sql.as_str())));
-    let others = !fit && made.is_some_and(|made| made == there && made != digest_of(wanted));
-    Ok(Found { installed, fit, compare: !reconciled, others })
-}
-
-/// Drops and makes triggers so that exactly the wanted ones are there; says whether the table is to be compared
-/// with the log. Inside the caller's transaction.
-pub(super) fn install(
-    connection: &Connection,
-    entity: &EntityType,
-    wanted: &[Trigger],
-) -> rusqlite::Result<bool> {
-    let found = look(connection, entity, wanted)?;
-    if found.fit {
-        return Ok(found.compare);
-    }
-    for (name, _) in found.installed {
-        connection.execute_batch(&format!("DROP TRIGGER {}", ident(&name)))?;
-    }
-    for trigger in wanted {
-        connection.execute_batch(&trigger.sql)?;
-    }
-    set_reconciled(connection, entity, false)?;
-    connection
-        .prepare_cached("UPDATE bourn_entities SET triggers = ?2 WHERE entity_type = ?1")?
-        .execute([&*entity.name, &digest_of(wanted)])?;
-    Ok(true)
-}
-
-fn digest_of(wanted: &[Trigger]) -> String {
-    digest(wanted.iter().map(|trigger| (trigger.name.as_str(), trigger.sql.as_str())))
-}
-
-/// What tells these triggers from others.
-fn digest<'a>(triggers: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    let mut triggers: Vec<_> = triggers.collect();
-    triggers.sort_unstable();
-    let mut hash = Sha256::new();
-    for (name, sql) in triggers {
-        hash.update(name);
-        hash.update([0]);
-        hash.update(sql);
-        hash.update([0]);
-    }
-    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Notes whether the log has the entity type's table as it is.
-pub(super) fn set_reconciled(
-    connection: &Connection,
-    entity: &EntityType,
-    reconciled: bool,
-) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached(
-            "INSERT INTO bourn_entities (entity_type, reconciled) VALUES (?1, ?2) \
-             ON CONFLICT (entity_type) DO UPDATE SET reconciled = ?2",
-        )?
-        .execute(rusqlite::params![&*entity.name, reconciled])?;
-    Ok(())
+    own.chain(unlogged::all(&maker)).chain(clashes::all(entity, schema)).collect()
 }
 
 pub(super) fn name(entity: &EntityType, event: &str) -> String {
     format!("bourn_{}__{event}", entity.name)
 }
 
-struct Maker<'a> {
-    entity: &'a EntityType,
-    schema: &'a TableSchema,
+/// Makes the triggers of one entity type.
+pub(super) struct Maker<'a> {
+    pub(super) entity: &'a EntityType,
+    pub(super) schema: &'a TableSchema,
 }
 
 impl Maker<'_> {
@@ -190,7 +75,7 @@ impl Maker<'_> {
         // A row of this key that the log has alive was replaced without a trigger telling: if it was in
         // another scope, it has left that one.
         let moved = format!("a.organization_id IS NOT {}", self.scope("NEW"));
-        let left = self.entity.scope.as_ref().map(|_| self.left_behind('i', &moved));
+        let left = self.entity.scope.as_ref().map(|_| self.left_behind("NEW", 'i', &moved));
         let entered = self.entry(&Entry {
             action: format!("CASE WHEN EXISTS (SELECT 1 FROM {alive}) THEN 'update' ELSE 'create' END"),
             row: "NEW",
@@ -207,24 +92,27 @@ impl Maker<'_> {
     fn hide(&self) -> Trigger {
         let named = nameable(self.entity, "NEW");
         let when = format!("({named}) AND NOT {}", shown(self.schema, "NEW"));
-        self.trigger("hide", &when, &[self.left_behind('h', "1")])
+        self.trigger("hide", &when, &[self.left_behind("NEW", 'h', "1")])
     }
 
-    /// Ends what the log has alive under the new row's key, if `condition` holds for it.
-    fn left_behind(&self, how: char, condition: &str) -> String {
+    /// Ends what the log has alive under the row's key, if `condition` holds for it.
+    pub(super) fn left_behind(&self, row: &str, how: char, condition: &str) -> String {
         let entry = Entry {
             action: "'delete'".into(),
-            row: "NEW",
+            row,
             how,
             changed_keys: "NULL".into(),
             previous: self.entity.previous_values.then(|| "a.value".to_owned()),
-            from: format!("FROM {}", self.logged("NEW", &format!("a.action <> 'delete' AND {condition}"))),
+            from: format!("FROM {}", self.logged(row, &format!("a.action <> 'delete' AND {condition}"))),
         };
         self.entry_of(&entry, "a.entity_id", "a.organization_id", "NULL")
     }
 
     /// How the row tells whose the change is, and what it tells.
     fn ids(&self, how: char) -> String {
+        if how == 'n' {
+            return "'n', NULL, NULL, NULL, NULL".into();
+        }
         let kept = &self.schema.kept;
         let has_old_and_new = matches!(how, 'u' | 't');
         if kept.transactions.is_none() && (kept.last_client_id.is_none() || !has_old_and_new) {
@@ -277,7 +165,10 @@ impl Maker<'_> {
             // Where the row stays in its place, the old one is to be seen if the new one is.
             from: format!("WHERE {new}"),
         });
-        self.trigger("update", &when, &[left, entered_or_changed])
+        // A log that was not compared with the table may have something alive where the row comes to.
+        let stale = format!("{} AND {turned} AND {new}", unlogged::not_compared(self.entity));
+        let stale = self.left_behind("NEW", 'n', &stale);
+        self.trigger("update", &when, &[left, stale, entered_or_changed])
     }
 
     fn delete(&self) -> Trigger {
@@ -301,12 +192,12 @@ impl Maker<'_> {
     }
 
     /// The scope by which the feeds are told apart.
-    fn scope(&self, alias: &str) -> String {
+    pub(super) fn scope(&self, alias: &str) -> String {
         scope_text(self.entity, self.schema, alias)
     }
 
     /// The last activity of the row's key, if `condition` holds for it; to stand after `FROM`.
-    fn logged(&self, alias: &str, condition: &str) -> String {
+    pub(super) fn logged(&self, alias: &str, condition: &str) -> String {
         format!(
             "(SELECT * FROM activities WHERE entity_id = {} AND entity_type = {} ORDER BY seq DESC LIMIT 1) a WHERE {condition}",
             key_text(self.entity, self.schema, alias),
@@ -377,7 +268,7 @@ impl Maker<'_> {
         )
     }
 
-    fn entry(&self, entry: &Entry<'_>) -> String {
+    pub(super) fn entry(&self, entry: &Entry<'_>) -> String {
         let value =
             if entry.action == "'delete'" { "NULL".into() } else { payload::row(self.schema, entry.row) };
         self.entry_of(entry, &key_text(self.entity, self.schema, entry.row), &self.scope(entry.row), &value)

@@ -26,8 +26,49 @@ const COLLECT_AMONG_WRITERS: Duration = Duration::from_secs(60);
 pub(super) const WRITING_FOR: Duration = Duration::from_secs(2);
 /// How long the next look waits where the last one found another process's commit: they come in numbers.
 const AFTER_NEWS: Duration = Duration::from_micros(500);
-/// The same where it found none: the event was one of our own commits.
-const AFTER_NOTHING: Duration = Duration::from_millis(3);
+/// The same where it found one of our own, or failed.
+const AFTER_OTHERS: Duration = Duration::from_millis(3);
+/// The same where it found nothing: the pages of a commit are in the file before it counts, and that it counts is no
+/// event. The next looks come soon, and later and later; as long as there are more events, this late at most.
+const AFTER_NOTHING: Duration = Duration::from_micros(150);
+const AFTER_NOTHING_YET: Duration = Duration::from_millis(3);
+const AFTER_NOTHING_MOST: Duration = Duration::from_millis(25);
+/// How long after the last event a commit is waited for so; a disk that is slower is left to the poll.
+const COMMIT_PATIENCE: Duration = Duration::from_millis(250);
+
+/// What a look found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// No commit.
+    Nothing,
+    /// Commits of this process, or such as changed nothing that is told.
+    Others,
+    /// Another process's commit.
+    News,
+}
+
+/// The looks for a commit that events have announced.
+#[derive(Debug, Clone, Copy)]
+struct Expected {
+    /// The first event.
+    since: Instant,
+    /// The last one.
+    until: Instant,
+}
+
+impl Expected {
+    fn now() -> Expected {
+        let now = Instant::now();
+        Expected { since: now, until: now }
+    }
+
+    /// How long to wait before the next look; none when there is no more to wait for.
+    fn pause(self, now: Instant, event: bool) -> Option<Duration> {
+        let most = if event { AFTER_NOTHING_YET } else { AFTER_NOTHING_MOST };
+        let pause = (now.saturating_duration_since(self.since) / 2).clamp(AFTER_NOTHING, most);
+        (now.saturating_duration_since(self.until) < COMMIT_PATIENCE).then_some(pause)
+    }
+}
 
 pub(super) struct Watcher {
     pub(super) connection: Connection,
@@ -61,12 +102,17 @@ impl Watcher {
         let mut news_at: Option<Instant> = None;
         // The first look is at once; one that failed is repeated at the next poll.
         let mut again = true;
+        let mut expected: Option<Expected> = None;
         loop {
             crate::failpoint!("bourn-watcher", |_| ());
-            let waited =
-                self.events.wait(if again { Duration::ZERO } else { self.interval.min(COLLECT_EVERY) });
+            let patience = if again { Duration::ZERO } else { self.interval.min(COLLECT_EVERY) };
+            let waited = self.events.wait(patience);
             if waited == Waited::Stopped {
                 return;
+            }
+            let event = waited == Waited::Event;
+            if event {
+                expected.get_or_insert_with(Expected::now).until = Instant::now();
             }
             // A full queue is as good as none: it is tried again at the next look.
             if self.retain_every.is_some_and(|every| retained_at.elapsed() >= every)
@@ -85,11 +131,24 @@ impl Watcher {
             }
             again = false;
             match self.look() {
-                Ok(news) => {
-                    news_at = if news { Some(Instant::now()) } else { news_at };
+                Ok(found) => {
                     self.shared.watcher_stands(None);
-                    if waited == Waited::Event {
-                        std::thread::park_timeout(if news { AFTER_NEWS } else { AFTER_NOTHING });
+                    let pause = match found {
+                        Look::Nothing => expected.and_then(|expected| expected.pause(Instant::now(), event)),
+                        Look::Others => event.then_some(AFTER_OTHERS),
+                        Look::News => event.then_some(AFTER_NEWS),
+                    };
+                    if found == Look::News {
+                        news_at = Some(Instant::now());
+                    }
+                    // The events may have been those of two commits, of which only the first counts yet.
+                    if found != Look::Nothing {
+                        expected = event.then(Expected::now);
+                    }
+                    again = pause.is_some();
+                    match pause {
+                        Some(pause) => std::thread::park_timeout(pause),
+                        None => expected = None,
                     }
                 }
                 Err(failure) => {
@@ -97,7 +156,7 @@ impl Watcher {
                     self.shared.watcher_stands(Some(failure.to_string()));
                     // Looked at again, whatever its content is counted as.
                     self.data_version = -1;
-                    std::thread::park_timeout(AFTER_NOTHING);
+                    std::thread::park_timeout(AFTER_OTHERS);
                 }
             }
         }
@@ -119,12 +178,12 @@ impl Watcher {
         }
     }
 
-    /// One look; says whether another process had committed.
-    fn look(&mut self) -> rusqlite::Result<bool> {
+    /// One look; says what it found.
+    fn look(&mut self) -> rusqlite::Result<Look> {
         if !self.history.in_place() || self.history.is_gone() {
             // The same file may be back in its place.
             let _ = self.jobs.try_send(Job::Reopen);
-            return Ok(false);
+            return Ok(Look::Others);
         }
         if self.file != self.history.file() {
             self.file = self.history.file();
@@ -139,7 +198,7 @@ impl Watcher {
         let data: i64 =
             self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
         if data == self.data_version && !owed {
-            return Ok(false);
+            return Ok(Look::Nothing);
         }
         let schema = connect::schema_version(&self.connection)?;
         if schema != self.schema_version || owed {
@@ -153,7 +212,7 @@ impl Watcher {
         let news = self.follow()?;
         self.history.note_log();
         self.data_version = data;
-        Ok(news)
+        Ok(if news { Look::News } else { Look::Others })
     }
 
     /// Numbers and publishes what there is; says whether any of it was another process's.
@@ -187,5 +246,28 @@ impl Watcher {
             }
         }
         Ok(unnumbered > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_that_counts_long_after_its_last_event_is_looked_for() {
+        let expected = Expected::now();
+        let (mut now, mut looks) = (expected.since, 0);
+        while let Some(pause) = expected.pause(now, false) {
+            // Late by half of what the commit took, and no more.
+            let taken = now - expected.since;
+            assert!(
+                pause <= (taken / 2).max(AFTER_NOTHING) && pause <= AFTER_NOTHING_MOST,
+                "{taken:?}: {pause:?}"
+            );
+            (now, looks) = (now + pause, looks + 1);
+        }
+        assert!(now - expected.since >= COMMIT_PATIENCE, "a disk may be slow");
+        assert!(looks < 40, "{looks} looks for a commit that does not come");
+        assert_eq!(expected.pause(expected.until + COMMIT_PATIENCE / 2, true), Some(AFTER_NOTHING_YET));
     }
 }

@@ -17,7 +17,7 @@ use super::reconcile::Reconcile;
 use super::streams::{StreamJob, StreamWriter};
 use super::subscriptions::SubscriptionJob;
 use super::watch::WRITING_FOR;
-use super::{Shared, advance, error, introspect, mutate, sequencer, triggers};
+use super::{Shared, advance, error, installed, introspect, mutate, sequencer, triggers};
 use crate::entity::{Catalog, EntityType, TableSchema, TableState};
 use crate::storage::retention::Retention;
 use crate::storage::{Head, Mutation, StorageError, Version, WriteError, Written};
@@ -247,11 +247,8 @@ impl WriterThread {
         if !self.history.in_place() {
             return gone();
         }
-        // A mutation may ask which transaction last changed a row: its number must be in the database.
-        self.fold_backlog().map_err(storage)?;
-        let transaction =
-            Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate).map_err(storage)?;
-        let pending = self.history.fold(&transaction).map_err(storage)?;
+        // A mutation may ask which transaction last changed a row: its number must be in the database, too.
+        let (transaction, pending) = self.history.begin_numbered(&self.connection).map_err(storage)?;
         let start = pending.head;
         let expires_at =
             unix_secs().saturating_add(i64::try_from(self.ledger_retention.as_secs()).unwrap_or(i64::MAX));
@@ -371,7 +368,7 @@ impl WriterThread {
         let plan = |connection: &Connection| {
             let schema = introspect::table(connection, entity)?;
             let wanted = schema.as_ref().map(|schema| triggers::all(entity, schema)).unwrap_or_default();
-            let found = triggers::look(connection, entity, &wanted)?;
+            let found = installed::look(connection, entity, &wanted)?;
             Ok::<_, rusqlite::Error>((schema, wanted, found))
         };
         {
@@ -392,7 +389,7 @@ impl WriterThread {
         if yields {
             return Ok((schema, false));
         }
-        let compare = triggers::install(&transaction, entity, &wanted)?;
+        let compare = installed::install(&transaction, entity, &wanted)?;
         transaction.commit()?;
         Ok((schema, compare))
     }
