@@ -45,4 +45,5 @@ mod postgres {
     mod time_travel;
     mod tls;
     mod transactions;
+    mod unlogged;
 }

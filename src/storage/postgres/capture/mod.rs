@@ -7,6 +7,7 @@
 
 mod append;
 mod change;
+mod differences;
 mod entry;
 mod leader;
 mod link;
@@ -18,6 +19,7 @@ mod scan;
 mod settle;
 mod slot;
 mod stream;
+mod unlogged;
 
 use pgwire_replication::PgWireError;
 use tokio_util::sync::CancellationToken;
