@@ -50,4 +50,5 @@ mod postgres {
     mod tls;
     mod transactions;
     mod undo;
+    mod unlogged;
 }

@@ -37,6 +37,8 @@ pub(super) struct Table {
     /// The columns as requests are checked against them.
     pub(super) checked: Arc<TableSchema>,
     pub(super) identity: Identity,
+    /// The stream tells the scope of a row that goes, or the table has no scope.
+    pub(super) old_scope: bool,
     /// It has columns that the database computes and this version refuses in a full replica identity.
     pub(super) full_is_refused: bool,
 }
@@ -77,6 +79,12 @@ pub(super) enum Identity {
 impl Table {
     pub(super) fn key(&self) -> &PgColumn {
         &self.columns[self.key]
+    }
+
+    /// The part of the signature that says how the publication names the table: while it stays, the stream tells every
+    /// change of the table.
+    pub(super) fn published_as(&self) -> &str {
+        self.signature.find(' ').map_or("", |at| &self.signature[at..])
     }
 
     pub(super) fn column(&self, name: &str) -> Option<&PgColumn> {
@@ -189,7 +197,11 @@ pub(super) async fn table(
             "the database computes the key or the scope of table `{name}`; name other columns"
         )));
     };
-    let identity = identity(connection, oid, &entity.key).await?;
+    let identity = identity_with(connection, oid, &entity.key).await?;
+    let old_scope = match &entity.scope {
+        Some(scope) => identity_with(connection, oid, scope).await? != Identity::Missing,
+        None => true,
+    };
     let parts: Vec<String> = scalar(
         "SELECT concat_ws(' ', p.relid::oid, c.relfilenode) FROM pg_partition_tree($1::int8::oid::regclass) p \
          JOIN pg_class c ON c.oid = p.relid WHERE p.isleaf \
@@ -218,6 +230,7 @@ pub(super) async fn table(
         key,
         checked,
         identity,
+        old_scope,
         full_is_refused,
     }))
 }
@@ -351,7 +364,11 @@ pub(super) const LEAVES: &str = "SELECT r.oid::regclass AS relid FROM pg_class r
      WHERE l.isleaf AND lc.relkind = 'r' AND l.relid <> $1::int8::oid";
 
 /// What the stream tells of old rows, of all the tables that a partitioned one is made of.
-async fn identity(connection: &mut PgConnection, oid: i64, key: &str) -> Result<Identity, sqlx::Error> {
+async fn identity_with(
+    connection: &mut PgConnection,
+    oid: i64,
+    column: &str,
+) -> Result<Identity, sqlx::Error> {
     let row = statement(
         AssertSqlSafe(format!(
         "SELECT coalesce(bool_and(full_row), false), coalesce(bool_and(full_row OR has_key), false) FROM (\
@@ -363,7 +380,7 @@ async fn identity(connection: &mut PgConnection, oid: i64, key: &str) -> Result<
         )),
     )
     .bind(oid)
-    .bind(key)
+    .bind(column)
     .fetch_one(connection)
     .await?;
     Ok(match (row.try_get(0)?, row.try_get(1)?) {

@@ -27,6 +27,9 @@ pub(super) fn storage(error: &sqlx::Error) -> StorageError {
         (None, sqlx::Error::AnyDriverError(error)) if error.is::<super::history::Unsettled>() => {
             StorageError::Unsettled
         }
+        (None, sqlx::Error::AnyDriverError(error)) if error.is::<super::rows::NotFollowable>() => {
+            StorageError::Entity(error.to_string())
+        }
         // The table is not what it was when it was looked at; the next look will say so.
         _ if super::rows::table_changed(error) => {
             tracing::warn!(%error, "a table has changed");

@@ -157,7 +157,7 @@ pub(super) async fn settle(inner: &Inner, slot_skipped: bool) -> Result<(), sqlx
 }
 
 async fn compare_all(transaction: &mut Session) -> Result<(), sqlx::Error> {
-    statement("UPDATE bourn.entities SET reconciled = false, signature = ''")
+    statement("UPDATE bourn.entities SET reconciled = false, signature = '', whole = false")
         .execute(&mut **transaction)
         .await?;
     Ok(())
@@ -171,6 +171,26 @@ async fn renew(transaction: &mut Session, epoch: Epoch) -> Result<(), sqlx::Erro
         .await?;
     number_streams_anew(transaction).await?;
     announce(transaction).await
+}
+
+/// A table was emptied of which the log did not have every row yet. Lists may have given out rows whose end cannot be
+/// told, as nobody knows them: the log gets a new epoch, so that clients list again.
+pub(super) async fn truncated(transaction: &mut Session, entity: &str) -> Result<(), sqlx::Error> {
+    let epoch = Epoch::draw();
+    let renewed = statement(
+        "UPDATE bourn.log SET epoch = $1, generation = generation + 1 \
+         WHERE NOT coalesce((SELECT whole FROM bourn.entities WHERE entity_type = $2), false)",
+    )
+    .bind(epoch.as_str())
+    .bind(entity)
+    .execute(&mut **transaction)
+    .await?
+    .rows_affected();
+    if renewed > 0 {
+        tracing::warn!(entity, %epoch, "the table was truncated before the log had all of its rows: the log gets a new epoch, clients start again");
+        announce(transaction).await?;
+    }
+    Ok(())
 }
 
 /// Moves the head past every place that can have been served, and remembers the gap; gives the new head.

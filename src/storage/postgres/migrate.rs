@@ -6,13 +6,14 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::connect::{Db, scalar, statement};
 
-const MIGRATIONS: [(i64, &str); 6] = [
+const MIGRATIONS: [(i64, &str); 7] = [
     (1, include_str!("../../../migrations/postgres/0001_log.sql")),
     (2, include_str!("../../../migrations/postgres/0002_streams.sql")),
     (3, include_str!("../../../migrations/postgres/0003_retention.sql")),
     (4, include_str!("../../../migrations/postgres/0004_hashes.sql")),
     (5, include_str!("../../../migrations/postgres/0005_history.sql")),
     (6, include_str!("../../../migrations/postgres/0006_stops.sql")),
+    (7, include_str!("../../../migrations/postgres/0007_whole.sql")),
 ];
 const DEMO: &str = include_str!("../../../migrations/postgres/demo.sql");
 /// The advisory lock under which servers that start at once migrate one after the other.

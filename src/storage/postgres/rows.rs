@@ -27,6 +27,7 @@ pub(super) async fn list(
     table: &Table,
     query: &ListQuery,
 ) -> Result<ListPage, sqlx::Error> {
+    must_be_followable(snapshot, entity, table, query).await?;
     // A change may be in the log before the tables show it: the replication stream is told of a commit before
     // the commit is visible. The place is before the first such change.
     let unseen: Option<i64> = scalar(
@@ -92,6 +93,41 @@ pub(super) async fn list(
         next_after: last,
         tail: Head { epoch, seq: tail.min(unseen.map_or(tail, just_before)) },
     })
+}
+
+/// A list has rows whose end the stream would not tell, so that its reader would keep them for ever.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NotFollowable(pub(super) String);
+
+/// Fails where rows that the log does not have yet could leave the list unnoticed: no change is told yet, or a row's scope is
+/// not told when it goes.
+async fn must_be_followable(
+    snapshot: &mut PgConnection,
+    entity: &EntityType,
+    table: &Table,
+    query: &ListQuery,
+) -> Result<(), sqlx::Error> {
+    let row = statement(
+        "SELECT l.position IS NOT NULL, coalesce((SELECT e.whole FROM bourn.entities e WHERE e.entity_type = $1), false) FROM bourn.log l",
+    )
+    .bind(&*entity.name)
+    .fetch_one(snapshot)
+    .await?;
+    let (begun, whole): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
+    if !begun && !whole {
+        let reason = "no server captures changes of the database yet, so that a list could not be followed; `/ready` says why";
+        return Err(sqlx::Error::AnyDriverError(Box::new(NotFollowable(reason.into()))));
+    }
+    if !whole && query.scope.is_some() && !table.old_scope {
+        let reason = format!(
+            "the table is compared with the log for the first time or after changes were lost, and its replica identity does not \
+             have its scope; try again later, or list without a scope; ALTER TABLE {} REPLICA IDENTITY FULL lets such lists be served meanwhile",
+            table.sql
+        );
+        return Err(sqlx::Error::AnyDriverError(Box::new(NotFollowable(reason))));
+    }
+    Ok(())
 }
 
 fn just_before(seq: i64) -> Seq {

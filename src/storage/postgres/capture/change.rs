@@ -68,18 +68,6 @@ impl Change {
         }
     }
 
-    /// The keys under which the row is not to be found any more.
-    pub(super) fn goes(&self) -> impl Iterator<Item = &str> {
-        let gone = match &self.kind {
-            Kind::Insert(_) => false,
-            Kind::Update(_, new) => {
-                !self.source.layout.visible(|at| Piece::of(new.get(at).and_then(Cell::text)))
-            }
-            Kind::Delete(_) => true,
-        };
-        self.former_key().into_iter().chain(self.key().filter(|_| gone))
-    }
-
     /// The whole old row, if the change gives it and it can be believed.
     pub(super) fn old_row(&self) -> Option<&Tuple> {
         match &self.kind {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::pgoutput::Relation;
 use super::super::value::Form;
-use super::super::{Inner, follow, refresh};
+use super::super::{Inner, follow, history, refresh};
 use super::append::{Appender, Long};
 use super::change::{Change, Ids, Source};
 use super::entry::{CommitMark, activities};
@@ -117,7 +117,7 @@ impl<'a> Leader<'a> {
             sources: HashMap::new(),
             relations: HashMap::new(),
             forms: HashMap::new(),
-            settler: Settler::default(),
+            settler: Settler::new(near),
             items: Vec::new(),
             bytes: 0,
             open: None,
@@ -339,6 +339,7 @@ impl<'a> Leader<'a> {
             self.reconciler.touched(&source.entity.name);
             self.reconciler.truncated(&source.entity.name, open.commit.id);
             self.appender.append_truncation(&mut long, &source.entity, ids, open.commit).await?;
+            history::truncated(&mut long.transaction, &source.entity.name).await?;
         }
         open.long = Some(long);
         self.open = Some(open);
@@ -394,9 +395,6 @@ impl<'a> Leader<'a> {
         for item in batch {
             let Item::Change(change) = item else { continue };
             self.reconciler.touched(&change.source.entity.name);
-            if !change.settled {
-                self.reconciler.goes(change);
-            }
             if change.needs_log() {
                 let name = &change.source.entity.name;
                 rows.extend(
@@ -413,7 +411,7 @@ impl<'a> Leader<'a> {
         if unknown.is_empty() {
             return Ok(());
         }
-        self.note_to_compare(unknown.iter().map(ToString::to_string).collect()).await?;
+        self.note_to_compare(unknown.iter().map(ToString::to_string).collect(), false).await?;
         for name in unknown {
             tracing::warn!(
                 entity = &*name,
@@ -426,6 +424,7 @@ impl<'a> Leader<'a> {
 
     /// The log has grown, or its position moved.
     pub(super) fn appended(&mut self) {
+        self.reconciler.unseen(self.settler.unseen.drain(..));
         self.client.update_applied_lsn(self.appender.position);
         self.inner.shared.advance(self.appender.head);
         self.idle_since = Instant::now();

@@ -8,6 +8,7 @@
 mod append;
 mod attend;
 mod change;
+mod differences;
 mod entry;
 mod failure;
 mod leader;
@@ -22,6 +23,7 @@ mod sift;
 mod slot;
 mod stops;
 mod stream;
+mod unlogged;
 
 use std::time::Duration;
 

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bourn_protocol::Action;
 use sqlx::Row;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -17,19 +16,18 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::catalog::Table;
 use super::super::{Inner, error};
-use super::change::Change;
-use super::entry::{CommitMark, Entry, mark_last};
+use super::differences::differences;
+use super::entry::{CommitMark, mark_last};
 use super::leader::Leader;
-use super::prior::{self, Prior};
-use super::scan::{self, Place, Scanned, Snapshot, Step};
+use super::prior;
+use super::scan::{self, Place, Snapshot, Step};
 use super::settle::RowName;
 use super::{Lost, append};
 use crate::entity::EntityType;
-use crate::storage::compare::same;
 use crate::storage::postgres::connect::{scalar, statement};
 
-/// Rows that went while their tables were compared, at most; more, and comparing begins again.
-const GONE_MAX: usize = 200_000;
+/// Rows that changed without a trace in the log while their tables were compared, at most; more, and comparing begins again.
+const UNSEEN_MAX: usize = 200_000;
 /// How long to wait before a table that cannot be read is tried again: at first, and at most.
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
 const AGAIN_MOST: Duration = Duration::from_secs(60);
@@ -47,17 +45,17 @@ pub(super) struct Reconciler {
     again: HashSet<Arc<str>>,
     /// Entity types of which capture has told something since this server leads.
     touched: HashSet<Arc<str>>,
-    /// Rows that went while their tables were compared, by the transactions that took them: what a snapshot from
-    /// before still has of them says nothing, and the log may have nothing of them either.
-    gone: HashMap<RowName, i64>,
-    /// The same of whole tables.
+    /// Rows of tables that are compared whose changes left nothing in the log, by the transactions that made them: what a
+    /// snapshot from before has of such a row, or has not, says nothing.
+    unseen: HashMap<RowName, i64>,
+    /// The same of whole tables that were truncated.
     truncated: HashMap<Arc<str>, i64>,
     /// Tables that could not be read: how often in a row, when to try again, and why.
     failures: HashMap<Arc<str>, (u32, Instant, String)>,
     /// Every transaction that this server was not told of is before this one.
     since: i64,
     /// Transactions of activities up to here were another source's.
-    foreign_until: i64,
+    pub(super) foreign_until: i64,
 }
 
 /// A table to compare.
@@ -106,13 +104,11 @@ impl Reconciler {
         }
     }
 
-    /// A row of a table that is being compared may go.
-    pub(super) fn goes(&mut self, change: &Change) {
-        for key in change.goes() {
-            self.gone.insert((change.source.entity.name.clone(), key.to_owned()), change.commit.id);
-        }
-        if self.gone.len() > GONE_MAX {
-            self.gone.clear();
+    /// Rows of tables that are being compared changed, and the log has nothing of it: it had them so already.
+    pub(super) fn unseen(&mut self, rows: impl Iterator<Item = (RowName, i64)>) {
+        self.unseen.extend(rows);
+        if self.unseen.len() > UNSEEN_MAX {
+            self.unseen.clear();
             self.compare_all_again();
         }
     }
@@ -127,10 +123,10 @@ impl Reconciler {
         self.again.extend(names);
     }
 
-    /// Whether a row that a snapshot has is known to have gone after it.
-    fn went_unseen(&self, name: &RowName, snapshot: &Snapshot) -> bool {
+    /// Whether a row is known to have changed after a snapshot, though the log does not say so.
+    pub(super) fn changed_unseen(&self, name: &RowName, snapshot: &Snapshot) -> bool {
         let unseen = |transaction: &i64| !snapshot.sees(*transaction);
-        self.gone.get(name).is_some_and(unseen) || self.truncated.get(&name.0).is_some_and(unseen)
+        self.unseen.get(name).is_some_and(unseen) || self.truncated.get(&name.0).is_some_and(unseen)
     }
 
     /// Whether the table of this entity type is being compared, or is to be.
@@ -286,16 +282,21 @@ impl Leader<'_> {
         let missing: Vec<String> = missing.map(|entity| entity.name.to_string()).collect();
         match missing.is_empty() {
             true => Ok(()),
-            false => self.note_to_compare(missing).await,
+            false => self.note_to_compare(missing, true).await,
         }
     }
 
-    /// Notes for good that these entity types are to be compared from their beginning.
-    pub(super) async fn note_to_compare(&mut self, names: Vec<String>) -> Result<(), Lost> {
+    /// Notes for good that these entity types are to be compared from their beginning; `missed`: changes of theirs are not
+    /// told, so that the log may lack rows.
+    pub(super) async fn note_to_compare(&mut self, names: Vec<String>, missed: bool) -> Result<(), Lost> {
         let mut transaction = self.inner.db.begin().await?;
-        statement("UPDATE bourn.entities SET reconciled = false, signature = '' WHERE entity_type = ANY ($1) AND signature <> ''")
+        statement(
+            "UPDATE bourn.entities SET reconciled = false, signature = '', whole = whole AND NOT $2 \
+             WHERE entity_type = ANY ($1) AND (signature <> '' OR (whole AND $2))",
+        )
         .bind(names)
-            .execute(&mut *transaction)
+        .bind(missed)
+        .execute(&mut *transaction)
             .await?;
         transaction.commit().await?;
         Ok(())
@@ -305,14 +306,16 @@ impl Leader<'_> {
     async fn start_over(&mut self, entity: &Arc<EntityType>, table: &Arc<Table>) -> Result<Work, Lost> {
         let mut transaction = self.inner.db.begin().await?;
         let row = statement(
-            "INSERT INTO bourn.entities (entity_type, signature, wait_for, from_empty) \
+            "INSERT INTO bourn.entities AS e (entity_type, signature, wait_for, from_empty) \
              SELECT $1, $2, pg_snapshot_xmax(pg_current_snapshot())::text::int8, \
                     NOT EXISTS (SELECT 1 FROM bourn.activities WHERE entity_type = $1) \
              ON CONFLICT (entity_type) DO UPDATE SET signature = $2, reconciled = false, wait_for = excluded.wait_for, \
-             from_empty = excluded.from_empty, after_key = NULL, after_seq = NULL, compared = 0 RETURNING wait_for, from_empty",
+             from_empty = excluded.from_empty, after_key = NULL, after_seq = NULL, compared = 0, \
+             whole = e.whole AND (e.signature = '' OR right(e.signature, length($3)) = $3) RETURNING wait_for, from_empty",
         )
         .bind(&*entity.name)
         .bind(&table.signature)
+        .bind(table.published_as())
         .fetch_one(&mut *transaction)
         .await?;
         transaction.commit().await?;
@@ -380,7 +383,7 @@ impl Leader<'_> {
         };
         let mut entries = differences(&work.entity, &step, &priors, commit, &self.reconciler);
         // What this snapshot sees, later ones see, too.
-        self.reconciler.gone.retain(|_, transaction| !step.snapshot.sees(*transaction));
+        self.reconciler.unseen.retain(|_, transaction| !step.snapshot.sees(*transaction));
         mark_last(&mut entries);
         self.append_part(&mut long, entries).await?;
         if self.stops.has(&work.entity.name) {
@@ -414,7 +417,7 @@ async fn note_progress(long: &mut append::Long, work: &Work) -> Result<(), Lost>
         Place::Done => (None, None),
     };
     statement(
-        "UPDATE bourn.entities SET after_key = $2, after_seq = $3, compared = $4, reconciled = $5 WHERE entity_type = $1",
+        "UPDATE bourn.entities SET after_key = $2, after_seq = $3, compared = $4, reconciled = $5, whole = whole OR $5 WHERE entity_type = $1",
     )
     .bind(&*work.entity.name)
     .bind(after_key)
@@ -462,57 +465,4 @@ async fn wait_for(inner: &Inner, transaction: i64) -> Result<(), sqlx::Error> {
         }
         tokio::time::sleep(WAIT).await;
     }
-}
-
-/// What the log lacks of a step.
-fn differences(
-    entity: &Arc<EntityType>,
-    step: &Step,
-    priors: &HashMap<RowName, Prior>,
-    commit: CommitMark,
-    reconciler: &Reconciler,
-) -> Vec<Entry> {
-    let entry =
-        |action, key: &str, scope: Option<String>, value: Option<Arc<str>>, previous: Option<Arc<str>>| {
-            Entry {
-                entity: entity.clone(),
-                action,
-                key: key.to_owned(),
-                scope,
-                transaction: None,
-                client: None,
-                changed_keys: None,
-                value,
-                previous: previous.filter(|_| entity.previous_values),
-                commit,
-                last: 0,
-            }
-        };
-    let newest = |key: &str| priors.get(&(entity.name.clone(), key.to_owned()));
-    let known = |prior: &Prior| prior.seq <= reconciler.foreign_until || step.snapshot.sees(prior.commit_id);
-    let seen = |key: &str| newest(key).is_none_or(known);
-    let there = |row: &Scanned| {
-        seen(&row.key) && !reconciler.went_unseen(&(entity.name.clone(), row.key.clone()), &step.snapshot)
-    };
-    let mut entries = Vec::new();
-    for row in step.rows.iter().filter(|row| there(row)) {
-        let (key, value) = (&row.key, Some(row.value.clone()));
-        match newest(key).and_then(|prior| prior.logged.alive.clone()) {
-            None => entries.push(entry(Action::Create, key, row.scope.clone(), value, None)),
-            Some(alive) if alive.scope != row.scope => {
-                entries.push(entry(Action::Delete, key, alive.scope, None, Some(alive.value)));
-                entries.push(entry(Action::Create, key, row.scope.clone(), value, None));
-            }
-            Some(alive) if !same(Some(&alive.value), &row.value) => {
-                entries.push(entry(Action::Update, key, row.scope.clone(), value, Some(alive.value)));
-            }
-            Some(_) => {}
-        }
-    }
-    for key in step.missing.iter().filter(|key| seen(key)) {
-        if let Some(alive) = newest(key).and_then(|prior| prior.logged.alive.clone()) {
-            entries.push(entry(Action::Delete, key, alive.scope, None, Some(alive.value)));
-        }
-    }
-    entries
 }

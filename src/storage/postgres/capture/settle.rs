@@ -25,6 +25,8 @@ pub(super) struct Logged {
     pub(super) alive: Option<Alive>,
     /// The last version of it, alive or not.
     pub(super) last_value: Option<Arc<str>>,
+    /// The transaction of its last activity.
+    pub(super) commit: Option<i64>,
 }
 
 /// A row that the log has alive.
@@ -46,6 +48,10 @@ pub(super) struct Settler {
     pub(super) entries: Vec<Entry>,
     /// Entity types of which a change could not be understood without knowing more of the row than the log does.
     pub(super) unknown: Vec<Arc<str>>,
+    /// Rows of tables that are being compared of which a change left nothing in the log, by its transaction.
+    pub(super) unseen: Vec<(RowName, i64)>,
+    /// This server tells the log of every transaction from here on.
+    pub(super) since: i64,
     /// Where the transaction began.
     start: usize,
 }
@@ -58,6 +64,11 @@ struct Announced {
 }
 
 impl Settler {
+    /// One that is told of every transaction from this one on.
+    pub(super) fn new(since: i64) -> Settler {
+        Settler { since, ..Settler::default() }
+    }
+
     /// Takes what the log has of rows, and forgets what it took before.
     pub(super) fn know(&mut self, logged: HashMap<RowName, Logged>) {
         self.logged = logged;
@@ -68,6 +79,10 @@ impl Settler {
         let Some(key) = change.key() else { return };
         let name: RowName = (change.source.entity.name.clone(), key.to_owned());
         let announced = self.announced.remove(&name);
+        let told = self.entries.len();
+        if !change.settled {
+            self.catch_up(change);
+        }
         match &change.kind {
             Kind::Delete(old) => {
                 let ids = announced.map(|(_, _, ids)| ids);
@@ -83,6 +98,9 @@ impl Settler {
                     Kind::Delete(_) => {}
                 }
             }
+        }
+        if !change.settled && self.entries.len() == told {
+            self.unseen.push(((change.source.entity.name.clone(), key.to_owned()), change.commit.id));
         }
     }
 
@@ -266,7 +284,12 @@ impl Settler {
         self.push(name, entry.by(change.ids.as_deref(), stamp, client).was(source, &before));
     }
 
-    fn entry(&self, change: &Change, action: Action, key: &str, scope: Option<String>) -> Entry {
+    /// What the log has of a row.
+    pub(super) fn logged_of(&self, name: &RowName) -> Logged {
+        self.logged.get(name).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn entry(&self, change: &Change, action: Action, key: &str, scope: Option<String>) -> Entry {
         Entry {
             entity: change.source.entity.clone(),
             action,
@@ -282,7 +305,7 @@ impl Settler {
         }
     }
 
-    fn push(&mut self, name: &RowName, entry: Entry) {
+    pub(super) fn push(&mut self, name: &RowName, entry: Entry) {
         self.note(name, &entry);
         self.entries.push(entry);
     }
@@ -292,6 +315,7 @@ impl Settler {
         if let Some(logged) = self.logged.get_mut(name) {
             logged.alive = entry.value.clone().map(|value| Alive { scope: entry.scope.clone(), value });
             logged.last_value = entry.value.clone().or(logged.last_value.take());
+            logged.commit = Some(entry.commit.id);
         }
     }
 
@@ -304,14 +328,14 @@ impl Settler {
 
 impl Entry {
     /// Whose the change is: the row's own word first, then what a message said.
-    fn by(mut self, ids: Option<&Ids>, stamp: Option<String>, client: Option<String>) -> Entry {
+    pub(super) fn by(mut self, ids: Option<&Ids>, stamp: Option<String>, client: Option<String>) -> Entry {
         self.transaction = stamp.or_else(|| ids.and_then(|ids| ids.transaction_id.clone()));
         self.client = client.or_else(|| ids.and_then(|ids| ids.client_id.clone()));
         self
     }
 
     /// What the row was, where its type keeps that.
-    fn was(mut self, source: &Source, before: &Before<'_>) -> Entry {
+    pub(super) fn was(mut self, source: &Source, before: &Before<'_>) -> Entry {
         self.previous = self.entity.previous_values.then(|| before.json(source));
         self
     }

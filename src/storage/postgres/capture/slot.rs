@@ -184,7 +184,7 @@ pub(super) async fn take_over(inner: &Inner, connection: &mut PgConnection) -> R
     // All at once: a position that is up to date says that nothing is to be compared.
     statement(
         "WITH moved AS (UPDATE bourn.log SET position = $1::text::pg_lsn, told_from = $1::text::pg_lsn WHERE fence = $2 RETURNING 1) \
-         UPDATE bourn.entities SET reconciled = false, signature = '' WHERE EXISTS (SELECT 1 FROM moved)",
+         UPDATE bourn.entities SET reconciled = false, signature = '', whole = false WHERE EXISTS (SELECT 1 FROM moved)",
     )
     .bind(confirmed.to_pg_string())
     .bind(fence)
