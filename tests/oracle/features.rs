@@ -9,8 +9,6 @@ const KNOWN_TROUBLE: &[&str] = &[
     "long-keys",
     // On PostgreSQL a row that is changed before the first comparison has come to it is told as changed, not as made.
     "strict-beginning",
-    // Lists that are read while the table is compared for the first time.
-    "list-while-compared",
     // Schema changes.
     "change-type",
     "rewrite-values",

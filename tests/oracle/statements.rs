@@ -61,11 +61,19 @@ fn statement(table: &Table, random: &mut StdRng) -> String {
             "UPDATE {name} SET {id} = {other}, {sets} WHERE {id} = {key} AND NOT EXISTS (SELECT 1 FROM {name} WHERE {id} = {other})"
         ),
         73..87 => format!("DELETE FROM {name} WHERE {id} = {key}"),
-        87..89 if table.dialect == Dialect::Postgres => format!("TRUNCATE {name}"),
+        87..89 if table.dialect == Dialect::Postgres => truncate(table, &name),
         87..89 => format!("DELETE FROM {name}"),
         89..91 => failing(table, &name, &id, &key),
         _ => format!("UPDATE {name} SET {sets}"),
     }
+}
+
+/// Empties the table, if the log has it: before, that ends the log for its readers.
+fn truncate(table: &Table, name: &str) -> String {
+    format!(
+        "DO $$ BEGIN IF (SELECT whole FROM bourn.entities WHERE entity_type = {}) THEN TRUNCATE {name}; END IF; END $$",
+        literal(&table.entity)
+    )
 }
 
 /// A statement that fails: the writer rolls back.

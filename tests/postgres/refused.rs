@@ -84,6 +84,10 @@ async fn a_row_that_the_log_refuses_stops_its_own_entity_type_until_an_operator_
     let written =
         client.post("/v1/entities/pages", &[], &serde_json::json!({"id": "rest", "name": "x"})).await;
     assert_eq!(written.status, 201, "{}", written.text());
+    site.sql("INSERT INTO pages (id) VALUES ('passing')");
+    let listed = client.get("/v1/entities/pages").await;
+    assert!(listed.text().contains("passing"), "{}", listed.text());
+    site.sql("DELETE FROM pages WHERE id = 'passing'");
 
     // So does another server, started later, and the same one after a restart.
     drop(server);
@@ -97,6 +101,11 @@ async fn a_row_that_the_log_refuses_stops_its_own_entity_type_until_an_operator_
     let skipped = site.run(&["skip", "page"]).await;
     assert!(skipped.status.success() && said(&skipped).contains("`p1`"), "{}", said(&skipped));
     assert!(agrees(&site, &client, PAGES_PATH, "pages", "p1").await, "{}", client.get("/ready").await.text());
+    // A row of such a list that went before the log could have it is known to have gone.
+    let next = listed.next_offset();
+    let (followed, _) = client.read_all(PAGES_PATH, &next).await;
+    let end = followed.iter().find(|change| change["key"] == "passing");
+    assert!(end.is_some_and(|end| end["headers"]["operation"] == "delete"), "{followed:?}");
     let again = site.run(&["skip", "page"]).await;
     assert!(!again.status.success() && said(&again).contains("has not stopped"), "{}", said(&again));
     let check = site.run(&["check"]).await;

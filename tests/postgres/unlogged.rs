@@ -87,9 +87,7 @@ async fn followed(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_leave_before_the_first_comparison_leave_those_who_had_them_in_a_list() {
-    for (identity, scoped) in
-        [("FULL", true), ("USING INDEX notes_id_room_key", true), ("DEFAULT", false)]
-    {
+    for (identity, scoped) in [("FULL", true), ("USING INDEX notes_id_room_key", true), ("DEFAULT", false)] {
         let (site, server, open) = waiting(identity).await;
         let client = server.client();
         let room = format!("{PATH}?organizationId=a");

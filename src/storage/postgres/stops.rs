@@ -79,7 +79,7 @@ pub(super) async fn note(connection: &mut PgConnection, stops: &[Stop]) -> Resul
     statement(
         "INSERT INTO bourn.entities (entity_type, signature, stopped_at, stopped_key, stopped_reason) \
          SELECT entity_type, '', clock_timestamp(), key, reason FROM unnest($1::text[], $2::text[], $3::text[]) s (entity_type, key, reason) \
-         ON CONFLICT (entity_type) DO UPDATE SET signature = '', reconciled = false, stopped_at = excluded.stopped_at, \
+         ON CONFLICT (entity_type) DO UPDATE SET signature = '', reconciled = false, whole = false, stopped_at = excluded.stopped_at, \
          stopped_key = excluded.stopped_key, stopped_reason = excluded.stopped_reason",
     )
     .bind(column(|stop| &stop.entity_type))

@@ -177,7 +177,7 @@ impl WriterThread {
             let (transaction, pending) = self.history.begin_numbered(&self.connection)?;
             let finished = current.step(&transaction)?;
             if finished {
-                installed::set_reconciled(&transaction, &current.entity, true)?;
+                installed::compared(&transaction, &current.entity)?;
             }
             let head = sequencer::head(&transaction)?;
             if head > pending.head {

@@ -50,21 +50,23 @@ pub(super) fn look(
             rusqlite::params![entity.table, installed.iter().map(|(.., rowid)| *rowid).min().unwrap_or(i64::MAX)],
             |row| row.get(0),
         )?;
-    // A trigger on a renamed table keeps its name and is rewritten by SQLite, so it differs and goes.
-    let fit = !newer
-        && installed.len() == wanted.len()
-        && wanted.iter().all(|trigger| {
-            installed.iter().any(|(name, sql, _)| *name == trigger.name && *sql == trigger.sql)
-        });
     let known: Option<(bool, Option<String>)> = connection
         .prepare_cached("SELECT reconciled, triggers FROM bourn_entities WHERE entity_type = ?1")?
         .query_row([&*entity.name], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     let (reconciled, made) = known.unwrap_or_default();
+    let needed = |trigger: &&Trigger| !reconciled || !unlogged::is_one(entity, &trigger.name);
+    let needed: Vec<_> = wanted.iter().filter(needed).collect();
+    // A trigger on a renamed table keeps its name and is rewritten by SQLite, so it differs and goes.
+    let fit = !newer
+        && installed.len() == needed.len()
+        && needed.iter().all(|trigger| {
+            installed.iter().any(|(name, sql, _)| *name == trigger.name && *sql == trigger.sql)
+        });
     let installed: Vec<_> = installed.into_iter().map(|(name, sql, _)| (name, sql)).collect();
     // As a server made them, but not as this one makes them.
-    let there = digest(installed.iter().map(|(name, sql)| (name.as_str(), sql.as_str())));
-    let others = !fit && made.is_some_and(|made| made == there && made != digest_of(wanted));
+    let there = digest(entity, installed.iter().map(|(name, sql)| (name.as_str(), sql.as_str())));
+    let others = !fit && made.is_some_and(|made| made == there && made != digest_of(entity, wanted));
     Ok(Found { installed, fit, compare: !reconciled, others })
 }
 
@@ -88,17 +90,17 @@ pub(super) fn install(
     set_reconciled(connection, entity, false)?;
     connection
         .prepare_cached("UPDATE bourn_entities SET triggers = ?2 WHERE entity_type = ?1")?
-        .execute([&*entity.name, &digest_of(wanted)])?;
+        .execute([&*entity.name, &digest_of(entity, wanted)])?;
     Ok(true)
 }
 
-fn digest_of(wanted: &[Trigger]) -> String {
-    digest(wanted.iter().map(|trigger| (trigger.name.as_str(), trigger.sql.as_str())))
+fn digest_of(entity: &EntityType, wanted: &[Trigger]) -> String {
+    digest(entity, wanted.iter().map(|trigger| (trigger.name.as_str(), trigger.sql.as_str())))
 }
 
-/// What tells these triggers from others.
-fn digest<'a>(triggers: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    let mut triggers: Vec<_> = triggers.collect();
+/// What tells these triggers from others, apart from those that go.
+fn digest<'a>(entity: &EntityType, triggers: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut triggers: Vec<_> = triggers.filter(|(name, _)| !unlogged::is_one(entity, name)).collect();
     triggers.sort_unstable();
     let mut hash = Sha256::new();
     for (name, sql) in triggers {
@@ -110,12 +112,17 @@ fn digest<'a>(triggers: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The log has the entity type's table as it is: notes that, and drops the triggers that were needed until then. Inside the
+/// caller's transaction.
+pub(super) fn compared(connection: &Connection, entity: &EntityType) -> rusqlite::Result<()> {
+    for event in unlogged::EVENTS {
+        connection.execute_batch(&format!("DROP TRIGGER IF EXISTS {}", ident(&name(entity, event))))?;
+    }
+    set_reconciled(connection, entity, true)
+}
+
 /// Notes whether the log has the entity type's table as it is.
-pub(super) fn set_reconciled(
-    connection: &Connection,
-    entity: &EntityType,
-    reconciled: bool,
-) -> rusqlite::Result<()> {
+fn set_reconciled(connection: &Connection, entity: &EntityType, reconciled: bool) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
             "INSERT INTO bourn_entities (entity_type, reconciled) VALUES (?1, ?2) \

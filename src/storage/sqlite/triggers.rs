@@ -165,10 +165,7 @@ impl Maker<'_> {
             // Where the row stays in its place, the old one is to be seen if the new one is.
             from: format!("WHERE {new}"),
         });
-        // A log that was not compared with the table may have something alive where the row comes to.
-        let stale = format!("{} AND {turned} AND {new}", unlogged::not_compared(self.entity));
-        let stale = self.left_behind("NEW", 'n', &stale);
-        self.trigger("update", &when, &[left, stale, entered_or_changed])
+        self.trigger("update", &when, &[left, entered_or_changed])
     }
 
     fn delete(&self) -> Trigger {
@@ -205,7 +202,7 @@ impl Maker<'_> {
         )
     }
 
-    fn differs(column: &str) -> String {
+    pub(super) fn differs(column: &str) -> String {
         // Binary: under the column's own collation a change of case may be no change.
         format!("{} COLLATE BINARY IS NOT {}", field("OLD", column), field("NEW", column))
     }

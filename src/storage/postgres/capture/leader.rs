@@ -335,7 +335,7 @@ impl<'a> Leader<'a> {
         let ids = open.ids.as_deref();
         let ids =
             (ids.and_then(|ids| ids.transaction_id.as_deref()), ids.and_then(|ids| ids.client_id.as_deref()));
-        for source in sources.into_iter().filter(|source| !self.stops.has(&source.entity.name)) {
+        for source in sources {
             self.reconciler.touched(&source.entity.name);
             self.reconciler.truncated(&source.entity.name, open.commit.id);
             self.appender.append_truncation(&mut long, &source.entity, ids, open.commit).await?;

@@ -47,8 +47,7 @@ pub(super) async fn look_up(
         };
         let earlier: Option<String> = row.try_get(5)?;
         let (commit_id, seq) = (row.try_get(4)?, row.try_get(6)?);
-        let logged =
-            Logged { alive, last_value: value.or(earlier.map(Into::into)), commit: Some(commit_id) };
+        let logged = Logged { alive, last_value: value.or(earlier.map(Into::into)), commit: Some(commit_id) };
         priors.insert(name.clone(), Prior { logged, commit_id, seq });
     }
     Ok(priors)

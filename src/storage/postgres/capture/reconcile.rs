@@ -297,7 +297,7 @@ impl Leader<'_> {
         .bind(names)
         .bind(missed)
         .execute(&mut *transaction)
-            .await?;
+        .await?;
         transaction.commit().await?;
         Ok(())
     }

@@ -31,7 +31,8 @@ pub(super) struct Refusal {
 pub(super) struct Sifted {
     /// What the log takes.
     pub(super) entries: Vec<Entry>,
-    /// The first refused row of each entity type that must stop; nothing of these types is among the entries.
+    /// The first refused row of each entity type that must stop; of these types, only that rows have gone is among the
+    /// entries.
     pub(super) refusals: Vec<Refusal>,
 }
 
@@ -74,8 +75,14 @@ impl Appender {
                 }
             }
             if let Some((at, code)) = self.first_refused(trial, &others).await? {
-                refusals.push(Refusal { row: (name.clone(), others.swap_remove(at).key), code });
-                entries.retain(|entry| !of_type(entry));
+                let key = others[at].key.clone();
+                refusals.push(Refusal { row: (name.clone(), key), code });
+                others.retain(|entry| entry.action == Action::Delete);
+                let ends = self.refused(trial, &others).await?.is_none();
+                entries.retain(|entry| {
+                    !of_type(entry)
+                        || (ends && entry.as_ref().is_some_and(|entry| entry.action == Action::Delete))
+                });
             }
         }
         Ok(Sifted { entries: entries.into_iter().flatten().collect(), refusals })

@@ -4,6 +4,8 @@
 
 use std::collections::HashSet;
 
+use bourn_protocol::Action;
+
 use super::super::stops::{self, Stop};
 use super::Lost;
 use super::append::Long;
@@ -51,10 +53,11 @@ impl Leader<'_> {
         Ok(())
     }
 
-    /// Leaves out what belongs to stopped entity types.
+    /// Leaves out what belongs to stopped entity types, except that rows have gone: lists are served meanwhile, and may have
+    /// given out rows that the log never gets.
     pub(super) fn without_stopped(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
         if !self.stops.stopped.is_empty() {
-            entries.retain(|entry| !self.stops.has(&entry.entity.name));
+            entries.retain(|entry| entry.action == Action::Delete || !self.stops.has(&entry.entity.name));
         }
         entries
     }
@@ -100,6 +103,9 @@ impl Leader<'_> {
     fn stop_refused(&mut self, sifted: Sifted) -> Vec<Entry> {
         for refusal in sifted.refusals {
             let (entity_type, key) = refusal.row;
+            if self.stops.has(&entity_type) {
+                continue;
+            }
             let reason = failure::why_refused(&refusal.code);
             self.stop_type(Stop { entity_type, key, reason });
         }

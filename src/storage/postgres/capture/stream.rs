@@ -56,7 +56,7 @@ impl Leader<'_> {
             kind,
             ids: open.ids.clone(),
             commit: open.commit,
-            settled: !self.reconciler.compares(&source.entity.name),
+            settled: !self.reconciler.compares(&source.entity.name) && !self.stops.has(&source.entity.name),
         };
         // The log may lack a skipped row, though the table had it.
         change.settled &= !self.stops.skips(&change);
