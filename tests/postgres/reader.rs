@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::site::{PAGES_PATH, Site, state};
-use crate::support::{Client, Event, materialize};
+use crate::support::{Client, Event, materialize_with_unknown_ends};
 
 /// How long a reader may take to its end.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -185,7 +185,7 @@ impl Seen {
     }
 
     pub fn state(&self) -> BTreeMap<String, Value> {
-        materialize(&self.messages)
+        materialize_with_unknown_ends(&self.messages)
     }
 
     /// Asserts that this is what the log has of an entity type: each change once, in order, transactions whole.

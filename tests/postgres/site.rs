@@ -8,7 +8,7 @@ use bourn_testkit::{Cluster, Database, Refused};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Bourn, Client, PATIENCE, eventually, materialize, within};
+use crate::support::{Bourn, Client, PATIENCE, eventually, materialize_with_unknown_ends, within};
 
 /// Pages, as the demo has them.
 pub const PAGES: &str = "CREATE TABLE pages (id text PRIMARY KEY, organization_id text, name text NOT NULL DEFAULT '', \
@@ -256,7 +256,7 @@ pub fn said(output: &Output) -> String {
 
 /// What the stream adds up to.
 pub async fn state(client: &Client, stream: &str) -> BTreeMap<String, Value> {
-    materialize(&client.read_all(stream, "-1").await.0)
+    materialize_with_unknown_ends(&client.read_all(stream, "-1").await.0)
 }
 
 /// Everything that stands in a server's way, as `/ready` says it.

@@ -19,7 +19,7 @@ pub use server::Bourn;
 #[allow(unused_imports, reason = "only one of the test targets needs it")]
 pub use server::sqlite_url;
 #[allow(unused_imports, reason = "not all of the test targets need it")]
-pub use state::materialize;
+pub use state::{materialize, materialize_with_unknown_ends};
 
 /// How long anything may take that is expected to happen.
 pub const PATIENCE: Duration = Duration::from_secs(60);
