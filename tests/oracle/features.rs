@@ -3,19 +3,8 @@
 
 /// What is left out. A name goes from this list when the fault it stands for is fixed.
 const KNOWN_TROUBLE: &[&str] = &[
-    // Values and names.
-    "float-keys",
-    "inet-keys",
-    "long-keys",
     // On PostgreSQL a row that is changed before the first comparison has come to it is told as changed, not as made.
     "strict-beginning",
-    // Schema changes.
-    "change-type",
-    "rewrite-values",
-    // Trouble. A comparison whose statement is cancelled may never end; that it was seen without a cancellation, too, is
-    // not explained yet.
-    "cancel",
-    "stalled-network",
 ];
 
 /// Whether a kind of input was asked for by name: it comes more often then.

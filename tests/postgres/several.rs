@@ -95,6 +95,27 @@ async fn a_follower_that_hears_no_notification_polls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_has_lost_its_notifications_looks_at_once() {
+    let mut site = Site::new(PAGES, PAGE).await.eager();
+    // Polling alone would take longer than the test waits.
+    site.set("follow_interval", "60s");
+    let servers = [site.server().await, site.server().await];
+    let stream = "/v1/stream/told";
+    let [one, two] = servers.each_ref().map(Bourn::client);
+    let made = one.send(hyper::Method::PUT, stream, &[("content-type", "application/json")], "").await;
+    assert_eq!(made.status, 201, "{}", made.text());
+    let mut events = two.events(&format!("{stream}?offset=-1&live=sse"), &[]).await;
+    events.control().await;
+    for i in 0..5 {
+        site.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'");
+        let sent = Instant::now();
+        one.post(stream, &[], &json!([i])).await;
+        assert_eq!(events.messages().await.0, [json!(i)]);
+        assert!(sent.elapsed() < Duration::from_secs(10), "{:?}", sent.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_retry_through_another_server_is_answered_as_repeated() {
     let site = Site::new(PAGES, PAGE).await;
     let servers = [site.server().await, site.server().await];

@@ -28,41 +28,45 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
     loop {
         let heard = async {
             match &mut listener {
-                Some(listener) => PgListener::recv(listener).await,
+                // Not `recv`, which connects again without a word about what was not heard meanwhile.
+                Some(listener) => PgListener::try_recv(listener).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             heard = heard => match heard {
-                Ok(notification) if notification.channel() == streams::CHANNEL => {
+                Ok(Some(notification)) if notification.channel() == streams::CHANNEL => {
                     inner.stored.hear(notification.payload());
                 }
-                Ok(notification) if notification.payload() == history::CHANGED => {
+                Ok(Some(notification)) if notification.payload() == history::CHANGED => {
                     // What is heard after this is of the log as it is now.
                     if inner.db.within(look(inner)).await.is_err() {
                         due = Instant::now();
                     }
                 }
-                Ok(notification) => {
+                Ok(Some(notification)) => {
                     if let Some(head) = notification.payload().parse().ok().and_then(Seq::new) {
                         inner.shared.advance(head);
                     }
                 }
-                // The poll goes on, and tries to listen again.
-                Err(failure) => {
-                    tracing::debug!(%failure, "cannot hear notifications");
+                // Looked at now: notifications may be lost.
+                lost => {
+                    tracing::debug!(failure = ?lost.err(), "the connection that hears notifications is lost");
                     listener = None;
+                    due = Instant::now();
                 }
             },
             () = tokio::time::sleep_until(due) => {
                 let interval = inner.limits.follow_interval.get();
+                // What was committed before it listened is told by no notification.
+                let heard_all = listener.is_some();
                 if listener.is_none() {
                     let listening = tokio::time::timeout(inner.limits.connect_timeout.get(), listen(&direct));
                     listener = listening.await.ok().and_then(Result::ok);
                 }
                 let looked = async {
                     look(inner).await?;
-                    inner.stored.look(&inner.db, listener.is_some()).await?;
+                    inner.stored.look(&inner.db, heard_all).await?;
                     refresh::look(inner, false).await
                 };
                 let looked = inner.db.within(Box::pin(looked)).await;
@@ -80,6 +84,7 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
 
 async fn listen(direct: &sqlx::PgPool) -> Result<PgListener, sqlx::Error> {
     let mut listener = PgListener::connect_with(direct).await?;
+    listener.eager_reconnect(false);
     listener.listen_all([CHANNEL, streams::CHANNEL]).await?;
     Ok(listener)
 }

@@ -260,7 +260,7 @@ impl Stored {
     }
 
     /// Looks how many commits the other servers have made. Those that were there at the last look already should have been
-    /// told of by now; without a connection that hears, all should have been.
+    /// told of by now; if no connection has heard since, all should have been.
     pub(in super::super) async fn look(&self, db: &Db, hears: bool) -> Result<(), sqlx::Error> {
         let asked = Instant::now();
         let read = async {
