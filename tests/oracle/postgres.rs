@@ -275,6 +275,16 @@ impl World for Postgres {
         log.unwrap_or_else(|refused| refused.to_string())
     }
 
+    fn doing(&self) -> String {
+        self.database.psql(
+            "SELECT 'slot', slot_name, active_pid, restart_lsn, confirmed_flush_lsn, pg_current_wal_lsn() FROM pg_replication_slots; \
+             SELECT 'log', head, position, fence FROM bourn.log; SELECT 'type', entity_type, reconciled, wait_for, compared FROM bourn.entities; \
+             SELECT 'backend', pid, backend_type, application_name, state, wait_event_type, wait_event, pg_blocking_pids(pid), \
+             clock_timestamp() - xact_start, clock_timestamp() - state_change, left(query, 120) FROM pg_stat_activity \
+             WHERE datname = current_database()",
+        )
+    }
+
     fn unsound(&self) -> Option<String> {
         // Where the database may have lost changes the log leaps, and remembers that it did.
         let gaps = self.database.psql(

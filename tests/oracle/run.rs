@@ -301,9 +301,10 @@ impl<W: World> Scene<W> {
             for client in &self.clients {
                 stories.push(format!("/ready: {}", client.get("/ready").await.text()));
             }
+            stories.push(format!("the database: {}", tokio::task::block_in_place(|| self.world.doing())));
             for server in &self.servers {
                 let log = server.process.lock().await.recent_log();
-                let from = log.ceil_char_boundary(log.len().saturating_sub(2_000));
+                let from = log.ceil_char_boundary(log.len().saturating_sub(8_000));
                 stories.push(format!("the end of a server's log:\n{}", &log[from..]));
             }
         }

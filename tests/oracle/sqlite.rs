@@ -184,6 +184,10 @@ impl World for Sqlite {
         lines.map(Result::unwrap).collect::<Vec<_>>().join("\n")
     }
 
+    fn doing(&self) -> String {
+        "SQLite has no processes".into()
+    }
+
     fn unsound(&self) -> Option<String> {
         let (count, last): (i64, i64) = self
             .open()

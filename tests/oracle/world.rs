@@ -76,6 +76,9 @@ pub trait World: Send + Sync + Sized + 'static {
 
     /// What is wrong with the log as a whole.
     fn unsound(&self) -> Option<String>;
+
+    /// What the database is doing, for the story of readers that do not get what they should.
+    fn doing(&self) -> String;
 }
 
 /// Orders one writer's pace and end.
