@@ -39,6 +39,7 @@ mod postgres {
     mod obstacles;
     mod outages;
     mod partitions;
+    mod plans;
     mod pooler;
     mod random;
     mod refused;

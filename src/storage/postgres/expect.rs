@@ -14,6 +14,7 @@ use super::error;
 use super::layout::Stamps;
 use super::mutate::{Context, json, locked, stamps_of};
 use super::sql::{by_key, visible};
+use super::walk::{END, START, Walk};
 use crate::entity::{ConflictPolicy, EntityType};
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{StorageError, WriteError};
@@ -110,14 +111,13 @@ async fn last_change(
     entity_type: &str,
     key: &str,
 ) -> Result<Option<LastChange>, sqlx::Error> {
-    let row = statement(
-        "SELECT transaction_id, commit_id, action = 'create' FROM bourn.activities \
-         WHERE hashtextextended(entity_id, 0) = hashtextextended($1, 0) AND entity_id = $1 AND entity_type = $2 ORDER BY seq DESC LIMIT 1",
-    )
-    .bind(key)
-    .bind(entity_type)
-    .fetch_optional(connection)
-    .await?;
+    let walk = Walk::of_row("a", "$1", "$2");
+    let sql = format!(
+        "SELECT a.transaction_id, a.commit_id, a.action = 'create' FROM bourn.activities a WHERE {} {} LIMIT 1",
+        walk.between(START, END),
+        walk.newest_first()
+    );
+    let row = statement(AssertSqlSafe(sql)).bind(entity_type).bind(key).fetch_optional(connection).await?;
     let read = |row: PgRow| {
         Ok(LastChange {
             transaction_id: row.try_get(0)?,

@@ -9,6 +9,8 @@ use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
 use tokio_stream::StreamExt as _;
 
 use super::history;
+use super::narrow::Narrowing;
+use super::walk::{END, START, Walk};
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{Activity, ActivityQuery, Head, Kept, TransactionState, Version};
 
@@ -66,21 +68,22 @@ pub(super) async fn stream_tail(
 ) -> Result<Seq, sqlx::Error> {
     let newest: Option<i64> = match (feeds(connection, stream).await?, &stream.entity_type) {
         (Some(feeds), _) => {
-            scalar(
-                "SELECT max(n.seq) FROM unnest($1::int4[]) f CROSS JOIN LATERAL (SELECT seq FROM bourn.activities \
-                 WHERE feed_id = f AND seq < $2 ORDER BY seq DESC LIMIT 1) n",
-            )
-            .bind(feeds)
-            .bind(before)
-            .fetch_one(&mut *connection)
-            .await?
+            let walk = Walk::of_feed("a", "f");
+            let sql = format!(
+                "SELECT max(n.seq) FROM unnest($1::int4[]) f CROSS JOIN LATERAL (SELECT a.seq FROM bourn.activities a WHERE {} {} LIMIT 1) n",
+                walk.between(START, "$2"),
+                walk.newest_first()
+            );
+            scalar(AssertSqlSafe(sql)).bind(feeds).bind(before).fetch_one(&mut *connection).await?
         }
         (None, Some(name)) => {
-            scalar("SELECT max(seq) FROM bourn.activities WHERE entity_type = $1 AND seq < $2")
-                .bind(&**name)
-                .bind(before)
-                .fetch_one(&mut *connection)
-                .await?
+            let walk = Walk::of_type("a", "$1");
+            let sql = format!(
+                "SELECT max(n.seq) FROM (SELECT a.seq FROM bourn.activities a WHERE {} {} LIMIT 1) n",
+                walk.between(START, "$2"),
+                walk.newest_first()
+            );
+            scalar(AssertSqlSafe(sql)).bind(&**name).bind(before).fetch_one(&mut *connection).await?
         }
         (None, None) => {
             scalar("SELECT max(seq) FROM bourn.activities WHERE seq < $1")
@@ -185,12 +188,17 @@ pub(super) async fn fill(
     let limit = i64::try_from(FILL_ROWS).unwrap_or(i64::MAX);
     // A statement that has many rows to read by its index is not to be planned as if it had few: the order and
     // the limit are inside, where each feed has its own.
+    let (feed, entity_type) = (Walk::of_feed("a", "f"), Walk::of_type("a", "$1"));
     let of_feeds = format!(
-        "SELECT a.* FROM unnest($1::int4[]) f CROSS JOIN LATERAL (SELECT {COLUMNS} FROM bourn.activities \
-         WHERE feed_id = f AND seq > $2 ORDER BY seq LIMIT $3) a ORDER BY a.seq LIMIT $3"
+        "SELECT n.* FROM unnest($1::int4[]) f CROSS JOIN LATERAL (SELECT {COLUMNS} FROM bourn.activities a WHERE {} {} LIMIT $3) n \
+         ORDER BY n.seq LIMIT $3",
+        feed.between("$2", END),
+        feed.oldest_first()
     );
     let of_type = format!(
-        "SELECT {COLUMNS} FROM bourn.activities WHERE entity_type = $1 AND seq > $2 ORDER BY seq LIMIT $3"
+        "SELECT {COLUMNS} FROM bourn.activities a WHERE {} {} LIMIT $3",
+        entity_type.between("$2", END),
+        entity_type.oldest_first()
     );
     let of_all = format!("SELECT {COLUMNS} FROM bourn.activities WHERE seq > $1 ORDER BY seq LIMIT $2");
     loop {
@@ -267,52 +275,32 @@ pub(super) async fn query(
         scope: query.organization_id.clone(),
     };
     let feeds = feeds(connection, &stream).await?;
-    let given = [
-        ("transaction_id", query.transaction_id.as_ref().map(ToString::to_string)),
-        ("client_id", query.client_id.as_ref().map(ToString::to_string)),
-        ("entity_id", query.entity_id.as_ref().map(ToString::to_string)),
-        ("entity_type", query.entity_type.clone()),
-        ("organization_id", query.organization_id.as_ref().map(ToString::to_string)),
-    ];
-    let mut conditions = vec!["seq < $1".to_owned()];
-    let mut values = Vec::new();
-    for (column, value) in given {
-        if let Some(value) = value {
-            values.push(value);
-            let place = values.len() + 1;
-            conditions.push(format!("{column} = ${place}"));
-            if column == "entity_id" {
-                conditions.push(format!("hashtextextended(entity_id, 0) = hashtextextended(${place}, 0)"));
-            }
-        }
-    }
+    let narrowing = Narrowing::of(query);
     // An activity does not show the row itself.
     let columns = COLUMNS.replace(" value,", " NULL::text AS value,");
-    let select = |columns: &str, table: &str, condition: &str| {
+    let select = |columns: &str, table: &str, (condition, order): (String, String)| {
         let limit = query.limit;
-        format!("SELECT {columns} FROM bourn.{table} WHERE {condition} ORDER BY seq DESC LIMIT {limit}")
+        format!("SELECT {columns} FROM bourn.{table} a WHERE {condition} {order} LIMIT {limit}")
     };
-    let conditions = conditions.join(" AND ");
     // What has left the streams has left its payload behind.
     let bare = columns.replace(" previous_values,", " NULL::text,").replace(" last,", " 0::int2,");
-    let audit = select(&bare, "audit", &conditions);
-    let narrowed = query.transaction_id.is_some() || query.client_id.is_some() || query.entity_id.is_some();
+    let audit = select(&bare, "audit", narrowing.in_audit());
     let sql = match feeds {
         // A scope's newest activities are the newest of its feeds, one index each.
-        Some(feeds) if !narrowed => {
+        Some(feeds) if !narrowing.is_by_index() => {
             let feeds: Vec<String> = feeds.iter().map(ToString::to_string).collect();
             format!(
                 "SELECT n.* FROM unnest('{{{}}}'::int4[]) f CROSS JOIN LATERAL ({}) n",
                 feeds.join(","),
-                select(&columns, "activities", &format!("feed_id = f AND {conditions}")),
+                select(&columns, "activities", narrowing.along(&Walk::of_feed("a", "f"), &[])),
             )
         }
-        _ => select(&columns, "activities", &conditions),
+        _ => select(&columns, "activities", narrowing.in_log()),
     };
     let sql =
         format!("SELECT u.* FROM (({sql}) UNION ALL ({audit})) u ORDER BY u.seq DESC LIMIT {}", query.limit);
     let mut select = statement(AssertSqlSafe(sql)).bind(query.before.map_or(i64::MAX, Seq::as_i64));
-    for value in values {
+    for value in narrowing.values {
         select = select.bind(value);
     }
     let mut rows = select.persistent(false).fetch(connection);

@@ -19,6 +19,7 @@ mod ledger;
 mod log;
 mod migrate;
 mod mutate;
+mod narrow;
 mod pgoutput;
 mod recent;
 mod record;
@@ -33,6 +34,7 @@ mod streams;
 mod subscriptions;
 mod turns;
 mod value;
+mod walk;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -13,6 +13,7 @@ use super::record::{Record, json_value};
 use super::rollback;
 use super::rows::{self, names_nothing};
 use super::sql::{by_key, ident, texts};
+use super::walk::{END, START, Walk};
 use super::{PostgresStorage, error};
 use crate::entity::{Columns, EntityType};
 use crate::storage::postgres::connect::{scalar, statement};
@@ -365,11 +366,16 @@ impl Context<'_> {
             row = select.await.map_err(|e| error::write(&e))?.map(|row| json(&table, &row)).transpose()?;
         }
         if row.is_none() {
-            let sql = "SELECT coalesce(value, previous_values) FROM bourn.activities \
-                       WHERE transaction_id = $1 AND entity_id = $2 ORDER BY seq DESC LIMIT 1";
-            let logged: Option<Option<String>> = scalar(sql)
+            let walk = Walk::of_row("a", "$3", "$2");
+            let sql = format!(
+                "SELECT coalesce(a.value, a.previous_values) FROM bourn.activities a WHERE {} AND a.transaction_id = $1 {} LIMIT 1",
+                walk.between(START, END),
+                walk.newest_first()
+            );
+            let logged: Option<Option<String>> = scalar(AssertSqlSafe(sql))
                 .bind(self.transaction.as_str())
                 .bind(&key)
+                .bind(&entity_type)
                 .fetch_optional(&mut *connection)
                 .await
                 .map_err(|e| error::write(&e))?;

@@ -15,6 +15,7 @@ use super::log::{COLUMNS, read_activity};
 use super::mutate::{Context, Done, Sets, locked, stamps_of};
 use super::record::json_value;
 use super::rows;
+use super::walk::{END, Walk};
 use crate::entity::{ColumnKind, Columns};
 use crate::storage::postgres::connect::statement;
 use crate::storage::undo::{self, Need, Plan};
@@ -171,9 +172,10 @@ async fn plan(
     while let Some(need) = plan.need()? {
         plan.give(match &need {
             Need::Later { entity_type, entity_id, after } => {
-                let condition = "hashtextextended(entity_id, 0) = hashtextextended($1, 0) AND entity_id = $1 AND entity_type = $2 AND seq > $3";
-                let query = statement(AssertSqlSafe(select(condition)));
-                read(connection, query.bind(entity_id).bind(entity_type).bind(after.as_i64())).await?
+                let walk = Walk::of_row("a", "$1", "$2");
+                let sql = select(&walk.between("$3", END), &walk.oldest_first());
+                let query = statement(AssertSqlSafe(sql));
+                read(connection, query.bind(entity_type).bind(entity_id).bind(after.as_i64())).await?
             }
             Need::Transaction(txid) => of_transaction(connection, txid).await?,
         });
@@ -181,11 +183,9 @@ async fn plan(
     Ok(plan)
 }
 
-fn select(condition: &str) -> String {
-    format!(
-        "SELECT {COLUMNS} FROM bourn.activities WHERE {condition} ORDER BY seq LIMIT {}",
-        ROLLBACK_MAX + 1
-    )
+fn select(condition: &str, order: &str) -> String {
+    let limit = ROLLBACK_MAX + 1;
+    format!("SELECT {COLUMNS} FROM bourn.activities a WHERE {condition} {order} LIMIT {limit}")
 }
 
 async fn read(
@@ -198,11 +198,13 @@ async fn read(
 
 /// The activities of a transaction, by the id it gave or by the number that streams show for one that gave none.
 async fn of_transaction(connection: &mut PgConnection, txid: &str) -> Result<Vec<Activity>, WriteError> {
-    let by_id = select("transaction_id = $1");
+    // Ordered by what no index has: the planner shall not look for them through the whole log.
+    let order = "ORDER BY seq + 0";
+    let by_id = select("transaction_id = $1", order);
     let named = read(connection, statement(AssertSqlSafe(by_id)).bind(txid)).await?;
     match txid.parse::<i64>() {
         Ok(commit) if named.is_empty() => {
-            let by_number = select("commit_id = $1 AND transaction_id IS NULL");
+            let by_number = select("commit_id = $1 AND transaction_id IS NULL", order);
             read(connection, statement(AssertSqlSafe(by_number)).bind(commit)).await
         }
         _ => Ok(named),

@@ -209,8 +209,8 @@ impl Appender {
              previous_values, commit_id, last, created_at) \
              SELECT $1 + row_number() OVER (ORDER BY a.seq), 'delete', a.entity_type, a.entity_id, a.feed_id, a.organization_id, $2, $3, \
              CASE WHEN $4 THEN a.value END, $5, 0, 'epoch'::timestamptz + $6 * interval '1 microsecond' \
-             FROM bourn.activities a WHERE a.entity_type = $7 AND a.action <> 'delete' AND NOT EXISTS (SELECT 1 FROM bourn.activities b \
-             WHERE hashtextextended(b.entity_id, 0) = hashtextextended(a.entity_id, 0) AND b.entity_id = a.entity_id AND b.entity_type = a.entity_type AND b.seq > a.seq)",
+             FROM (SELECT max(seq) AS seq FROM bourn.activities WHERE entity_type = $7 GROUP BY entity_id) newest \
+             JOIN bourn.activities a ON a.seq = newest.seq WHERE a.action <> 'delete'",
         )
         .bind(long.head.as_i64())
         .bind(ids.0)

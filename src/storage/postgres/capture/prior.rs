@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
+use super::super::walk::{END, START, Walk};
 use super::settle::{Alive, Logged, RowName};
 use crate::storage::postgres::connect::statement;
 
@@ -23,18 +24,19 @@ pub(super) async fn look_up(
 ) -> Result<HashMap<RowName, Prior>, sqlx::Error> {
     let types: Vec<&str> = rows.iter().map(|(name, _)| &**name).collect();
     let keys: Vec<&str> = rows.iter().map(|(_, key)| key.as_str()).collect();
-    let found = statement(
+    let newest = |log: &str| Walk::of_row(log, "k.entity_type", "k.entity_id");
+    let (last, with_value) = (newest("a"), newest("v"));
+    let sql = format!(
         "SELECT k.place, a.action <> 'delete', a.organization_id, a.value, a.commit_id, \
-         CASE WHEN a.action = 'delete' THEN (SELECT v.value FROM bourn.activities v WHERE hashtextextended(v.entity_id, 0) = hashtextextended(k.entity_id, 0) AND v.entity_id = k.entity_id \
-           AND v.entity_type = k.entity_type AND v.value IS NOT NULL ORDER BY v.seq DESC LIMIT 1) END, a.seq \
+         CASE WHEN a.action = 'delete' THEN (SELECT v.value FROM bourn.activities v WHERE {} AND v.value IS NOT NULL {} LIMIT 1) END, a.seq \
          FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (entity_type, entity_id, place) \
-         CROSS JOIN LATERAL (SELECT action, organization_id, value, commit_id, seq FROM bourn.activities a \
-           WHERE hashtextextended(a.entity_id, 0) = hashtextextended(k.entity_id, 0) AND a.entity_id = k.entity_id AND a.entity_type = k.entity_type ORDER BY a.seq DESC LIMIT 1) a",
-    )
-    .bind(types)
-    .bind(keys)
-    .fetch_all(connection)
-    .await?;
+         CROSS JOIN LATERAL (SELECT action, organization_id, value, commit_id, seq FROM bourn.activities a WHERE {} {} LIMIT 1) a",
+        with_value.between(START, END),
+        with_value.newest_first(),
+        last.between(START, END),
+        last.newest_first(),
+    );
+    let found = statement(AssertSqlSafe(sql)).bind(types).bind(keys).fetch_all(connection).await?;
     let mut priors = HashMap::with_capacity(found.len());
     for row in found {
         let place: i64 = row.try_get(0)?;

@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::Row;
+use sqlx::{AssertSqlSafe, Row};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::catalog::Table;
+use super::super::walk::{END, START, Walk};
 use super::super::{Inner, error};
 use super::differences::differences;
 use super::entry::{CommitMark, mark_last};
@@ -305,19 +306,23 @@ impl Leader<'_> {
     /// Notes that a table is to be compared from its beginning.
     async fn start_over(&mut self, entity: &Arc<EntityType>, table: &Arc<Table>) -> Result<Work, Lost> {
         let mut transaction = self.inner.db.begin().await?;
-        let row = statement(
+        let walk = Walk::of_type("a", "$1");
+        let sql = format!(
             "INSERT INTO bourn.entities AS e (entity_type, signature, wait_for, from_empty) \
              SELECT $1, $2, pg_snapshot_xmax(pg_current_snapshot())::text::int8, \
-                    NOT EXISTS (SELECT 1 FROM bourn.activities WHERE entity_type = $1) \
+                    (SELECT a.seq FROM bourn.activities a WHERE {} {} LIMIT 1) IS NULL \
              ON CONFLICT (entity_type) DO UPDATE SET signature = $2, reconciled = false, wait_for = excluded.wait_for, \
              from_empty = excluded.from_empty, after_key = NULL, after_seq = NULL, compared = 0, \
              whole = e.whole AND (e.signature = '' OR right(e.signature, length($3)) = $3) RETURNING wait_for, from_empty",
-        )
-        .bind(&*entity.name)
-        .bind(&table.signature)
-        .bind(table.published_as())
-        .fetch_one(&mut *transaction)
-        .await?;
+            walk.between(START, END),
+            walk.oldest_first()
+        );
+        let row = statement(AssertSqlSafe(sql))
+            .bind(&*entity.name)
+            .bind(&table.signature)
+            .bind(table.published_as())
+            .fetch_one(&mut *transaction)
+            .await?;
         transaction.commit().await?;
         Ok(Work {
             entity: entity.clone(),

@@ -10,6 +10,7 @@ use super::super::Inner;
 use super::Lost;
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::postgres::session::Session;
+use crate::storage::postgres::walk::{START, Walk};
 use crate::storage::retention::Retention;
 
 /// Activities looked at in one step.
@@ -80,7 +81,7 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
         "WITH newest AS (SELECT DISTINCT ON (entity_type, entity_id) entity_type, entity_id, seq, action FROM bourn.activities \
            WHERE seq > $1 AND seq <= $2 ORDER BY entity_type, entity_id, seq DESC), \
          gone AS (DELETE FROM bourn.activities a USING newest n WHERE hashtextextended(a.entity_id, 0) = hashtextextended(n.entity_id, 0) AND a.entity_id = n.entity_id AND a.entity_type = n.entity_type \
-           AND (a.seq < n.seq OR (a.seq = n.seq AND n.action = 'delete')) RETURNING a.*), \
+           AND a.seq <= n.seq AND (a.seq < n.seq OR n.action = 'delete') RETURNING a.*), \
          kept AS (INSERT INTO bourn.audit SELECT seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
            changed_keys, commit_id, created_at FROM gone WHERE seq >= (SELECT min(first_seq) FROM bourn.months)), \
          raised AS (UPDATE bourn.feeds f SET horizon = greatest(f.horizon, g.seq) FROM (SELECT feed_id, max(seq) AS seq FROM gone \
@@ -108,22 +109,28 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
         columns.last.push(row.try_get(5)?);
     }
     // A transaction's last change has left: the one before it is the last now.
-    statement(
+    let (of_type, of_feed) = (Walk::of_type("b", "g.entity_type"), Walk::of_feed("b", "g.feed_id"));
+    let sql = format!(
         "UPDATE bourn.activities a SET last = a.last | n.bits FROM (SELECT p.seq, bit_or(p.bits) AS bits FROM ( \
            SELECT x.seq, 2::int2 AS bits FROM unnest($1::int8[], $2::text[], $3::int4[], $4::int8[], $5::int2[]) g (seq, entity_type, feed_id, commit_id, last) \
-           CROSS JOIN LATERAL (SELECT b.seq, b.commit_id FROM bourn.activities b WHERE b.entity_type = g.entity_type AND b.seq < g.seq ORDER BY b.seq DESC LIMIT 1) x \
+           CROSS JOIN LATERAL (SELECT b.seq, b.commit_id FROM bourn.activities b WHERE {} {} LIMIT 1) x \
            WHERE x.commit_id = g.commit_id AND g.last & 2 <> 0 \
            UNION ALL SELECT x.seq, 1::int2 FROM unnest($1::int8[], $2::text[], $3::int4[], $4::int8[], $5::int2[]) g (seq, entity_type, feed_id, commit_id, last) \
-           CROSS JOIN LATERAL (SELECT b.seq, b.commit_id FROM bourn.activities b WHERE b.feed_id = g.feed_id AND b.seq < g.seq ORDER BY b.seq DESC LIMIT 1) x \
+           CROSS JOIN LATERAL (SELECT b.seq, b.commit_id FROM bourn.activities b WHERE {} {} LIMIT 1) x \
            WHERE x.commit_id = g.commit_id AND g.last & 1 <> 0) p GROUP BY p.seq) n WHERE a.seq = n.seq",
-    )
-    .bind(columns.seq)
-    .bind(columns.entity_type)
-    .bind(columns.feed_id)
-    .bind(columns.commit_id)
-    .bind(columns.last)
-    .execute(&mut *transaction)
-    .await?;
+        of_type.between(START, "g.seq"),
+        of_type.newest_first(),
+        of_feed.between(START, "g.seq"),
+        of_feed.newest_first(),
+    );
+    statement(AssertSqlSafe(sql))
+        .bind(columns.seq)
+        .bind(columns.entity_type)
+        .bind(columns.feed_id)
+        .bind(columns.commit_id)
+        .bind(columns.last)
+        .execute(&mut *transaction)
+        .await?;
     transaction.commit().await?;
     Ok(count == STEP)
 }

@@ -12,6 +12,7 @@ use super::super::catalog::Table;
 use super::super::connect::Db;
 use super::super::rows;
 use super::super::sql::{field, text_of, texts, typed, visible};
+use super::super::walk::{END, START, Walk};
 use crate::storage::postgres::connect::{scalar, statement};
 
 /// Rows read in one step.
@@ -183,12 +184,18 @@ async fn scan_keys(
         KeysBy::Text => format!("{key} = p.entity_id"),
     };
     let there = format!("EXISTS (SELECT 1 FROM {} t WHERE {same} AND {})", table.sql, visible(table));
+    let (of_type, of_row) = (Walk::of_type("a", "$1"), Walk::of_row("b", "$1", "p.entity_id"));
+    // A key's last activity of the page is its last one, or none of the page is.
     let sql = format!(
-        "WITH page AS MATERIALIZED (SELECT seq, entity_id, action FROM bourn.activities WHERE entity_type = $1 AND seq > $2 \
-         ORDER BY seq LIMIT {STEP_ACTIVITIES}) \
+        "WITH page AS MATERIALIZED (SELECT a.seq, a.entity_id, a.action FROM bourn.activities a WHERE {} {} LIMIT {STEP_ACTIVITIES}), \
+         keys AS MATERIALIZED (SELECT DISTINCT ON (entity_id) entity_id, seq, action FROM page ORDER BY entity_id, seq DESC) \
          SELECT NULL AS entity_id, count(*), max(seq) FROM page \
-         UNION ALL SELECT p.entity_id, 0, 0 FROM page p WHERE p.action <> 'delete' AND NOT EXISTS (SELECT 1 FROM bourn.activities b \
-           WHERE hashtextextended(b.entity_id, 0) = hashtextextended(p.entity_id, 0) AND b.entity_id = p.entity_id AND b.entity_type = $1 AND b.seq > p.seq) AND NOT {there}"
+         UNION ALL SELECT p.entity_id, 0, 0 FROM keys p WHERE p.action <> 'delete' \
+           AND p.seq = (SELECT b.seq FROM bourn.activities b WHERE {} {} LIMIT 1) AND NOT {there}",
+        of_type.between("$2", END),
+        of_type.oldest_first(),
+        of_row.between(START, END),
+        of_row.newest_first(),
     );
     let found = statement(AssertSqlSafe(sql)).bind(name).bind(after).fetch_all(connection).await?;
     let (mut missing, mut count, mut last) = (Vec::new(), 0, None);
