@@ -52,4 +52,5 @@ mod postgres {
     mod transactions;
     mod undo;
     mod unlogged;
+    mod unreadable;
 }

@@ -67,6 +67,16 @@ pub(super) fn why_refused(code: &str) -> String {
     format!("the log refuses the row: {why} (SQLSTATE {code})")
 }
 
+/// Why a row of a table cannot be read, by the code of the failure.
+pub(super) fn why_unreadable(code: &str) -> String {
+    let why = match code.get(..2) {
+        Some("54") => "it is too large",
+        Some("22") => "one of its values cannot be given as text in UTF-8",
+        _ => "the database fails with it",
+    };
+    format!("the row cannot be read: {why} (SQLSTATE {code})")
+}
+
 /// What an operator is told of a server that does not capture. The database's own words are in the log lines; what is tried
 /// again all the time is logged once.
 pub(super) fn in_words(lost: &Lost, inner: &Inner, logged: &mut String) -> String {

@@ -15,13 +15,15 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::catalog::Table;
+use super::super::stops::Stop;
 use super::super::walk::{END, START, Walk};
 use super::super::{Inner, error};
 use super::differences::differences;
 use super::entry::{CommitMark, mark_last};
+use super::failure;
 use super::leader::Leader;
 use super::prior;
-use super::scan::{self, Place, Snapshot, Step};
+use super::scan::{self, Place, Snapshot, Step, Unread};
 use super::settle::RowName;
 use super::{Lost, append};
 use crate::entity::EntityType;
@@ -53,6 +55,8 @@ pub(super) struct Reconciler {
     truncated: HashMap<Arc<str>, i64>,
     /// Tables that could not be read: how often in a row, when to try again, and why.
     failures: HashMap<Arc<str>, (u32, Instant, String)>,
+    /// A row of the table that is being compared cannot be read.
+    refused: Option<Stop>,
     /// Every transaction that this server was not told of is before this one.
     since: i64,
     /// Transactions of activities up to here were another source's.
@@ -74,7 +78,7 @@ struct Work {
 
 struct Current {
     work: Work,
-    steps: mpsc::Receiver<Result<Step, sqlx::Error>>,
+    steps: mpsc::Receiver<Result<Step, Unread>>,
     /// Ends with this.
     _task: AbortOnDropHandle<()>,
 }
@@ -156,10 +160,22 @@ impl Reconciler {
         };
         match current.steps.recv().await {
             Some(Ok(step)) => self.step = Some(step),
-            Some(Err(error)) => self.failed(&error),
+            Some(Err(unread)) => self.not_read(unread),
             None => {
                 self.current = None;
             }
+        }
+    }
+
+    /// A step of the table that is being compared was not read.
+    fn not_read(&mut self, unread: Unread) {
+        match (unread, &self.current) {
+            (Unread::Failed(failure), _) => self.failed(&failure),
+            (Unread::Row(key, code), Some(current)) => {
+                let entity_type = current.work.entity.name.clone();
+                self.refused = Some(Stop { entity_type, key, reason: failure::why_unreadable(&code) });
+            }
+            (Unread::Row(..), None) => {}
         }
     }
 
@@ -356,8 +372,12 @@ impl Leader<'_> {
         {
             match read {
                 Ok(step) => self.reconciler.step = Some(step),
-                Err(failure) => self.reconciler.failed(&failure),
+                Err(unread) => self.reconciler.not_read(unread),
             }
+        }
+        if let Some(stop) = self.reconciler.refused.take() {
+            self.stop_type(stop);
+            self.note_stops().await?;
         }
         self.inner.shared.comparing_fails(self.reconciler.failing());
         if self.reconciler.step.as_ref().is_none_or(|step| step.mark >= self.appender.position) {
@@ -435,7 +455,7 @@ async fn note_progress(long: &mut append::Long, work: &Work) -> Result<(), Lost>
 }
 
 /// Reads the table step by step, once everything that began before it was published has ended.
-async fn read_steps(inner: Inner, work: Work, steps: mpsc::Sender<Result<Step, sqlx::Error>>) {
+async fn read_steps(inner: Inner, work: Work, steps: mpsc::Sender<Result<Step, Unread>>) {
     let mut place = work.place.clone();
     let result = async {
         wait_for(&inner, work.wait_for).await?;

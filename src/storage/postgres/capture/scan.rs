@@ -13,6 +13,8 @@ use super::super::connect::Db;
 use super::super::rows;
 use super::super::sql::{field, text_of, texts, typed, visible};
 use super::super::walk::{END, START, Walk};
+use super::super::{error, stops};
+use super::failure::{self, Remedy};
 use crate::storage::postgres::connect::{scalar, statement};
 
 /// Rows read in one step.
@@ -72,7 +74,7 @@ pub(super) struct Step {
     pub(super) mark: Lsn,
     /// Rows that are there.
     pub(super) rows: Vec<Scanned>,
-    /// Keys that the log had alive and that are not there.
+    /// Keys that the log had alive and that are not there, or cannot be read and are to be passed over.
     pub(super) missing: Vec<String>,
     /// How many keys were looked at.
     pub(super) looked_at: usize,
@@ -80,27 +82,58 @@ pub(super) struct Step {
     pub(super) next: Place,
 }
 
+/// Why a step was not read.
+#[derive(Debug)]
+pub(super) enum Unread {
+    /// The database cannot give a row; its key, and the SQLSTATE.
+    Row(String, String),
+    /// The statement failed.
+    Failed(sqlx::Error),
+}
+
+impl From<sqlx::Error> for Unread {
+    fn from(failure: sqlx::Error) -> Unread {
+        Unread::Failed(failure)
+    }
+}
+
 /// Reads one step.
 pub(super) async fn step(
     db: &Db,
-    name: &str,
+    name: &Arc<str>,
     table: &Table,
     place: &Place,
     from_empty: bool,
-) -> Result<Step, sqlx::Error> {
+) -> Result<Step, Unread> {
     // Locked before the snapshot is taken: a rewrite of the table does not heed snapshots.
     let mut transaction = db.snapshot_of(&[&table.sql]).await?;
     let mut snapshot = taken(&mut transaction).await?;
     let (mut rows, mut missing) = (Vec::new(), Vec::new());
     let (looked_at, next) = match place {
         Place::Rows(after) => {
-            rows = scan_rows(&mut transaction, table, after.as_deref()).await?;
-            let next = match rows.last() {
-                Some(last) if rows.len() == STEP_ROWS => Place::Rows(Some(last.key.clone())),
+            let range = (after.as_deref(), None);
+            let last = match scan_rows(&mut transaction, table, range).await {
+                Err(failure) if failure::of_statement(&failure) == Remedy::Row => {
+                    drop(transaction);
+                    transaction = db.snapshot_of(&[&table.sql]).await?;
+                    snapshot = taken(&mut transaction).await?;
+                    let keys = scan_row_keys(&mut transaction, table, after.as_deref()).await?;
+                    (rows, missing) =
+                        sift_rows(&mut transaction, name, table, (after.as_deref(), &keys)).await?;
+                    keys.last().cloned()
+                }
+                read => {
+                    rows = read?;
+                    rows.last().map(|row| row.key.clone())
+                }
+            };
+            let count = rows.len() + missing.len();
+            let next = match last {
+                Some(last) if count == STEP_ROWS => Place::Rows(Some(last)),
                 _ if from_empty => Place::Done,
                 _ => Place::Keys(0),
             };
-            (rows.len(), next)
+            (count, next)
         }
         Place::Keys(after) => {
             let by_index = scan_keys(&mut transaction, name, table, *after, KeysBy::Index).await;
@@ -139,23 +172,15 @@ enum KeysBy {
     Text,
 }
 
+/// The rows behind a key, up to another one.
 async fn scan_rows(
     connection: &mut PgConnection,
     table: &Table,
-    after: Option<&str>,
+    (after, until): (Option<&str>, Option<&str>),
 ) -> Result<Vec<Scanned>, sqlx::Error> {
-    let key = field(&table.key().name);
-    let from = match after {
-        Some(_) => format!("{key} > {}", typed(1, table.key())),
-        None => "$1::text IS NULL".into(),
-    };
-    let sql = format!(
-        "SELECT {} FROM {} t WHERE {from} AND {key} IS NOT NULL AND {} ORDER BY {key} LIMIT {STEP_ROWS}",
-        texts(table),
-        table.sql,
-        visible(table)
-    );
-    let found = statement(AssertSqlSafe(sql)).bind(after).fetch_all(connection).await?;
+    let (selected, range) = (texts(table), range(table, after.is_some(), until.is_some()));
+    let sql = format!("SELECT {selected} {range}");
+    let found = statement(AssertSqlSafe(sql)).bind(after).bind(until).fetch_all(connection).await?;
     let text = |row: &sqlx::postgres::PgRow, at: usize| row.try_get::<Option<String>, _>(at);
     let scanned = found.iter().map(|row| {
         let scope = table.layout.scope.map(|at| text(row, at)).transpose()?.flatten();
@@ -163,6 +188,74 @@ async fn scan_rows(
         Ok(Scanned { key, scope, value: rows::json(table, row).into() })
     });
     scanned.collect()
+}
+
+/// The keys of the rows behind a key.
+async fn scan_row_keys(
+    connection: &mut PgConnection,
+    table: &Table,
+    after: Option<&str>,
+) -> Result<Vec<String>, sqlx::Error> {
+    let sql = format!("SELECT {} {}", text_of(table.key()), range(table, after.is_some(), false));
+    scalar(AssertSqlSafe(sql)).bind(after).bind(None::<&str>).fetch_all(connection).await
+}
+
+/// From where, and how many rows a step reads: behind `$1` and up to `$2`, where they are given.
+fn range(table: &Table, after: bool, until: bool) -> String {
+    let key = field(&table.key().name);
+    let bound = |given: bool, place: usize, compared: &str| match given {
+        true => format!("{key} {compared} {}", typed(place, table.key())),
+        false => format!("${place}::text IS NULL"),
+    };
+    format!(
+        "FROM {} t WHERE {} AND {} AND {key} IS NOT NULL AND {} ORDER BY {key} LIMIT {STEP_ROWS}",
+        table.sql,
+        bound(after, 1, ">"),
+        bound(until, 2, "<="),
+        visible(table)
+    )
+}
+
+/// Reads the rows of these keys, which follow each other, in pieces that can be read. Gives the rows, and the keys of those
+/// that cannot be read and are to be passed over.
+async fn sift_rows(
+    transaction: &mut PgConnection,
+    name: &Arc<str>,
+    table: &Table,
+    (after, keys): (Option<&str>, &[String]),
+) -> Result<(Vec<Scanned>, Vec<String>), Unread> {
+    let skipped = stops::skipped(transaction).await?;
+    let (mut rows, mut passed_over) = (Vec::new(), Vec::new());
+    // The next piece is the last one.
+    let mut pieces = vec![0..keys.len()];
+    while let Some(piece) = pieces.pop().filter(|piece| !piece.is_empty()) {
+        let behind = piece.start.checked_sub(1).map_or(after, |before| Some(keys[before].as_str()));
+        statement("SAVEPOINT piece").execute(&mut *transaction).await?;
+        let read = scan_rows(transaction, table, (behind, Some(&keys[piece.end - 1]))).await;
+        let failure = match read {
+            Ok(read) => {
+                rows.extend(read);
+                statement("RELEASE SAVEPOINT piece").execute(&mut *transaction).await?;
+                continue;
+            }
+            Err(failure) => failure,
+        };
+        if failure::of_statement(&failure) != Remedy::Row {
+            return Err(failure.into());
+        }
+        statement("ROLLBACK TO SAVEPOINT piece").execute(&mut *transaction).await?;
+        let key = &keys[piece.start];
+        if piece.len() > 1 {
+            let middle = piece.start + piece.len() / 2;
+            pieces.extend([middle..piece.end, piece.start..middle]);
+        } else if skipped.contains(&(name.clone(), key.clone())) {
+            tracing::warn!(entity = &**name, key, "a skipped row is passed over");
+            passed_over.push(key.clone());
+        } else {
+            return Err(Unread::Row(key.clone(), error::code(&failure).unwrap_or_default()));
+        }
+    }
+    Ok((rows, passed_over))
 }
 
 /// The keys that the log has alive and the table has not, among the next activities; how many there were, and the
@@ -215,10 +308,8 @@ async fn scan_keys(
 /// Why a table cannot be read, for its operator; the database's own words are in the log lines.
 pub(super) fn in_words(code: &str) -> String {
     let why = match code.get(..2) {
-        Some("22") => "it has a value that the database cannot give as text or as UTF-8",
         Some("42") => "the database refuses the server, or the table has changed",
         Some("53") => "the database is short of memory, disk or connections",
-        Some("54") => "it has a row that is too large",
         Some("57") => "the reading is cancelled, or takes longer than `capture_timeout`",
         Some("55" | "40") => "other transactions hold it",
         _ => "the database failed",

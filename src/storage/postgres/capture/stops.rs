@@ -112,8 +112,8 @@ impl Leader<'_> {
         sifted.entries
     }
 
-    /// Stops an entity type.
-    fn stop_type(&mut self, stop: Stop) {
+    /// Stops an entity type; to be noted.
+    pub(super) fn stop_type(&mut self, stop: Stop) {
         tracing::error!(
             entity = &*stop.entity_type,
             key = stop.key,
