@@ -226,8 +226,9 @@ async fn sift_rows(
 ) -> Result<(Vec<Scanned>, Vec<String>), Unread> {
     let skipped = stops::skipped(transaction).await?;
     let (mut rows, mut passed_over) = (Vec::new(), Vec::new());
-    // The next piece is the last one.
-    let mut pieces = vec![0..keys.len()];
+    // The next piece is the last of these.
+    let mut pieces = Vec::new();
+    pieces.push(0..keys.len());
     while let Some(piece) = pieces.pop().filter(|piece| !piece.is_empty()) {
         let behind = piece.start.checked_sub(1).map_or(after, |before| Some(keys[before].as_str()));
         statement("SAVEPOINT piece").execute(&mut *transaction).await?;
