@@ -43,7 +43,7 @@ async fn a_large_table_is_compared_beside_live_capture_and_through_kills() {
             ));
             // The page is in the log before the whole of the notes is.
             let took = site.time_to_capture(&format!("beside{part}")).await;
-            assert!(took.as_secs() < 3 || compared() < ROWS, "the pages wait for the notes: {took:?}");
+            assert!(took.as_secs() < 3, "the pages wait for the notes: {took:?}");
         }
         peak = peak.max(server.peak());
         server.kill().await;
