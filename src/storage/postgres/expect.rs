@@ -14,7 +14,7 @@ use super::error;
 use super::layout::Stamps;
 use super::mutate::{Context, json, locked, stamps_of};
 use super::sql::{by_key, visible};
-use super::walk::{END, START, Walk};
+use super::walk::{END, Walk};
 use crate::entity::{ConflictPolicy, EntityType};
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{StorageError, WriteError};
@@ -111,12 +111,7 @@ async fn last_change(
     entity_type: &str,
     key: &str,
 ) -> Result<Option<LastChange>, sqlx::Error> {
-    let walk = Walk::of_row("a", "$1", "$2");
-    let sql = format!(
-        "SELECT a.transaction_id, a.commit_id, a.action = 'create' FROM bourn.activities a WHERE {} {} LIMIT 1",
-        walk.between(START, END),
-        walk.newest_first()
-    );
+    let sql = Walk::of_row("a", "$1", "$2").newest("a.transaction_id, a.commit_id, a.action = 'create'", END);
     let row = statement(AssertSqlSafe(sql)).bind(entity_type).bind(key).fetch_optional(connection).await?;
     let read = |row: PgRow| {
         Ok(LastChange {

@@ -10,7 +10,7 @@ use tokio_stream::StreamExt as _;
 
 use super::history;
 use super::narrow::Narrowing;
-use super::walk::{END, START, Walk};
+use super::walk::{END, Walk};
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::{Activity, ActivityQuery, Head, Kept, TransactionState, Version};
 
@@ -68,22 +68,13 @@ pub(super) async fn stream_tail(
 ) -> Result<Seq, sqlx::Error> {
     let newest: Option<i64> = match (feeds(connection, stream).await?, &stream.entity_type) {
         (Some(feeds), _) => {
-            let walk = Walk::of_feed("a", "f");
-            let sql = format!(
-                "SELECT max(n.seq) FROM unnest($1::int4[]) f CROSS JOIN LATERAL (SELECT a.seq FROM bourn.activities a WHERE {} {} LIMIT 1) n",
-                walk.between(START, "$2"),
-                walk.newest_first()
-            );
+            let newest = Walk::of_feed("a", "f").newest("a.seq", "$2");
+            let sql = format!("SELECT max(n.seq) FROM unnest($1::int4[]) f CROSS JOIN LATERAL ({newest}) n");
             scalar(AssertSqlSafe(sql)).bind(feeds).bind(before).fetch_one(&mut *connection).await?
         }
         (None, Some(name)) => {
-            let walk = Walk::of_type("a", "$1");
-            let sql = format!(
-                "SELECT max(n.seq) FROM (SELECT a.seq FROM bourn.activities a WHERE {} {} LIMIT 1) n",
-                walk.between(START, "$2"),
-                walk.newest_first()
-            );
-            scalar(AssertSqlSafe(sql)).bind(&**name).bind(before).fetch_one(&mut *connection).await?
+            let sql = Walk::of_type("a", "$1").newest("a.seq", "$2");
+            scalar(AssertSqlSafe(sql)).bind(&**name).bind(before).fetch_optional(&mut *connection).await?
         }
         (None, None) => {
             scalar("SELECT max(seq) FROM bourn.activities WHERE seq < $1")
@@ -185,33 +176,35 @@ pub(super) async fn fill(
 ) -> Result<(ChunkBuilder, Seq), sqlx::Error> {
     let mut seen = chunk.position();
     let feeds = feeds(connection, stream).await?;
+    if feeds.as_ref().is_some_and(Vec::is_empty) {
+        return Ok((chunk, seen));
+    }
     let limit = i64::try_from(FILL_ROWS).unwrap_or(i64::MAX);
-    // A statement that has many rows to read by its index is not to be planned as if it had few: the order and
-    // the limit are inside, where each feed has its own.
-    let (feed, entity_type) = (Walk::of_feed("a", "f"), Walk::of_type("a", "$1"));
-    let of_feeds = format!(
-        "SELECT n.* FROM unnest($1::int4[]) f CROSS JOIN LATERAL (SELECT {COLUMNS} FROM bourn.activities a WHERE {} {} LIMIT $3) n \
-         ORDER BY n.seq LIMIT $3",
-        feed.between("$2", END),
-        feed.oldest_first()
-    );
-    let of_type = format!(
-        "SELECT {COLUMNS} FROM bourn.activities a WHERE {} {} LIMIT $3",
-        entity_type.between("$2", END),
-        entity_type.oldest_first()
-    );
-    let of_all = format!("SELECT {COLUMNS} FROM bourn.activities WHERE seq > $1 ORDER BY seq LIMIT $2");
+    let along = |walk: &Walk| {
+        let (condition, order) = (walk.between("$2", END), walk.oldest_first());
+        format!("SELECT {COLUMNS} FROM bourn.activities a WHERE {condition} {order} LIMIT $3")
+    };
+    let sql = match (&feeds, &stream.entity_type) {
+        // A statement that has many rows to read by its index is not to be planned as if it had few: the order and
+        // the limit are inside, where each feed has its own.
+        (Some(_), _) => format!(
+            "SELECT n.* FROM unnest($1::int4[]) f CROSS JOIN LATERAL ({}) n ORDER BY n.seq LIMIT $3",
+            along(&Walk::of_feed("a", "f"))
+        ),
+        (None, Some(_)) => along(&Walk::of_type("a", "$1")),
+        (None, None) => {
+            format!("SELECT {COLUMNS} FROM bourn.activities WHERE seq > $1 ORDER BY seq LIMIT $2")
+        }
+    };
     loop {
-        let after = chunk.position().as_i64();
+        let select = statement(AssertSqlSafe(sql.as_str()));
         let select = match (&feeds, &stream.entity_type) {
-            (Some(feeds), _) if feeds.is_empty() => return Ok((chunk, seen)),
-            (Some(feeds), _) => statement(AssertSqlSafe(of_feeds.as_str())).bind(feeds).bind(after),
-            (None, Some(name)) => {
-                statement(AssertSqlSafe(of_type.as_str())).bind(name.to_string()).bind(after)
-            }
-            (None, None) => statement(AssertSqlSafe(of_all.as_str())).bind(after),
+            (Some(feeds), _) => select.bind(feeds),
+            (None, Some(name)) => select.bind(name.to_string()),
+            (None, None) => select,
         };
-        let (rows, done) = push_all(connection, select.bind(limit), &mut chunk, &mut seen).await?;
+        let select = select.bind(chunk.position().as_i64()).bind(limit);
+        let (rows, done) = push_all(connection, select, &mut chunk, &mut seen).await?;
         if done || rows < FILL_ROWS {
             return Ok((chunk, seen));
         }

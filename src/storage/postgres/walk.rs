@@ -11,10 +11,11 @@ pub(super) const END: &str = "9223372036854775807";
 
 /// A walk along an index.
 pub(super) struct Walk {
+    /// The log's name in the statement.
+    log: String,
     /// The index's columns before the place, and what they are compared with.
     columns: String,
     values: String,
-    seq: String,
     order: Vec<String>,
     /// What the index cannot say.
     also: String,
@@ -47,17 +48,23 @@ impl Walk {
     }
 
     fn new(log: &str, columns: &[String], values: &[String]) -> Walk {
-        let seq = format!("{log}.seq");
-        let order = columns.iter().chain([&seq]).cloned().collect();
-        Walk { columns: columns.join(", "), values: values.join(", "), seq, order, also: String::new() }
+        let order = columns.iter().cloned().chain([format!("{log}.seq")]).collect();
+        let (columns, values) = (columns.join(", "), values.join(", "));
+        Walk { log: log.to_owned(), columns, values, order, also: String::new() }
     }
 
     /// The condition: behind one place and before another.
     pub(super) fn between(&self, after: &str, before: &str) -> String {
-        let Walk { columns, values, seq, also, .. } = self;
+        let Walk { log, columns, values, also, .. } = self;
         format!(
-            "({columns}, {seq}) > ({values}, {after}) AND ({columns}, {seq}) < ({values}, {before}){also}"
+            "({columns}, {log}.seq) > ({values}, {after}) AND ({columns}, {log}.seq) < ({values}, {before}){also}"
         )
+    }
+
+    /// Selects from the newest activity before a place.
+    pub(super) fn newest(&self, selected: &str, before: &str) -> String {
+        let (log, condition, order) = (&self.log, self.between(START, before), self.newest_first());
+        format!("SELECT {selected} FROM bourn.activities {log} WHERE {condition} {order} LIMIT 1")
     }
 
     /// The order that begins with the oldest.

@@ -24,17 +24,16 @@ pub(super) async fn look_up(
 ) -> Result<HashMap<RowName, Prior>, sqlx::Error> {
     let types: Vec<&str> = rows.iter().map(|(name, _)| &**name).collect();
     let keys: Vec<&str> = rows.iter().map(|(_, key)| key.as_str()).collect();
-    let newest = |log: &str| Walk::of_row(log, "k.entity_type", "k.entity_id");
-    let (last, with_value) = (newest("a"), newest("v"));
+    let of_row = |log: &str| Walk::of_row(log, "k.entity_type", "k.entity_id");
+    let with_value = of_row("v");
     let sql = format!(
         "SELECT k.place, a.action <> 'delete', a.organization_id, a.value, a.commit_id, \
          CASE WHEN a.action = 'delete' THEN (SELECT v.value FROM bourn.activities v WHERE {} AND v.value IS NOT NULL {} LIMIT 1) END, a.seq \
          FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (entity_type, entity_id, place) \
-         CROSS JOIN LATERAL (SELECT action, organization_id, value, commit_id, seq FROM bourn.activities a WHERE {} {} LIMIT 1) a",
+         CROSS JOIN LATERAL ({}) a",
         with_value.between(START, END),
         with_value.newest_first(),
-        last.between(START, END),
-        last.newest_first(),
+        of_row("a").newest("a.action, a.organization_id, a.value, a.commit_id, a.seq", END),
     );
     let found = statement(AssertSqlSafe(sql)).bind(types).bind(keys).fetch_all(connection).await?;
     let mut priors = HashMap::with_capacity(found.len());

@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::catalog::Table;
 use super::super::stops::Stop;
-use super::super::walk::{END, START, Walk};
+use super::super::walk::{END, Walk};
 use super::super::{Inner, error};
 use super::differences::differences;
 use super::entry::{CommitMark, mark_last};
@@ -322,16 +322,14 @@ impl Leader<'_> {
     /// Notes that a table is to be compared from its beginning.
     async fn start_over(&mut self, entity: &Arc<EntityType>, table: &Arc<Table>) -> Result<Work, Lost> {
         let mut transaction = self.inner.db.begin().await?;
-        let walk = Walk::of_type("a", "$1");
         let sql = format!(
             "INSERT INTO bourn.entities AS e (entity_type, signature, wait_for, from_empty) \
              SELECT $1, $2, pg_snapshot_xmax(pg_current_snapshot())::text::int8, \
-                    (SELECT a.seq FROM bourn.activities a WHERE {} {} LIMIT 1) IS NULL \
+                    ({}) IS NULL \
              ON CONFLICT (entity_type) DO UPDATE SET signature = $2, reconciled = false, wait_for = excluded.wait_for, \
              from_empty = excluded.from_empty, after_key = NULL, after_seq = NULL, compared = 0, \
              whole = e.whole AND (e.signature = '' OR right(e.signature, length($3)) = $3) RETURNING wait_for, from_empty",
-            walk.between(START, END),
-            walk.oldest_first()
+            Walk::of_type("a", "$1").newest("a.seq", END)
         );
         let row = statement(AssertSqlSafe(sql))
             .bind(&*entity.name)

@@ -10,7 +10,7 @@ use super::super::Inner;
 use super::Lost;
 use crate::storage::postgres::connect::{scalar, statement};
 use crate::storage::postgres::session::Session;
-use crate::storage::postgres::walk::{START, Walk};
+use crate::storage::postgres::walk::Walk;
 use crate::storage::retention::Retention;
 
 /// Activities looked at in one step.
@@ -109,19 +109,16 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
         columns.last.push(row.try_get(5)?);
     }
     // A transaction's last change has left: the one before it is the last now.
-    let (of_type, of_feed) = (Walk::of_type("b", "g.entity_type"), Walk::of_feed("b", "g.feed_id"));
     let sql = format!(
         "UPDATE bourn.activities a SET last = a.last | n.bits FROM (SELECT p.seq, bit_or(p.bits) AS bits FROM ( \
            SELECT x.seq, 2::int2 AS bits FROM unnest($1::int8[], $2::text[], $3::int4[], $4::int8[], $5::int2[]) g (seq, entity_type, feed_id, commit_id, last) \
-           CROSS JOIN LATERAL (SELECT b.seq, b.commit_id FROM bourn.activities b WHERE {} {} LIMIT 1) x \
+           CROSS JOIN LATERAL ({}) x \
            WHERE x.commit_id = g.commit_id AND g.last & 2 <> 0 \
            UNION ALL SELECT x.seq, 1::int2 FROM unnest($1::int8[], $2::text[], $3::int4[], $4::int8[], $5::int2[]) g (seq, entity_type, feed_id, commit_id, last) \
-           CROSS JOIN LATERAL (SELECT b.seq, b.commit_id FROM bourn.activities b WHERE {} {} LIMIT 1) x \
+           CROSS JOIN LATERAL ({}) x \
            WHERE x.commit_id = g.commit_id AND g.last & 1 <> 0) p GROUP BY p.seq) n WHERE a.seq = n.seq",
-        of_type.between(START, "g.seq"),
-        of_type.newest_first(),
-        of_feed.between(START, "g.seq"),
-        of_feed.newest_first(),
+        Walk::of_type("b", "g.entity_type").newest("b.seq, b.commit_id", "g.seq"),
+        Walk::of_feed("b", "g.feed_id").newest("b.seq, b.commit_id", "g.seq"),
     );
     statement(AssertSqlSafe(sql))
         .bind(columns.seq)

@@ -12,7 +12,7 @@ use super::super::catalog::Table;
 use super::super::connect::Db;
 use super::super::rows;
 use super::super::sql::{field, text_of, texts, typed, visible};
-use super::super::walk::{END, START, Walk};
+use super::super::walk::{END, Walk};
 use super::super::{error, stops};
 use super::failure::{self, Remedy};
 use crate::storage::postgres::connect::{scalar, statement};
@@ -285,11 +285,10 @@ async fn scan_keys(
          keys AS MATERIALIZED (SELECT DISTINCT ON (entity_id) entity_id, seq, action FROM page ORDER BY entity_id, seq DESC) \
          SELECT NULL AS entity_id, count(*), max(seq) FROM page \
          UNION ALL SELECT p.entity_id, 0, 0 FROM keys p WHERE p.action <> 'delete' \
-           AND p.seq = (SELECT b.seq FROM bourn.activities b WHERE {} {} LIMIT 1) AND NOT {there}",
+           AND p.seq = ({}) AND NOT {there}",
         of_type.between("$2", END),
         of_type.oldest_first(),
-        of_row.between(START, END),
-        of_row.newest_first(),
+        of_row.newest("b.seq", END),
     );
     let found = statement(AssertSqlSafe(sql)).bind(name).bind(after).fetch_all(connection).await?;
     let (mut missing, mut count, mut last) = (Vec::new(), 0, None);
