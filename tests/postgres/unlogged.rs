@@ -6,6 +6,7 @@ use std::process::{Child, ChildStdin, Stdio};
 
 use serde_json::Value;
 
+use crate::holder::Holder;
 use crate::site::{Site, says};
 use crate::support::{Bourn, Client, eventually};
 
@@ -157,4 +158,43 @@ async fn no_list_is_given_out_before_changes_are_captured() {
     open.end();
     server.ready().await;
     assert_eq!(list(&client, PATH).await.0.len(), 7);
+}
+
+/// Changes can be lost before the log has them, when the database restarts. The end of a row whose scope is in the log alone could
+/// then not be told to readers of that scope.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_one_scope_waits_for_the_log_where_the_database_does_not_tell_the_scope_of_rows_that_go() {
+    let site = Site::new(NOTES, NOTE).await.eager();
+    site.sql("ALTER TABLE notes REPLICA IDENTITY DEFAULT");
+    let server = site.server().await;
+    let client = server.client();
+    let room = format!("{PATH}?organizationId=a");
+    site.sql("INSERT INTO notes (id) VALUES ('known')");
+    site.captured().await;
+    assert_eq!(list(&client, &room).await.0.len(), 1);
+
+    let held = Holder::new(&site, "LOCK TABLE bourn.activities IN SHARE MODE").await;
+    site.sql("INSERT INTO notes (id, room) VALUES ('new', 'a'), ('elsewhere', 'c')");
+    let refused = client.get(&room).await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(refused.text().contains("not in the log yet"), "{}", refused.text());
+    assert_eq!(list(&client, PATH).await.0.len(), 3, "all scopes: a deletion is told with its key");
+    assert_eq!(list(&client, &format!("{PATH}?organizationId=b")).await.0.len(), 0);
+
+    let waits = tokio::spawn({
+        let client = server.client();
+        async move { client.get(&room).await }
+    });
+    held.commit();
+    let answer = waits.await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.json().as_array().unwrap().len(), 2);
+
+    // A row that came from another scope.
+    let held = Holder::new(&site, "LOCK TABLE bourn.activities IN SHARE MODE").await;
+    site.sql("UPDATE notes SET room = 'b' WHERE id = 'new'");
+    assert_eq!(client.get(&format!("{PATH}?organizationId=b")).await.status, 503);
+    held.commit();
+    site.captured().await;
+    assert_eq!(list(&client, &format!("{PATH}?organizationId=b")).await.0.len(), 1);
 }

@@ -67,6 +67,10 @@ use turns::Turns;
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a request looks at a table again that changes under it.
 const LOOKS_MAX: usize = 2;
+/// How long a list waits at first for the log to come to its rows. Each wait is twice as long as the one before.
+const LOGGED_PAUSE_MIN: Duration = Duration::from_millis(2);
+/// A list that would have to wait for so long is refused.
+const LOGGED_PAUSE_MAX: Duration = Duration::from_millis(1024);
 
 /// The longest pause between two attempts to reach the database at a start.
 const START_PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -323,9 +327,10 @@ impl Tables for PostgresStorage {
             let tail = *self.inner.shared.head().borrow();
             return Ok(ListPage { rows: Bytes::from_static(b"[]"), next_after: None, tail });
         }
-        let _turn = self.turns.read(&entity.name).await?;
         let mut looks = 0;
+        let mut pause = LOGGED_PAUSE_MIN;
         loop {
+            let turn = self.turns.read(&entity.name).await?;
             let table = self.table(entity)?;
             let list = async {
                 // Locked before the snapshot is taken: a rewrite of the table does not heed snapshots.
@@ -336,6 +341,11 @@ impl Tables for PostgresStorage {
             };
             match self.inner.db.within(list).await {
                 Ok(page) => return Ok(page),
+                Err(failure) if rows::not_logged(&failure) && pause < LOGGED_PAUSE_MAX => {
+                    drop(turn);
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
                 Err(failure) if rows::table_changed(&failure) && looks < LOOKS_MAX => {
                     looks += 1;
                     self.look_again().await?;

@@ -10,6 +10,7 @@ use tokio_stream::StreamExt as _;
 use super::catalog::Table;
 use super::layout::Piece;
 use super::sql::{by_key, field, text_of, texts, typed, visible};
+use super::walk::Walk;
 use super::{error, log};
 use crate::entity::EntityType;
 use crate::storage::postgres::connect::{scalar, statement};
@@ -27,7 +28,7 @@ pub(super) async fn list(
     table: &Table,
     query: &ListQuery,
 ) -> Result<ListPage, sqlx::Error> {
-    must_be_followable(snapshot, entity, table, query).await?;
+    let followed = must_be_followable(snapshot, entity, table, query).await?;
     // A change may be in the log before the tables show it: the replication stream is told of a commit before
     // the commit is visible. The place is before the first such change.
     let unseen: Option<i64> = scalar(
@@ -65,40 +66,81 @@ pub(super) async fn list(
     for value in &values {
         select = select.bind(value);
     }
-    let mut body = vec![b'['];
-    let mut count = 0;
-    let mut last = None;
-    let mut rows = select.fetch(snapshot);
+    let mut listed = Vec::new();
+    let mut bytes = 0;
+    let mut next_after = None;
+    let mut rows = select.fetch(&mut *snapshot);
     loop {
         let row = match rows.try_next().await {
             Ok(Some(row)) => row,
             Ok(None) => break,
             // No row has this scope, or this key to begin after.
-            Err(failure) if count == 0 && !values.is_empty() && names_nothing(&failure) => break,
+            Err(failure) if listed.is_empty() && !values.is_empty() && names_nothing(&failure) => break,
             Err(failure) => return Err(failure),
         };
-        if count > 0 {
-            body.push(b',');
-        }
-        count += 1;
-        body.extend_from_slice(checked_json(table, &row)?.as_bytes());
-        if count == query.limit || body.len() > ANSWER_MAX_BYTES {
-            last = row.try_get(table.layout.key)?;
+        let row = ListedRow { key: row.try_get(table.layout.key)?, json: checked_json(table, &row)? };
+        bytes += row.json.len() + 1;
+        listed.push(row);
+        if listed.len() == query.limit || bytes >= ANSWER_MAX_BYTES {
+            next_after = listed.last().map(|row| row.key.clone());
             break;
         }
     }
-    body.push(b']');
+    drop(rows);
+    if (followed.scope_is_logged || followed.skips) && !listed.is_empty() {
+        keep_followable(snapshot, entity, table, query, before, &mut listed).await?;
+    }
+    let rows: Vec<String> = listed.into_iter().map(|row| row.json).collect();
     Ok(ListPage {
-        rows: Bytes::from(body),
-        next_after: last,
+        rows: Bytes::from(format!("[{}]", rows.join(","))),
+        next_after,
         tail: Head { epoch, seq: tail.min(unseen.map_or(tail, just_before)) },
     })
 }
 
-/// A list has rows whose end the stream would not tell, so that its reader would keep them for ever.
+/// A row of a list.
+struct ListedRow {
+    key: String,
+    json: String,
+}
+
+/// A list would have rows whose end its stream may not tell, so that its reader would keep them for ever.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct NotFollowable(pub(super) String);
+pub(super) enum NotFollowable {
+    #[error(
+        "no server captures changes of the database yet, so that a list could not be followed; `/ready` says why"
+    )]
+    NotCaptured,
+    #[error(
+        "the table is compared with the log for the first time or after changes were lost, and its replica identity does not \
+         have its scope; try again later, or list without a scope; ALTER TABLE {0} REPLICA IDENTITY FULL lets such lists be served meanwhile"
+    )]
+    Comparing(String),
+    #[error(
+        "a row of the list is not in the log yet, and the replica identity of its table does not have its scope; try again later, \
+         or list without a scope; ALTER TABLE {0} REPLICA IDENTITY FULL lets such lists be served at once"
+    )]
+    NotLogged(String),
+}
+
+impl From<NotFollowable> for sqlx::Error {
+    fn from(reason: NotFollowable) -> sqlx::Error {
+        sqlx::Error::AnyDriverError(Box::new(reason))
+    }
+}
+
+/// Whether a list failed because the log has not come to one of its rows.
+pub(super) fn not_logged(failure: &sqlx::Error) -> bool {
+    matches!(failure, sqlx::Error::AnyDriverError(reason) if matches!(reason.downcast_ref(), Some(NotFollowable::NotLogged(_))))
+}
+
+/// What a list has to look at in the log.
+struct Followed {
+    /// The database does not tell the scope of a row that goes: only the log does.
+    scope_is_logged: bool,
+    /// Rows of the table are passed over by capture.
+    skips: bool,
+}
 
 /// Fails where rows that the log does not have yet could leave the list unnoticed: no change is told yet, or a row's scope is
 /// not told when it goes.
@@ -107,25 +149,59 @@ async fn must_be_followable(
     entity: &EntityType,
     table: &Table,
     query: &ListQuery,
-) -> Result<(), sqlx::Error> {
+) -> Result<Followed, sqlx::Error> {
     let row = statement(
-        "SELECT l.position IS NOT NULL, coalesce((SELECT e.whole FROM bourn.entities e WHERE e.entity_type = $1), false) FROM bourn.log l",
+        "SELECT l.position IS NOT NULL, coalesce((SELECT e.whole FROM bourn.entities e WHERE e.entity_type = $1), false), \
+         EXISTS (SELECT FROM bourn.skipped s WHERE s.entity_type = $1) FROM bourn.log l",
     )
     .bind(&*entity.name)
     .fetch_one(snapshot)
     .await?;
     let (begun, whole): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
     if !begun && !whole {
-        let reason = "no server captures changes of the database yet, so that a list could not be followed; `/ready` says why";
-        return Err(sqlx::Error::AnyDriverError(Box::new(NotFollowable(reason.into()))));
+        return Err(NotFollowable::NotCaptured.into());
     }
-    if !whole && query.scope.is_some() && !table.old_scope {
-        let reason = format!(
-            "the table is compared with the log for the first time or after changes were lost, and its replica identity does not \
-             have its scope; try again later, or list without a scope; ALTER TABLE {} REPLICA IDENTITY FULL lets such lists be served meanwhile",
-            table.sql
-        );
-        return Err(sqlx::Error::AnyDriverError(Box::new(NotFollowable(reason))));
+    let scope_is_logged = query.scope.is_some() && !table.old_scope;
+    if !whole && scope_is_logged {
+        return Err(NotFollowable::Comparing(table.sql.clone()).into());
+    }
+    Ok(Followed { scope_is_logged, skips: row.try_get(2)? })
+}
+
+/// Leaves out the rows that capture passes over, of which the stream tells nothing. Fails where the log alone would tell the
+/// scope of a row that goes, and has the row in another scope or not at all: changes may be lost before the log has them.
+async fn keep_followable(
+    snapshot: &mut PgConnection,
+    entity: &EntityType,
+    table: &Table,
+    query: &ListQuery,
+    before: i64,
+    rows: &mut Vec<ListedRow>,
+) -> Result<(), sqlx::Error> {
+    let keys: Vec<&str> = rows.iter().map(|row| &*row.key).collect();
+    let logged = "coalesce(a.action <> 'delete' AND ($4::text IS NULL OR a.organization_id IS NOT DISTINCT FROM $4), false)";
+    let sql = format!(
+        "SELECT k.place, EXISTS (SELECT FROM bourn.skipped s WHERE s.entity_type = $1 AND s.entity_id = k.entity_id) \
+         FROM unnest($2::text[]) WITH ORDINALITY AS k (entity_id, place) \
+         WHERE NOT coalesce(({}), false) ORDER BY k.place DESC",
+        Walk::of_row("a", "$1", "k.entity_id").newest(logged, "$3"),
+    );
+    let unlogged = statement(AssertSqlSafe(sql))
+        .bind(&*entity.name)
+        .bind(keys)
+        .bind(before)
+        .bind(query.scope.as_ref().map(ToString::to_string))
+        .fetch_all(snapshot)
+        .await?;
+    for row in unlogged {
+        let (place, skipped): (i64, bool) = (row.try_get(0)?, row.try_get(1)?);
+        match usize::try_from(place - 1) {
+            Ok(place) if skipped && place < rows.len() => drop(rows.remove(place)),
+            _ if query.scope.is_some() && !table.old_scope => {
+                return Err(NotFollowable::NotLogged(table.sql.clone()).into());
+            }
+            _ => {}
+        }
     }
     Ok(())
 }
