@@ -43,7 +43,7 @@ async fn ids_keys_and_scopes_of_any_length_are_logged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_transaction_survives_the_rows_of_another_table_within_it() {
     let mut site = Site::new(&format!("{PAGES} CREATE TABLE other (x int)"), PAGE).await;
-    site.set("leader_timeout", "1s");
+    site.set("leader_timeout", "2s");
     let server = site.server().await;
     site.sql(
         "BEGIN; INSERT INTO pages (id) SELECT 'p' || g FROM generate_series(1, 6000) g; \

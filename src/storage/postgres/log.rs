@@ -21,6 +21,8 @@ pub(super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organizat
 
 /// Rows read at a time while a chunk is filled.
 const FILL_ROWS: usize = 1_100;
+/// Bytes of values read at a time while a chunk is filled, except that a single row may have more.
+const FILL_BYTES: i64 = 2 << 20;
 
 /// A row as an owned activity.
 pub(super) fn read_activity(row: &PgRow) -> Result<Activity, sqlx::Error> {
@@ -179,22 +181,23 @@ pub(super) async fn fill(
     if feeds.as_ref().is_some_and(Vec::is_empty) {
         return Ok((chunk, seen));
     }
-    let limit = i64::try_from(FILL_ROWS).unwrap_or(i64::MAX);
+    let limit = as_i64(FILL_ROWS);
     let along = |walk: &Walk| {
         let (condition, order) = (walk.between("$2", END), walk.oldest_first());
-        format!("SELECT {COLUMNS} FROM bourn.activities a WHERE {condition} {order} LIMIT $3")
+        format!("SELECT a.* FROM bourn.activities a WHERE {condition} {order} LIMIT $3")
     };
     let sql = match (&feeds, &stream.entity_type) {
         // A statement that has many rows to read by its index is not to be planned as if it had few: the order and
         // the limit are inside, where each feed has its own.
-        (Some(_), _) => format!(
-            "SELECT n.* FROM unnest($1::int4[]) f CROSS JOIN LATERAL ({}) n ORDER BY n.seq LIMIT $3",
-            along(&Walk::of_feed("a", "f"))
+        (Some(_), _) => within_bytes(
+            &format!(
+                "SELECT n.* FROM unnest($1::int4[]) f CROSS JOIN LATERAL ({}) n ORDER BY n.seq LIMIT $3",
+                along(&Walk::of_feed("a", "f"))
+            ),
+            "$4",
         ),
-        (None, Some(_)) => along(&Walk::of_type("a", "$1")),
-        (None, None) => {
-            format!("SELECT {COLUMNS} FROM bourn.activities WHERE seq > $1 ORDER BY seq LIMIT $2")
-        }
+        (None, Some(_)) => within_bytes(&along(&Walk::of_type("a", "$1")), "$4"),
+        (None, None) => within_bytes(EVERYTHING, "$3"),
     };
     loop {
         let select = statement(AssertSqlSafe(sql.as_str()));
@@ -203,34 +206,58 @@ pub(super) async fn fill(
             (None, Some(name)) => select.bind(name.to_string()),
             (None, None) => select,
         };
-        let select = select.bind(chunk.position().as_i64()).bind(limit);
-        let (rows, done) = push_all(connection, select, &mut chunk, &mut seen).await?;
-        if done || rows < FILL_ROWS {
+        let select = select.bind(chunk.position().as_i64()).bind(limit).bind(FILL_BYTES);
+        let (more, done) = push_all(connection, select, &mut chunk, &mut seen).await?;
+        if done || !more {
             return Ok((chunk, seen));
         }
     }
 }
 
-/// Gives the chunk these rows; gives how many it took and whether it is done.
+/// Every activity after a place.
+const EVERYTHING: &str = "SELECT * FROM bourn.activities WHERE seq > $1 ORDER BY seq LIMIT $2";
+
+/// Selects from the first of these activities as many as have that many bytes of values, and at least one; with each, how many
+/// bytes it and those before it have. What a reader has no room for would otherwise be read and sent for nothing: a
+/// statement that has begun is read to its end. Lengths are known without the values being unpacked.
+fn within_bytes(activities: &str, bytes: &str) -> String {
+    let length = "coalesce(octet_length(value), 0) + coalesce(octet_length(previous_values), 0)";
+    format!(
+        "SELECT {COLUMNS}, bytes FROM (SELECT n.*, sum({length}) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) AS bytes \
+         FROM ({activities}) n) n WHERE bytes - ({length}) < {bytes} ORDER BY seq"
+    )
+}
+
+/// Whether [`within_bytes`] may have left out what follows this activity.
+fn is_cut(row: &PgRow, bytes: i64) -> Result<bool, sqlx::Error> {
+    Ok(row.try_get::<i64, _>("bytes")? >= bytes)
+}
+
+fn as_i64(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Gives the chunk these rows; gives whether there may be more rows, and whether the chunk wants no more.
 async fn push_all(
     connection: &mut PgConnection,
     select: Query<'_, Postgres, PgArguments>,
     chunk: &mut ChunkBuilder,
     seen: &mut Seq,
-) -> Result<(usize, bool), sqlx::Error> {
+) -> Result<(bool, bool), sqlx::Error> {
     let mut rows = select.fetch(connection);
-    let mut count = 0;
+    let (mut count, mut cut) = (0, false);
     while let Some(row) = rows.try_next().await? {
         count += 1;
+        cut = is_cut(&row, FILL_BYTES)?;
         let push = |activity: &ActivityRef<'_>| {
             *seen = activity.seq;
             chunk.push(activity)
         };
         if with_ref(&row, push)? == Feed::Done {
-            return Ok((count, true));
+            return Ok((true, true));
         }
     }
-    Ok((count, false))
+    Ok((cut || count >= FILL_ROWS, false))
 }
 
 /// The activities after a place, in order, within limits; and whether a limit was reached.
@@ -240,13 +267,15 @@ pub(super) async fn follow(
     most_rows: usize,
     most_bytes: usize,
 ) -> Result<(Vec<Activity>, bool), sqlx::Error> {
-    let sql = format!("SELECT {COLUMNS} FROM bourn.activities WHERE seq > $1 ORDER BY seq LIMIT $2");
-    let mut rows = statement(AssertSqlSafe(sql))
+    let limit = as_i64(most_bytes);
+    let mut rows = statement(AssertSqlSafe(within_bytes(EVERYTHING, "$3")))
         .bind(after.as_i64())
-        .bind(i64::try_from(most_rows).unwrap_or(i64::MAX))
+        .bind(as_i64(most_rows))
+        .bind(limit)
         .fetch(connection);
-    let (mut activities, mut bytes) = (Vec::new(), 0);
+    let (mut activities, mut bytes, mut cut) = (Vec::new(), 0, false);
     while let Some(row) = rows.try_next().await? {
+        cut = is_cut(&row, limit)?;
         let activity = read_activity(&row)?;
         bytes += activity.row_bytes();
         activities.push(activity);
@@ -254,7 +283,7 @@ pub(super) async fn follow(
             return Ok((activities, true));
         }
     }
-    Ok((activities, false))
+    Ok((activities, cut))
 }
 
 /// The activities that match, newest first.
