@@ -37,7 +37,7 @@ pub(crate) struct Options {
     /// Connections.
     #[arg(long, default_value_t = 64)]
     connections: usize,
-    /// Most bytes of a chunk, as Bourn takes it.
+    /// Maximum size in bytes of a chunk, as Bourn takes it.
     #[arg(long, default_value = "64KiB")]
     chunk: String,
     /// Seconds of each run.

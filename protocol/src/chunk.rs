@@ -15,9 +15,9 @@ use crate::offset::{Epoch, Seq};
 pub struct ChunkLimits {
     /// Most messages in the window.
     pub messages: usize,
-    /// Most bytes in the window, separators included.
+    /// Maximum size of the window in bytes, separators included.
     pub bytes: usize,
-    /// Most bytes of one transaction before it is cut inside.
+    /// Maximum size in bytes of one transaction before it is cut inside.
     pub transaction_bytes: usize,
 }
 

@@ -15,11 +15,11 @@ pub const ANSWER_MAX_BYTES: usize = 16 << 20;
 pub const TRANSACTION_WAIT_MAX_SECS: u64 = 60;
 /// Most activities one rollback may undo, cascade included.
 pub const ROLLBACK_MAX: usize = 10_000;
-/// Most bytes of a query string.
+/// Maximum size in bytes of a query string.
 pub const QUERY_MAX_BYTES: usize = 28 << 10;
-/// Most bytes of a stored stream's path, decoded.
+/// Maximum size in bytes of a stored stream's path, decoded.
 pub const STREAM_PATH_MAX_BYTES: usize = 1_024;
-/// Most bytes of a content type, a `Stream-Seq` and a producer's id.
+/// Maximum size in bytes of a content type, a `Stream-Seq` and a producer's id.
 pub const STREAM_HEADER_MAX_BYTES: usize = 256;
 /// The largest epoch and sequence of a producer: what a JavaScript number holds exactly.
 pub const PRODUCER_NUMBER_MAX: u64 = (1 << 53) - 1;
@@ -31,7 +31,7 @@ pub const FORK_DEPTH_MAX: usize = 64;
 pub const PRODUCERS_MAX: u32 = 10_000;
 /// Most appends in one chunk of a stored stream.
 pub const CHUNK_APPENDS_MAX: usize = 16_384;
-/// Most bytes of a subscription's id, pattern, description and worker name, and of a webhook's URL.
+/// Maximum size in bytes of a subscription's id, pattern, description and worker name, and of a webhook's URL.
 pub const SUBSCRIPTION_TEXT_MAX_BYTES: usize = 2_048;
 /// Most segments of a subscription's pattern.
 pub const PATTERN_SEGMENTS_MAX: usize = 64;

@@ -56,7 +56,7 @@ impl fmt::Display for Seq {
 }
 
 /// Four characters drawn when a log is created. They tell the offsets of one log from another's, so that a
-/// client of a database that was made anew is told to start over instead of missing changes.
+/// client of a recreated database is told to start over instead of missing changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch([u8; 4]);
 

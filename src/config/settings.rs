@@ -94,14 +94,14 @@ settings! {
     /// How long caches may keep a sealed chunk.
     sealed_max_age("BOURN_SEALED_MAX_AGE"): Span = "365d";
 
-    /// Most connections at once; one more is answered with 503.
+    /// Maximum number of connections at once; one more is answered with 503.
     connections("BOURN_CONNECTIONS"): usize = "20000";
-    /// Most bytes of a request's body.
+    /// Maximum size in bytes of a request's body.
     body_limit("BOURN_BODY_LIMIT"): Size = "1MiB";
     /// Maximum size of all bodies of rows and subscriptions that are being received or written at once; one more is answered
     /// with 429.
     body_memory("BOURN_BODY_MEMORY"): Size = "64MiB";
-    /// Most bytes of a request's line and headers.
+    /// Maximum size in bytes of a request's line and headers.
     header_limit("BOURN_HEADER_LIMIT"): Size = "32KiB";
     /// How long a request's headers may take to arrive, and how long a connection may idle between requests.
     header_timeout("BOURN_HEADER_TIMEOUT"): Span = "30s";
@@ -109,22 +109,22 @@ settings! {
     body_timeout("BOURN_BODY_TIMEOUT"): Span = "10s";
     /// How long a reader may take nothing of what is ready for it before it is cut off.
     write_timeout("BOURN_WRITE_TIMEOUT"): Span = "10s";
-    /// Least bytes a second, on average over `write_timeout`, that a reader must take of what is ready for it; `0B` for any.
+    /// Minimum rate in bytes a second, on average over `write_timeout`, that a reader must take of what is ready for it; `0B` for any.
     write_rate("BOURN_WRITE_RATE"): Size = "4KiB";
     /// How long a stop may take before what is left is cut off.
     shutdown_timeout("BOURN_SHUTDOWN_TIMEOUT"): Span = "10s";
 
-    /// Most bytes that are appended to a stored stream at once.
+    /// Maximum number of bytes that are appended to a stored stream at once.
     append_limit("BOURN_APPEND_LIMIT"): Size = "8MiB";
-    /// Most bytes of all appends that are being received at once; one more is answered with 429.
+    /// Maximum size in bytes of all appends that are being received at once; one more is answered with 429.
     append_memory("BOURN_APPEND_MEMORY"): Size = "256MiB";
-    /// Most bytes of one stored stream.
+    /// Maximum size in bytes of one stored stream.
     stream_limit("BOURN_STREAM_LIMIT"): Size = "64GiB";
-    /// Most stored streams; one more is answered with 429.
+    /// Maximum number of stored streams; one more is answered with 429.
     streams("BOURN_STREAMS"): usize = "1000000";
-    /// Most subscriptions to stored streams; one more is answered with 429.
+    /// Maximum number of subscriptions to stored streams; one more is answered with 429.
     subscriptions("BOURN_SUBSCRIPTIONS"): usize = "1000";
-    /// Most streams that one subscription follows.
+    /// Maximum number of streams that one subscription follows.
     subscription_streams("BOURN_SUBSCRIPTION_STREAMS"): usize = "1000";
     /// Where clients and webhooks reach this server, as `https://streams.example.com`; empty: its own address.
     public_url("BOURN_PUBLIC_URL"): String = "";
@@ -132,25 +132,25 @@ settings! {
     webhook_allow_private("BOURN_WEBHOOK_ALLOW_PRIVATE"): bool = "false";
     /// How long a webhook may take to be answered.
     webhook_timeout("BOURN_WEBHOOK_TIMEOUT"): Span = "10s";
-    /// Most webhooks on their way at once.
+    /// Maximum number of webhooks on their way at once.
     webhooks("BOURN_WEBHOOKS"): usize = "64";
 
-    /// Most messages in a chunk. Every server of one database must have the same.
+    /// Maximum number of messages in a chunk. Every server of one database must have the same.
     chunk_messages("BOURN_CHUNK_MESSAGES"): usize = "1000";
-    /// Most bytes in a chunk. Every server of one database must have the same.
+    /// Maximum size of a chunk, in bytes. Every server of one database must have the same.
     chunk_bytes("BOURN_CHUNK_BYTES"): Size = "1MiB";
-    /// Most bytes of one transaction before it is split. Every server of one database must have the same.
+    /// Maximum size in bytes of one transaction before it is split. Every server of one database must have the same.
     transaction_bytes("BOURN_TRANSACTION_BYTES"): Size = "8MiB";
     /// Memory for history that is read often: half for chunks, half for whole answers.
     chunk_cache("BOURN_CHUNK_CACHE"): Size = "64MiB";
     /// Memory for the live tail, all streams together.
     tail_memory("BOURN_TAIL_MEMORY"): Size = "32MiB";
-    /// Least time between two deliveries of a stream; changes that come faster leave together.
+    /// Minimum time between two deliveries of a stream; changes that arrive faster are sent in one batch.
     tail_sweep("BOURN_TAIL_SWEEP"): Span = "2ms";
 
-    /// Most writes that wait; one more is answered with 503.
+    /// Maximum number of writes that wait; one more is answered with 503.
     write_queue("BOURN_WRITE_QUEUE"): usize = "4096";
-    /// Most writes that share one commit.
+    /// Maximum number of writes that share one commit.
     write_batch("BOURN_WRITE_BATCH"): usize = "256";
     /// How long a write waits for another process that holds the database.
     busy_timeout("BOURN_BUSY_TIMEOUT"): Span = "5s";

@@ -88,7 +88,7 @@ impl Gone {
                 "the offset lies past the end of the log: the database has lost changes; start again from -1 or from the list"
             }
             Gone::OtherStream => {
-                "the offset is none of this stream's: the stream was made anew; start again from -1"
+                "the offset belongs to an earlier stream at this path: the stream was recreated; start again from -1"
             }
             Gone::BehindHorizon => {
                 "what followed the offset is not kept any more; start again from -1 or from the list"

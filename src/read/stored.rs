@@ -75,24 +75,59 @@ impl StoredSession {
     /// How far the stream reaches and whether it is closed, as it is known here; and what the bell says, if it says as
     /// much.
     async fn mark(&mut self) -> Result<(Seq, bool, Option<Mark>), ReadError> {
-        let Some(bell) = &mut self.bell else { return Ok((self.stream.tail, self.stream.closed, None)) };
-        let mark = bell.borrow_and_update().clone();
-        if mark.gone {
-            return Err(ReadError::Find(FindError::Missing));
+        loop {
+            let Some(bell) = &mut self.bell else { return Ok((self.stream.tail, self.stream.closed, None)) };
+            let mark = bell.borrow_and_update().clone();
+            if mark.gone || mark.doubts != self.doubts {
+                self.doubts = mark.doubts;
+                let continued = self.find_again().await?;
+                if mark.gone && !continued {
+                    return Err(ReadError::Find(FindError::Missing));
+                }
+                if continued {
+                    continue;
+                }
+            }
+            let (tail, closed) = (self.stream.tail.max(mark.tail), self.stream.closed || mark.closed);
+            return Ok((tail, closed, Some(mark).filter(|mark| mark.tail == tail)));
         }
-        if mark.doubts != self.doubts {
-            self.doubts = mark.doubts;
-            let found = self.reader.storage.find_stream(&self.stream.path).await?;
-            if found.id != self.stream.id {
+    }
+
+    /// Looks up what the stream is now. Whether it goes on under another number, as streams do where the database may have
+    /// lost appends: then the session goes on with it if all that it has read is there.
+    async fn find_again(&mut self) -> Result<bool, ReadError> {
+        let (reader, path) = (&self.reader, &self.stream.path);
+        let mut found = reader.storage.find_stream(path).await?;
+        let renumbered = found.id != self.stream.id;
+        if renumbered {
+            if self.bell.is_some() {
+                let bell = reader.bells.bell(&found);
+                self.doubts = bell.borrow().doubts;
+                self.bell = Some(bell);
+                // What was committed before the bell hung.
+                found = reader.storage.find_stream(path).await?;
+            }
+            let read = self.position.position;
+            if found.content_type != self.stream.content_type
+                || found.offset(read) != self.position
+                || read > found.tail
+            {
                 return Err(ReadError::Find(FindError::Missing));
             }
-            self.stream = found;
         }
-        let (tail, closed) = (self.stream.tail.max(mark.tail), self.stream.closed || mark.closed);
-        Ok((tail, closed, Some(mark).filter(|mark| mark.tail == tail)))
+        self.stream = found;
+        Ok(renumbered)
     }
 
     pub(super) async fn read(&mut self) -> Result<Batch, ReadError> {
+        match self.read_once().await {
+            // It may have been renumbered since it was found.
+            Err(ReadError::Find(FindError::Missing)) if self.find_again().await? => self.read_once().await,
+            read => read,
+        }
+    }
+
+    async fn read_once(&mut self) -> Result<Batch, ReadError> {
         let (tail, known_closed, mark) = self.mark().await?;
         if self.bell.is_some() && self.position.position >= tail {
             return Ok(Batch::Nothing { closed: known_closed, more: false });

@@ -24,7 +24,7 @@ use crate::http::{Answering, App, Received, ReplyBody, come_back_bytes, plain_er
 const TLS_HANDSHAKE: u8 = 0x16;
 /// How long a connection that is refused may take to say what it wants, and then to take the answer.
 const REFUSAL: Duration = Duration::from_secs(1);
-/// Most bytes of a request's head that are read before it is refused.
+/// Maximum size in bytes of a request's head that are read before it is refused.
 const REFUSED_HEAD: usize = 8 << 10;
 
 /// Serves a connection until it ends, breaks or the server stops.

@@ -1,4 +1,4 @@
-//! The server: opens the database, accepts connections, and stops in good order.
+//! The server: opens the database, accepts connections, and shuts down gracefully.
 
 mod connection;
 mod io;

@@ -32,7 +32,7 @@ use keys::Keys;
 pub use state::{Configuration, Delivery, Refusal, Subscription, WakeRequest};
 use tails::Tails;
 
-/// How often a change is made anew because another one came first.
+/// How often a change is tried again because another one came first.
 const ATTEMPTS: usize = 32;
 /// Streams that are listed at once.
 const LIST_PAGE: usize = 1_000;

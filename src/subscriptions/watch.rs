@@ -321,7 +321,7 @@ impl Subscriptions {
                 changed |= subscription.follows(path);
                 subscription.forget(path);
             }
-            // What is here was made anew after it was gone.
+            // What is here was recreated after it was gone.
             for path in here {
                 let pattern = subscription.configuration.pattern.as_ref();
                 let matches = pattern.is_some_and(|pattern| glob::matches(pattern, path.as_str()));

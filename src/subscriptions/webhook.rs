@@ -23,7 +23,7 @@ use url::Url;
 
 use super::{Delivery, Subscriptions, address, unix_millis};
 
-/// Most bytes of an answer that are read.
+/// Maximum number of bytes of an answer that are read.
 const ANSWER_MAX_BYTES: usize = 64 << 10;
 
 /// Why a webhook was not delivered; the text is for the log.

@@ -14,7 +14,7 @@ use crate::storage::streams::{StreamChange, StreamInfo};
 
 /// Bells that are kept without looking whether anybody listens.
 const PRUNE_LEAST: usize = 64;
-/// Most bytes of fresh appends that all bells hold together.
+/// Maximum size in bytes of the fresh appends that all bells hold together.
 const FRESH_MOST: usize = 8 << 20;
 
 /// What a bell says of its stream.

@@ -126,7 +126,7 @@ impl Tail {
             };
             match self.advance(target).await {
                 Ok(true) => {
-                    // More changes may be waiting already: they leave together after the sweep.
+                    // More changes may be waiting already: they are sent in one batch after the sweep.
                     let now = Instant::now();
                     spent = spent.max(now) + self.sweep;
                     let ahead = spent - now;

@@ -156,7 +156,7 @@ impl Cluster {
         self.0.stop(Signal::SIGQUIT);
     }
 
-    /// Stops in good order without waiting for clients.
+    /// Stops gracefully without waiting for clients.
     pub fn stop_fast(&self) {
         self.0.stop(Signal::SIGINT);
     }
@@ -183,7 +183,7 @@ impl Cluster {
         *server = Some(launch(self.directory()).unwrap_or_else(|reason| panic!("{reason}")));
     }
 
-    /// Stops in good order and starts again.
+    /// Stops gracefully and starts again.
     pub fn restart(&self) {
         self.stop_fast();
         self.start_again();

@@ -165,7 +165,7 @@ async fn names_that_begin_alike_do_not_fight_over_triggers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_could_not_be_looked_at_is_looked_at_again() {
     let db = Sqlite::open(&[]).await;
-    // The table is made anew, without triggers, and the file is held longer than the server waits.
+    // The table is recreated, without triggers, and the file is held longer than the server waits.
     db.sql(
         "BEGIN IMMEDIATE; CREATE TABLE new_notes (id TEXT PRIMARY KEY, body TEXT, more TEXT); DROP TABLE notes;
          ALTER TABLE new_notes RENAME TO notes; COMMIT; BEGIN IMMEDIATE",

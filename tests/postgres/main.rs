@@ -43,6 +43,7 @@ mod postgres {
     mod pooler;
     mod random;
     mod refused;
+    mod renewed;
     mod schema;
     mod sessions;
     mod several;

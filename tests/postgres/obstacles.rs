@@ -1,4 +1,4 @@
-//! What stands in the way when a server starts: it says what is wrong and what mends it, and nothing is missing once it
+//! What stands in the way when a server starts: it says what is wrong and what fixes it, and nothing is missing once it
 //! is mended.
 
 use std::process::Stdio;
@@ -116,7 +116,7 @@ async fn a_table_without_a_primary_key_stops_its_entity_type_alone() {
     client.get("/v1/entities/notes").await.assert_error(503, "ENTITY_UNAVAILABLE");
     assert!(site.time_to_capture("p1").await.as_secs() < 5, "the pages go on");
     site.sql("INSERT INTO notes VALUES ('n1', 'x'); ALTER TABLE notes ADD PRIMARY KEY (id); INSERT INTO notes VALUES ('n2', 'x')");
-    says(&client, "does not name table public.notes; `bourn prepare --apply` mends it").await;
+    says(&client, "does not name table public.notes; `bourn prepare --apply` fixes it").await;
     site.prepare().await;
     site.assert_agrees(&server, "notes").await;
     site.assert_agrees(&server, "pages").await;

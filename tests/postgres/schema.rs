@@ -1,4 +1,4 @@
-//! Tables that are altered, dropped and made anew while they are streamed: columns come and go without a restart, and
+//! Tables that are altered, dropped and recreated while they are streamed: columns come and go without a restart, and
 //! what cannot be streamed any more stops its own entity type alone.
 
 use serde_json::json;
@@ -136,7 +136,7 @@ async fn a_table_without_its_scope_key_or_identity_is_told_and_comes_back() {
         ),
         (
             "ALTER PUBLICATION bourn DROP TABLE pages",
-            "`bourn prepare --apply` mends it",
+            "`bourn prepare --apply` fixes it",
             "ALTER PUBLICATION bourn ADD TABLE pages",
         ),
         (

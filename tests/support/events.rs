@@ -21,7 +21,7 @@ pub enum Event {
     Retry(u64),
     /// A comment.
     Heartbeat,
-    /// The server ended the stream in good order.
+    /// The server ended the stream gracefully.
     End,
     /// The connection ended inside the stream.
     Cut,

@@ -1,4 +1,4 @@
-//! What an operator asks of a database before serving it: is anything missing, and what SQL mends it.
+//! What an operator asks of a database before serving it: what is missing, and which SQL fixes it.
 
 use bourn_protocol::Epoch;
 use sqlx::{AssertSqlSafe, PgConnection, Row};

@@ -27,7 +27,7 @@ const CAPTURE_CONNECTIONS: usize = 4;
 const WATCH_CONNECTIONS: usize = 2;
 /// How much longer than the database itself the server waits for the end of a statement.
 const GRACE: Duration = Duration::from_secs(1);
-/// Most bytes of one message of the replication stream: a row's largest value, as PostgreSQL bounds it.
+/// Maximum size of one message of the replication stream, in bytes: a row's largest value, as PostgreSQL bounds it.
 const MESSAGE_MAX: usize = 1 << 30;
 /// Events of the replication stream that the client holds before the queue that is bounded in bytes.
 const EVENTS_MAX: usize = 8;
@@ -361,7 +361,7 @@ mod tests {
         for micros in (0..400).map(|i| i * 2) {
             let begun = tokio::time::timeout(Duration::from_micros(micros), db.snapshot()).await;
             drop(begun);
-            // Within one transaction the time stands still.
+            // Within one transaction `now()` does not advance.
             let mut single = db.single().await.unwrap();
             let mut times = Vec::new();
             for _ in 0..2 {

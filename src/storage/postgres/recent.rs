@@ -10,7 +10,7 @@ use crate::storage::Activity;
 
 /// Most activities that are kept.
 const ROWS_MAX: usize = 4_096;
-/// Most bytes of their rows that are kept.
+/// Maximum size in bytes of their rows that are kept.
 const BYTES_MAX: usize = 8 << 20;
 
 /// The newest activities of the log, without gaps.

@@ -94,7 +94,7 @@ pub(super) async fn unfit(
     let mut reasons = Vec::new();
     reasons.extend(unreadable(connection, table).await?);
     if let Some(reason) = catalog::unpublished(connection, publication, table).await? {
-        reasons.push(format!("{reason}; `bourn prepare --apply` mends it"));
+        reasons.push(format!("{reason}; `bourn prepare --apply` fixes it"));
     }
     if table.full_is_refused && table.identity == Identity::Full {
         reasons.push(format!(

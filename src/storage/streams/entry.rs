@@ -12,9 +12,9 @@ use bytes::BytesMut;
 use super::rules::{Configuration, Head, ProducerState, Verdict, after, judge, offset};
 use super::{AppendError, AppendStream, Appended, Segment, StreamChange, StreamInfo};
 
-/// Most bytes that are told with the news of a stream.
+/// Maximum number of bytes that are told with the news of a stream.
 const FRESH_MOST_BYTES: usize = 16 << 10;
-/// Most bytes that are told with the news of a commit, which wait for the slowest listener.
+/// Maximum number of bytes that are told with the news of a commit, which wait for the slowest listener.
 pub const FRESH_ROOM_BYTES: usize = 64 << 10;
 
 /// A stream as a writer knows it.

@@ -9,7 +9,7 @@ use bourn_protocol::{Action, Last, Seq};
 use crate::entity::EntityType;
 use crate::storage::Activity;
 
-/// Most bytes of an activity's rows, the one after the change and the one before. PostgreSQL takes no statement of 1 GiB.
+/// Maximum size in bytes of an activity's rows, the one after the change and the one before. PostgreSQL takes no statement of 1 GiB.
 const ROWS_MAX_BYTES: usize = 512 << 20;
 
 /// One activity that has no place in the log yet.

@@ -123,20 +123,20 @@ async fn create(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost
 }
 
 /// The stream cannot be read from where the slot stands: the publication was not there when some of it was written,
-/// which the database takes for a failure for ever. If the publication is there now, the slot is made anew.
+/// which the database takes for a failure for ever. If the publication is there now, the slot is recreated.
 pub(super) async fn renew(inner: &Inner) {
     let renewing = async {
         let mut connection = inner.db.connect_directly().await?;
         if published(&mut connection, &inner.limits.publication).await? {
             tracing::warn!(
-                "the publication was away for a while; the slot is made anew and every table compared with the log"
+                "the publication was away for a while; the slot is recreated and every table compared with the log"
             );
             drop_slot(inner, &mut connection).await?;
         }
         Ok::<_, Lost>(())
     };
     if let Err(lost) = renewing.await {
-        tracing::warn!(reason = %lost, "the slot cannot be made anew now");
+        tracing::warn!(reason = %lost, "the slot cannot be recreated now");
     }
 }
 

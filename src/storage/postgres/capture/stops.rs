@@ -46,10 +46,9 @@ impl Leader<'_> {
         let mut stopped = stops::read(reading.connection()).await?;
         self.stops.skipped = stops::skipped(reading.connection()).await?;
         stopped.extend(self.stops.fresh.iter().cloned());
-        if stopped != self.stops.stopped {
-            self.stops.stopped = stopped;
-            self.publish_stops();
-        }
+        self.stops.stopped = stopped;
+        // Also when nothing has changed: what was published before this server led may be out of date.
+        self.publish_stops();
         Ok(())
     }
 
@@ -114,24 +113,18 @@ impl Leader<'_> {
 
     /// Stops an entity type; to be noted.
     pub(super) fn stop_type(&mut self, stop: Stop) {
-        tracing::error!(
-            entity = &*stop.entity_type,
-            key = stop.key,
-            reason = stop.reason,
-            remedy = stop.condition().remedy,
-            "the capture of an entity type has stopped"
-        );
         self.reconciler.leave(&stop.entity_type);
         self.stops.fresh.push(stop.clone());
         self.stops.stopped.push(stop);
-        self.publish_stops();
     }
 
+    /// Says what has stopped. Only noted stops are told of: an operator who reads of one must be able to end it at once.
     fn publish_stops(&self) {
-        self.inner.shared.set_stops(&self.inner.catalog, self.stops.stopped.clone());
+        let noted = self.stops.stopped.iter().filter(|stop| !self.stops.fresh.contains(stop));
+        self.inner.shared.set_stops(&self.inner.catalog, noted.cloned().collect());
     }
 
-    /// Notes new stops for good. To be called before the position moves past what made them.
+    /// Notes new stops for good, then tells of them. To be called before the position moves past what made them.
     pub(super) async fn note_stops(&mut self) -> Result<(), Lost> {
         if self.stops.fresh.is_empty() {
             return Ok(());
@@ -139,7 +132,16 @@ impl Leader<'_> {
         let mut transaction = self.inner.db.begin().await?;
         stops::note(&mut transaction, &self.stops.fresh).await?;
         transaction.commit().await?;
-        self.stops.fresh.clear();
+        for stop in self.stops.fresh.drain(..) {
+            tracing::error!(
+                entity = &*stop.entity_type,
+                key = stop.key,
+                reason = stop.reason,
+                remedy = stop.condition().remedy,
+                "the capture of an entity type has stopped"
+            );
+        }
+        self.publish_stops();
         Ok(())
     }
 }

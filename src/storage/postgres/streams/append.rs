@@ -22,7 +22,7 @@ use crate::storage::streams::entry::{Entry, FRESH_ROOM_BYTES};
 use crate::storage::streams::rules::ProducerState;
 use crate::storage::streams::{AppendError, AppendStream, Appended, StreamChange};
 
-/// Most bytes of appends that share a commit, but for the one that crosses the last of them.
+/// Maximum size in bytes of appends that share a commit, but for the one that crosses the last of them.
 const BATCH_BYTES: usize = 16 << 20;
 /// How often a commit is tried that the database gave up for another's sake.
 const ATTEMPTS: usize = 3;

@@ -26,7 +26,7 @@ pub(in super::super) const CHANNEL: &str = "bourn_streams";
 const CHANGES_KEPT: usize = 1_024;
 /// Changes that are told one by one; where more have gathered, others are told to look for themselves.
 const TOLD_MOST: usize = 1_024;
-/// Most bytes of a notification, within PostgreSQL's 8 000.
+/// Maximum size in bytes of a notification, within PostgreSQL's 8 000.
 const NOTIFICATION_MAX: usize = 7_900;
 /// Lineages of forks that are kept in mind.
 const LINEAGES_MOST: usize = 10_000;

@@ -13,7 +13,7 @@ use crate::storage::streams::entry::Entry;
 use crate::storage::streams::rules::after;
 use crate::storage::streams::{FillError, StreamInfo};
 
-/// Most bytes of a stream that one statement gives, but for the append that crosses the last of them.
+/// Maximum size in bytes of a stream that one statement gives, but for the append that crosses the last of them.
 const BYTES_AT_ONCE: usize = 1 << 20;
 /// Most appends that one statement gives.
 const APPENDS_AT_ONCE: i64 = 4_096;

@@ -27,7 +27,7 @@ use crate::storage::streams::{
 const MOST_HEADS: usize = 10_000;
 /// How long what is to be removed is removed in one commit.
 const COLLECT_SLICE: Duration = Duration::from_millis(5);
-/// Most bytes of an append that its row holds itself. With the row's other columns they must fit into a page, of whose 4 KiB
+/// Maximum size in bytes of an append that its row holds itself. With the row's other columns they must fit into a page, of whose 4 KiB
 /// SQLite gives a row of such a table a quarter.
 const IN_PLACE_BYTES: usize = 900;
 
