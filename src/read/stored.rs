@@ -80,12 +80,11 @@ impl StoredSession {
             let mark = bell.borrow_and_update().clone();
             if mark.gone || mark.doubts != self.doubts {
                 self.doubts = mark.doubts;
-                let continued = self.find_again().await?;
-                if mark.gone && !continued {
-                    return Err(ReadError::Find(FindError::Missing));
-                }
-                if continued {
+                if self.find_again().await? {
                     continue;
+                }
+                if mark.gone {
+                    return Err(ReadError::Find(FindError::Missing));
                 }
             }
             let (tail, closed) = (self.stream.tail.max(mark.tail), self.stream.closed || mark.closed);

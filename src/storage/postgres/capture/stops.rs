@@ -19,7 +19,8 @@ use super::sift::{Sifted, Trial};
 /// What has stopped, as the leader knows it.
 #[derive(Debug, Default)]
 pub(super) struct Stops {
-    stopped: Vec<Stop>,
+    /// As the database has them.
+    noted: Vec<Stop>,
     /// Not noted in the database yet.
     fresh: Vec<Stop>,
     /// Rows that are passed over where the log refuses them.
@@ -29,7 +30,7 @@ pub(super) struct Stops {
 impl Stops {
     /// Whether an entity type has stopped.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.stopped.iter().any(|stop| *stop.entity_type == *name)
+        self.noted.iter().chain(&self.fresh).any(|stop| *stop.entity_type == *name)
     }
 
     /// Whether a change is of a row that may be passed over.
@@ -43,10 +44,8 @@ impl Leader<'_> {
     /// Reads from the database what has stopped, and what an operator has ended since.
     pub(super) async fn read_stops(&mut self) -> Result<(), Lost> {
         let mut reading = self.inner.db.single().await?;
-        let mut stopped = stops::read(reading.connection()).await?;
+        self.stops.noted = stops::read(reading.connection()).await?;
         self.stops.skipped = stops::skipped(reading.connection()).await?;
-        stopped.extend(self.stops.fresh.iter().cloned());
-        self.stops.stopped = stopped;
         // Also when nothing has changed: what was published before this server led may be out of date.
         self.publish_stops();
         Ok(())
@@ -55,9 +54,7 @@ impl Leader<'_> {
     /// Leaves out what belongs to stopped entity types, except that rows have gone: lists are served meanwhile, and may have
     /// given out rows that the log never gets.
     pub(super) fn without_stopped(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
-        if !self.stops.stopped.is_empty() {
-            entries.retain(|entry| entry.action == Action::Delete || !self.stops.has(&entry.entity.name));
-        }
+        entries.retain(|entry| entry.action == Action::Delete || !self.stops.has(&entry.entity.name));
         entries
     }
 
@@ -114,14 +111,12 @@ impl Leader<'_> {
     /// Stops an entity type; to be noted.
     pub(super) fn stop_type(&mut self, stop: Stop) {
         self.reconciler.leave(&stop.entity_type);
-        self.stops.fresh.push(stop.clone());
-        self.stops.stopped.push(stop);
+        self.stops.fresh.push(stop);
     }
 
     /// Says what has stopped. Only noted stops are told of: an operator who reads of one must be able to end it at once.
     fn publish_stops(&self) {
-        let noted = self.stops.stopped.iter().filter(|stop| !self.stops.fresh.contains(stop));
-        self.inner.shared.set_stops(&self.inner.catalog, noted.cloned().collect());
+        self.inner.shared.set_stops(&self.inner.catalog, self.stops.noted.clone());
     }
 
     /// Notes new stops for good, then tells of them. To be called before the position moves past what made them.
@@ -132,7 +127,7 @@ impl Leader<'_> {
         let mut transaction = self.inner.db.begin().await?;
         stops::note(&mut transaction, &self.stops.fresh).await?;
         transaction.commit().await?;
-        for stop in self.stops.fresh.drain(..) {
+        for stop in &self.stops.fresh {
             tracing::error!(
                 entity = &*stop.entity_type,
                 key = stop.key,
@@ -141,6 +136,7 @@ impl Leader<'_> {
                 "the capture of an entity type has stopped"
             );
         }
+        self.stops.noted.append(&mut self.stops.fresh);
         self.publish_stops();
         Ok(())
     }
