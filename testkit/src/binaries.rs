@@ -47,6 +47,13 @@ fn debian() -> Option<PathBuf> {
     numbered.max().map(|(_, directory)| directory)
 }
 
+/// A client's program, which speaks to any version. In the path Debian has a wrapper in Perl that takes a hundred
+/// milliseconds, so its own are preferred.
+pub(crate) fn client(program: &str) -> PathBuf {
+    let own = debian().map(|directory| directory.join(program));
+    own.filter(|own| own.is_file()).unwrap_or_else(|| in_path(program))
+}
+
 /// A program's path; where it is nowhere, its name, so that the error names what is missing.
 pub(crate) fn in_path(program: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::sys::signal::{Signal, kill};
 
-use crate::binaries::{Binaries, in_path};
+use crate::binaries::{Binaries, client};
 use crate::database::{self, Database, Refused};
 use crate::options::Options;
 use crate::process::{self, Account};
@@ -119,8 +119,7 @@ impl Cluster {
 
     /// PostgreSQL's `pgbench`, told where the database is.
     pub fn pgbench_command(&self, database: &str) -> Command {
-        // Debian keeps it beside the server of its own major; any speaks to any.
-        let mut command = Command::new(in_path("pgbench"));
+        let mut command = Command::new(client("pgbench"));
         command.args(["-h", "127.0.0.1", "-U", "postgres", "-n", "-p"]).arg(self.port().to_string());
         command.arg(database);
         command

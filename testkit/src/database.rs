@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use crate::binaries::client;
 use crate::cluster::Cluster;
 
 /// Seconds that a `psql` may take.
@@ -95,7 +96,8 @@ impl Drop for Database {
 /// `psql` without a person's settings, stopping at the first error.
 pub(crate) fn psql(url: &str) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=5", LIMIT, "psql", "-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1"]);
+    command.args(["--kill-after=5", LIMIT]).arg(client("psql"));
+    command.args(["-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1"]);
     command.arg(url).env("PGCONNECT_TIMEOUT", "10").env("PGOPTIONS", "-c client_min_messages=warning");
     command
 }

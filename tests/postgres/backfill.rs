@@ -63,6 +63,35 @@ async fn a_large_table_is_compared_beside_live_capture_and_through_kills() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_whose_statements_are_cancelled_is_gone_on_with() {
+    let site = Site::new(&[PAGES, NOTES].concat(), &[PAGE, NOTE].concat()).await.eager();
+    site.sql(&format!("INSERT INTO notes SELECT i, repeat('x', 100) FROM generate_series(1, {ROWS}) i"));
+    let server = site.begin_server().await;
+    let load = Load::start(&site.database.url(), 1, 901, &on_pages());
+    eventually("notes are in the log", async || {
+        site.sql("SELECT count(*) > 0 FROM bourn.activities WHERE entity_type = 'note'") == "t"
+    })
+    .await;
+    // Whatever reads the table is cancelled while it does.
+    site.sql(
+        "DO $$ DECLARE cancelled int := 0; BEGIN \
+           FOR turn IN 1..30000 LOOP \
+             PERFORM pg_stat_clear_snapshot(); \
+             PERFORM pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = current_database() \
+               AND application_name = 'bourn' AND state = 'active' AND query LIKE 'SELECT%FROM%notes% t WHERE%'; \
+             IF FOUND THEN cancelled := cancelled + 1; END IF; \
+             EXIT WHEN cancelled = 3; \
+             PERFORM pg_sleep(0.001); \
+           END LOOP; \
+           ASSERT cancelled = 3, 'the table is never being read'; \
+         END $$",
+    );
+    site.assert_agrees(&server, "notes").await;
+    load.end().await;
+    site.assert_agrees(&server, "pages").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_configured_later_is_streamed_from_its_first_row() {
     let site = Site::new(&[PAGES, NOTES].concat(), PAGE).await.eager();
     site.sql("INSERT INTO notes VALUES (1, 'x'), (2, 'y'); INSERT INTO pages (id) VALUES ('p1')");

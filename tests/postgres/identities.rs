@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use crate::load::{Load, on_pages};
 use crate::site::{PAGES_PATH, Site, state};
 use crate::support::Bourn;
 
@@ -123,5 +124,24 @@ async fn a_row_that_changes_while_it_is_softly_deleted_comes_back_as_it_is() {
             ));
             site.assert_agrees(&server, "pages").await;
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_is_compared_again_while_many_write_whatever_its_identity() {
+    for (seed, identity) in IDENTITIES.iter().enumerate() {
+        let (site, server) = with_identity(identity).await;
+        site.sql(&format!("INSERT INTO pages (id, name, content) SELECT 'large' || i, 'x', {LARGE} FROM generate_series(1, 50) i"));
+        let load = Load::start(&site.database.url(), 2, 910 + seed as u64, &on_pages());
+        for round in 0..4 {
+            load.more(50).await;
+            // The table is rewritten, so that it is compared with the log, while rows change their keys and scopes.
+            site.sql(&format!(
+                "ALTER TABLE pages ALTER COLUMN more TYPE jsonb USING '{{\"round\": {round}}}'"
+            ));
+        }
+        load.more(50).await;
+        load.end().await;
+        site.assert_agrees(&server, "pages").await;
     }
 }

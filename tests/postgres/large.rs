@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::site::{PAGE, PAGES, Site, leader, state};
-use crate::support::eventually;
+use crate::support::{Bourn, PATIENCE, eventually, within};
 
 const NOTES: &str =
     "CREATE TABLE notes (id int PRIMARY KEY, body text); ALTER TABLE notes REPLICA IDENTITY FULL;";
@@ -13,7 +13,20 @@ const NOTES_PATH: &str = "/v1/entities/notes";
 const AMID: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'bourn' \
      AND backend_xid IS NOT NULL AND xact_start < now() - interval '50 ms'";
 
-async fn agrees(site: &Site, server: &crate::support::Bourn) {
+/// Waits until the leader is amid the transaction.
+async fn amid(site: &Site, leader: &Bourn) {
+    let is_amid = within(PATIENCE, async || site.sql(AMID) != "0").await;
+    let activities = "SELECT entity_type, count(*), max(seq) FROM bourn.activities GROUP BY 1";
+    assert!(
+        is_amid,
+        "{}\n{}\n{}",
+        site.sql(activities),
+        leader.client().get("/ready").await.text(),
+        leader.recent_log()
+    );
+}
+
+async fn agrees(site: &Site, server: &Bourn) {
     server.ready().await;
     site.captured().await;
     site.assert_log_is_sound();
@@ -37,7 +50,7 @@ async fn a_leader_killed_amid_large_transactions_leaves_nothing_half_done() {
     {
         let leads = leader(&servers).await;
         site.sql(sql);
-        eventually("it is amid the transaction", async || site.sql(AMID) != "0").await;
+        amid(&site, &servers[leads]).await;
         servers[leads].kill().await;
         let took = site.time_to_capture(&format!("after{round}")).await;
         println!("after a kill it took {took:?}");
@@ -56,7 +69,7 @@ async fn a_leader_that_hangs_amid_a_large_transaction_does_not_keep_the_next_one
     let servers = [site.server().await, site.server().await];
     let leads = leader(&servers).await;
     site.sql("INSERT INTO notes SELECT i, 'x' FROM generate_series(1, 60000) i");
-    eventually("it is amid the transaction", async || site.sql(AMID) != "0").await;
+    amid(&site, &servers[leads]).await;
     servers[leads].freeze();
     let count = "SELECT count(*) FROM bourn.activities WHERE entity_type = 'note'";
     let began = std::time::Instant::now();

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use bourn_testkit::Cluster;
 
-use crate::site::{PAGE, PAGES, PAGES_PATH, Site, is_ready, says};
+use crate::site::{PAGE, PAGES, PAGES_PATH, Site, is_ready, said, says};
 use crate::support::eventually;
 
 const SCRAM: &str = "scram-sha-256";
@@ -61,11 +61,60 @@ async fn a_role_that_may_not_replicate_serves_what_there_is_until_it_may() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_may_not_replicate_follows_what_another_server_captures() {
+    let mut site = Site::new(PAGES, PAGE).await.eager();
+    let leads = site.server().await;
+    let role = format!("follows_{}", site.database.name());
+    site.sql(&format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA bourn TO {role}; \
+         GRANT ALL ON ALL TABLES IN SCHEMA bourn, public TO {role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA bourn TO {role}"
+    ));
+    site.reach_by(&site.database.url_as(&role, "x"));
+    let follows = site.server().await;
+    site.sql("INSERT INTO pages (id) VALUES ('sql')");
+    follows.client().make_page("rest", "t1").await;
+    for server in [&follows, &leads] {
+        site.assert_agrees(server, "pages").await;
+    }
+    assert_eq!(follows.client().get("/v1/transactions/t1").await.json()["state"], "confirmed");
+    drop(follows);
+    eventually("the role can go", async || {
+        site.try_sql(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).is_ok()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_may_not_tell_databases_apart_is_told_what_to_grant() {
+    let mut site = Site::new(PAGES, PAGE).await.eager();
+    let role = format!("blind_{}", site.database.name());
+    site.sql(&format!(
+        "CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'x'; ALTER SCHEMA bourn OWNER TO {role}; \
+         GRANT ALL ON ALL TABLES IN SCHEMA bourn, public TO {role}; \
+         REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC; INSERT INTO pages (id) VALUES ('p1')"
+    ));
+    site.reach_by(&site.database.url_as(&role, "x"));
+    let grant = format!("GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system() TO \"{role}\"");
+    let checked = said(&site.run(&["check"]).await);
+    assert!(checked.contains(&grant), "{checked}");
+    let refused = site.refused().await;
+    assert!(refused.contains(&grant), "{refused}");
+    site.sql(&grant);
+    let server = site.server().await;
+    site.assert_agrees(&server, "pages").await;
+    drop(server);
+    eventually("the role can go", async || {
+        site.try_sql(&format!("DROP SCHEMA bourn CASCADE; DROP OWNED BY {role}; DROP ROLE {role}")).is_ok()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_without_logical_replication_is_told_and_served_once_it_has_it() {
     let cluster = Cluster::options().setting("wal_level", "replica").start();
     let site = Site::on(&cluster, PAGES, PAGE).await.eager();
     site.sql("INSERT INTO pages (id) VALUES ('p1')");
-    let checked = crate::site::said(&site.run(&["check"]).await);
+    let checked = said(&site.run(&["check"]).await);
     assert!(checked.contains("FAIL wal_level is `replica`"), "{checked}");
     let server = site.begin_server().await;
     let client = server.client();
@@ -83,7 +132,7 @@ async fn a_database_without_room_for_a_slot_is_told() {
     let cluster = Cluster::options().setting("max_replication_slots", "1").start();
     let site = Site::on(&cluster, PAGES, PAGE).await.eager();
     site.sql("SELECT pg_create_physical_replication_slot('standby')");
-    let checked = crate::site::said(&site.run(&["check"]).await);
+    let checked = said(&site.run(&["check"]).await);
     assert!(checked.contains("FAIL there is no room for a replication slot"), "{checked}");
     let server = site.begin_server().await;
     says(&server.client(), "raise max_replication_slots").await;
@@ -171,7 +220,7 @@ async fn a_slot_of_another_plugin_or_database_is_told_by_name() {
     let site = Site::new(PAGES, PAGE).await.eager();
     let slot = site.slot();
     site.sql(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding'); INSERT INTO pages (id) VALUES ('p1')"));
-    let checked = crate::site::said(&site.run(&["check"]).await);
+    let checked = said(&site.run(&["check"]).await);
     assert!(checked.contains(&format!("FAIL slot `{slot}` is for test_decoding")), "{checked}");
     let server = site.begin_server().await;
     says(&server.client(), "is for the plugin `test_decoding`").await;

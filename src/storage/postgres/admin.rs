@@ -5,9 +5,8 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::catalog::{self, Identity};
 use super::connect::Db;
-use super::migrate;
 use super::sql::ident;
-use super::{error, refresh, stops};
+use super::{error, history, migrate, refresh, stops};
 use crate::config::{Config, DatabaseUrl, Limits};
 use crate::entity::Catalog;
 use crate::storage::postgres::connect::{scalar, statement};
@@ -137,6 +136,9 @@ async fn look(
         false => {
             add(false, format!("role `{role}` may not replicate: ALTER ROLE {} REPLICATION", ident(&role)));
         }
+    }
+    if let Some(forbidden) = history::forbidden(connection).await? {
+        add(false, forbidden);
     }
     let slot = &limits.slot;
     match (row.try_get::<Option<String>, _>(6)?, row.try_get::<Option<String>, _>(7)?) {

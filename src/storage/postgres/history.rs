@@ -16,6 +16,7 @@ use sqlx::{PgConnection, Row};
 use super::capture::CHANNEL;
 use super::connect::{Db, scalar, statement};
 use super::session::Session;
+use super::sql::ident;
 use super::{Inner, admin, error, migrate};
 use crate::config::{DatabaseUrl, Limits};
 use crate::storage::OpenError;
@@ -56,6 +57,30 @@ pub(super) async fn must_be_settled(connection: &mut PgConnection) -> Result<(),
     let settled: bool =
         scalar(concat!("SELECT ", settled!(), " FROM bourn.log l")).fetch_one(connection).await?;
     if settled { Ok(()) } else { Err(Unsettled.into()) }
+}
+
+/// What is executed to tell one history from another. Every role may, unless an operator has revoked it.
+const FUNCTIONS: [&str; 4] = [
+    "pg_control_system()",
+    "pg_current_wal_insert_lsn()",
+    "pg_walfile_name(pg_lsn)",
+    "pg_postmaster_start_time()",
+];
+
+/// What the session's role may not execute though telling histories apart takes it, in words with the SQL that grants it.
+pub(super) async fn forbidden(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+    let row = statement(
+        "SELECT current_user::text, string_agg('pg_catalog.' || f, ', ') FROM unnest($1::text[]) f \
+         WHERE NOT has_function_privilege('pg_catalog.' || f, 'EXECUTE')",
+    )
+    .bind(&FUNCTIONS[..])
+    .fetch_one(connection)
+    .await?;
+    let (role, functions): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(functions.map(|functions| {
+        let role_name = ident(&role);
+        format!("role `{role}` may not tell which database this is: GRANT EXECUTE ON FUNCTION {functions} TO {role_name}")
+    }))
 }
 
 /// What is known of the log and of the database that holds it.

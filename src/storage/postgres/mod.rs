@@ -152,6 +152,9 @@ impl PostgresStorage {
         if demo {
             admin::prepare_demo(&mut connection, limits, &catalog).await.map_err(failed)?;
         }
+        if let Some(forbidden) = history::forbidden(&mut connection).await.map_err(failed)? {
+            return Err(OpenError::new(&shown, &forbidden));
+        }
         let head = match log::head(&mut connection).await {
             Ok(head) => head,
             Err(sqlx::Error::RowNotFound) => {

@@ -61,6 +61,9 @@ pub(super) async fn prepare(inner: &Inner) -> Result<(), Lost> {
             "the database has no publication `{publication}` that names the streamed tables; `bourn prepare --apply` makes it"
         )));
     }
+    if let Some(forbidden) = history::forbidden(connection).await? {
+        return Err(Lost::Blocked(forbidden));
+    }
     let slot = look(connection, name).await?;
     reading.commit().await?;
     match slot {
