@@ -26,6 +26,10 @@ async fn capture_writes_and_stored_streams_go_on_after_every_connection_was_left
     let through = proxy.url(site.url());
     site.reach_by(&through);
     site.set("leader_timeout", "1s");
+    // A request whose connection is lost while it is under way ends after the sum of these and a little more.
+    for timeout in ["statement_timeout", "acquire_timeout", "connect_timeout"] {
+        site.set(timeout, "2s");
+    }
     let server = site.server().await;
     let client = server.client();
     client.make_page("p1", "t1").await;

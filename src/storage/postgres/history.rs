@@ -23,11 +23,14 @@ use crate::storage::OpenError;
 
 /// What a notification says when the log's epoch or generation has changed; other notifications say how far it reaches.
 pub(super) const CHANGED: &str = "history";
-/// Places that a second of the clock stands for when the head leaps. No log gains that many changes in a second, so
-/// the place that stands for now lies past every place that was given out before, whatever was restored since.
-const PLACES_A_SECOND: i64 = 1_000_000;
-/// Where that count begins: 2025 in Unix seconds. The last place is reached after 316 years.
-const COUNTED_FROM: i64 = 1_735_689_600;
+/// Places that a millisecond of the clock stands for when the head leaps. No log gains a million changes in a second, so
+/// the place that stands for now lies past every place that was given out before, whatever was restored since. Between two
+/// starts of a database lie many milliseconds, so that no two of its lives leap to one place.
+const PLACES_A_MILLISECOND: i64 = 1_000;
+/// The head leaps to a multiple of this where the log is further than the clock: a second's places.
+const PLACES_A_SECOND: i64 = 1_000 * PLACES_A_MILLISECOND;
+/// Where that count begins: 2025 in Unix milliseconds. The last place is reached after 316 years.
+const COUNTED_FROM: i64 = 1_735_689_600_000;
 
 /// Whether the database still is the one whose history the log belongs to, as an expression over `bourn.log l`. A standby is:
 /// it cannot be written. It reads nothing but what every role may read.
@@ -220,9 +223,10 @@ pub(super) async fn truncated(transaction: &mut Session, entity: &str) -> Result
 
 /// Moves the head past every place that can have been served, and remembers the gap; gives the new head.
 async fn leap(transaction: &mut Session, before: i64, known: i64, reason: &str) -> Result<i64, sqlx::Error> {
-    let now: i64 =
-        scalar("SELECT extract(epoch FROM clock_timestamp())::int8").fetch_one(&mut **transaction).await?;
-    let here = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now: i64 = scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8")
+        .fetch_one(&mut **transaction)
+        .await?;
+    let here = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     let to = beyond(known, now.max(i64::try_from(here).unwrap_or(0)));
     statement("INSERT INTO bourn.gaps (before, after, reason) VALUES ($1, $2, $3)")
         .bind(before)
@@ -240,9 +244,9 @@ async fn leap(transaction: &mut Session, before: i64, known: i64, reason: &str) 
 }
 
 /// The place behind a gap: past what is known to have been served, and past what can have been served by now.
-fn beyond(known: i64, unix_seconds: i64) -> i64 {
+fn beyond(known: i64, unix_millis: i64) -> i64 {
     let next = (known / PLACES_A_SECOND + 1).saturating_mul(PLACES_A_SECOND);
-    let clock = (unix_seconds - COUNTED_FROM).max(0).saturating_mul(PLACES_A_SECOND);
+    let clock = (unix_millis - COUNTED_FROM).max(0).saturating_mul(PLACES_A_MILLISECOND);
     next.max(clock).min(Seq::MAX.as_i64())
 }
 
@@ -353,19 +357,25 @@ mod tests {
 
     #[test]
     fn the_head_leaps_past_what_was_known_and_past_what_the_clock_allows() {
-        let now = COUNTED_FROM + 60;
+        let now = COUNTED_FROM + 60_000;
         assert_eq!(beyond(0, now), 60 * PLACES_A_SECOND);
         // A log that is further than the clock says, as after a leap under a clock that ran ahead.
         assert_eq!(beyond(70 * PLACES_A_SECOND, now), 71 * PLACES_A_SECOND);
         assert_eq!(beyond(70 * PLACES_A_SECOND + 5, now), 71 * PLACES_A_SECOND);
-        assert_eq!(beyond(5, COUNTED_FROM - 60), PLACES_A_SECOND);
+        assert_eq!(beyond(5, COUNTED_FROM - 60_000), PLACES_A_SECOND);
         assert_eq!(beyond(Seq::MAX.as_i64(), now), Seq::MAX.as_i64());
     }
 
     #[test]
     fn a_copy_that_is_restored_twice_never_gives_a_place_twice() {
-        let first = beyond(5, COUNTED_FROM + 1_000);
-        let second = beyond(5, COUNTED_FROM + 1_001);
-        assert!(second > first + PLACES_A_SECOND - 1, "whatever the first history has appended since");
+        // No database starts twice within this time.
+        let milliseconds = 50;
+        let first = beyond(5, COUNTED_FROM + 1_000_000);
+        let second = beyond(5, COUNTED_FROM + 1_000_000 + milliseconds);
+        assert_eq!(
+            second - first,
+            milliseconds * PLACES_A_MILLISECOND,
+            "what the first may have appended since"
+        );
     }
 }
