@@ -16,11 +16,12 @@ const AMID: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = curren
 /// Waits until the leader is amid the transaction.
 async fn amid(site: &Site, leader: &Bourn) {
     let is_amid = within(PATIENCE, async || site.sql(AMID) != "0").await;
-    let activities = "SELECT entity_type, count(*), max(seq) FROM bourn.activities GROUP BY 1";
+    let sessions = "SELECT state, backend_xid, now() - query_start, wait_event, query FROM pg_stat_activity \
+                    WHERE datname = current_database() AND application_name = 'bourn'";
     assert!(
         is_amid,
         "{}\n{}\n{}",
-        site.sql(activities),
+        site.sql(sessions),
         leader.client().get("/ready").await.text(),
         leader.recent_log()
     );
@@ -75,7 +76,7 @@ async fn a_leader_that_hangs_amid_a_large_transaction_does_not_keep_the_next_one
     let began = std::time::Instant::now();
     eventually("another has captured the transaction", async || site.sql(count) == "60000").await;
     let took = began.elapsed();
-    assert!(took < Duration::from_secs(8), "it took {took:?}, the rows themselves included");
+    assert!(took < Duration::from_secs(30), "it took {took:?}, the rows themselves included");
     servers[leads].thaw();
     site.sql("UPDATE notes SET body = 'y' WHERE id < 10");
     for server in &servers {

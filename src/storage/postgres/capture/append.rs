@@ -204,13 +204,14 @@ impl Appender {
         ids: (Option<&str>, Option<&str>),
         commit: CommitMark,
     ) -> Result<(), Lost> {
+        // Without a join: where the database knows little of the log yet, it expects few rows and compares each with each.
         let done = statement(
             "INSERT INTO bourn.activities (seq, action, entity_type, entity_id, feed_id, organization_id, transaction_id, client_id, \
              previous_values, commit_id, last, created_at) \
-             SELECT $1 + row_number() OVER (ORDER BY a.seq), 'delete', a.entity_type, a.entity_id, a.feed_id, a.organization_id, $2, $3, \
-             CASE WHEN $4 THEN a.value END, $5, 0, 'epoch'::timestamptz + $6 * interval '1 microsecond' \
-             FROM (SELECT max(seq) AS seq FROM bourn.activities WHERE entity_type = $7 GROUP BY entity_id) newest \
-             JOIN bourn.activities a ON a.seq = newest.seq WHERE a.action <> 'delete'",
+             SELECT $1 + row_number() OVER (ORDER BY n.seq), 'delete', n.entity_type, n.entity_id, n.feed_id, n.organization_id, $2, $3, \
+             CASE WHEN $4 THEN n.value END, $5, 0, 'epoch'::timestamptz + $6 * interval '1 microsecond' \
+             FROM (SELECT DISTINCT ON (a.entity_id) a.* FROM bourn.activities a WHERE a.entity_type = $7 \
+             ORDER BY a.entity_id, a.seq DESC) n WHERE n.action <> 'delete'",
         )
         .bind(long.head.as_i64())
         .bind(ids.0)
