@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bourn::config::{Config, Limits, SettingsLayer};
-use bourn::server::Server;
-use bourn::storage::{self, OpenError};
+use bourn::databases::{self, OpenError};
+use bourn::serve::Server;
 use bourn::telemetry;
 use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
@@ -119,20 +119,20 @@ fn run(command: Command) -> Result<ExitCode, String> {
         }
         Command::Log(Log::Renew(options)) => {
             let limits = options.load()?.limits;
-            runtime()?.block_on(storage::renew_log(&limits)).map_err(text)?;
+            runtime()?.block_on(databases::renew_log(&limits)).map_err(text)?;
             let database = limits.database.shown();
             say(&mut out, &format!("the log in {database} has a new epoch; every client starts again"));
             Ok(ExitCode::SUCCESS)
         }
         Command::Skip { entity_type, options } => {
             let limits = options.load()?.limits;
-            let key = runtime()?.block_on(storage::skip(&limits, &entity_type)).map_err(text)?;
+            let key = runtime()?.block_on(databases::skip(&limits, &entity_type)).map_err(text)?;
             let words = "is passed over for as long as the log refuses it; the server compares the table with the log";
             say(&mut out, &format!("{entity_type}: row `{key}` {words}"));
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(options) => {
-            let findings = runtime()?.block_on(storage::check(&options.load_tables()?)).map_err(text)?;
+            let findings = runtime()?.block_on(databases::check(&options.load_tables()?)).map_err(text)?;
             for finding in &findings {
                 say(&mut out, &format!("{} {}", if finding.fine { "ok  " } else { "FAIL" }, finding.text));
             }
@@ -143,12 +143,15 @@ fn run(command: Command) -> Result<ExitCode, String> {
             })
         }
         Command::Prepare { options, apply: false } => {
-            say(&mut out, &runtime()?.block_on(storage::prepare_sql(&options.load_tables()?)).map_err(text)?);
+            say(
+                &mut out,
+                &runtime()?.block_on(databases::prepare_sql(&options.load_tables()?)).map_err(text)?,
+            );
             Ok(ExitCode::SUCCESS)
         }
         Command::Prepare { options, apply: true } => {
             let config = options.load_tables()?;
-            for line in runtime()?.block_on(storage::prepare(&config)).map_err(text)? {
+            for line in runtime()?.block_on(databases::prepare(&config)).map_err(text)? {
                 say(&mut out, &line);
             }
             let tables: Vec<&str> = config.entities.iter().map(|entity| entity.table.as_str()).collect();

@@ -5,8 +5,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::stored::StreamOffset;
-
 /// An activity's place in the log: 1, 2, 3 … without gaps. Zero is the place before the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Seq(u64);
@@ -142,36 +140,6 @@ impl FromStr for Offset {
 pub(crate) fn sixteen_digits(text: &str) -> Option<Seq> {
     let digits = text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit());
     digits.then(|| text.parse().ok()).flatten().and_then(Seq::new)
-}
-
-/// The token of a place in any stream, as it is written on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// In a log, and so in every stream derived from it.
-    Log(Offset),
-    /// In a stored stream.
-    Stored(StreamOffset),
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Place::Log(offset) => offset.fmt(f),
-            Place::Stored(offset) => offset.fmt(f),
-        }
-    }
-}
-
-impl From<Offset> for Place {
-    fn from(offset: Offset) -> Place {
-        Place::Log(offset)
-    }
-}
-
-impl From<StreamOffset> for Place {
-    fn from(offset: StreamOffset) -> Place {
-        Place::Stored(offset)
-    }
 }
 
 /// Where a reader asks to start; the tokens are those of the stream it reads.

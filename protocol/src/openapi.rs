@@ -6,8 +6,7 @@ mod stored;
 use serde_json::{Map, Value, json};
 
 use crate::error::ErrorCode;
-use crate::headers;
-use crate::limits;
+use crate::{headers, limits};
 
 /// The description of every endpoint.
 #[must_use]

@@ -5,7 +5,7 @@
 
 use crate::cursor::Cursor;
 use crate::json::push_number;
-use crate::offset::Place;
+use crate::place::Place;
 
 /// What a control event says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

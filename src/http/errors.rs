@@ -14,11 +14,12 @@ use serde_json::value::RawValue;
 
 use super::Reply;
 use super::respond::Build;
-use crate::entity::ColumnError;
-use crate::read::{Gone, ReadError};
-use crate::storage::streams::{AppendError, CreateError, FindError};
-use crate::storage::{Dependent, StorageError, WriteError};
-use crate::subscriptions::Refusal;
+use crate::feed::entity::ColumnError;
+use crate::feed::session::{self as log_session, Gone};
+use crate::feed::{Dependent, WriteError};
+use crate::storage_error::StorageError;
+use crate::streams::subscriptions::Refusal;
+use crate::streams::{AppendError, CreateError, FindError, session as stream_session};
 
 /// Seconds after which a client may try again what a 503 or a 429 refused.
 const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
@@ -69,6 +70,12 @@ impl ApiError {
         };
         let body = serde_json::to_vec(&body).unwrap_or_default();
         ApiError { body, ..ApiError::new(code, message) }
+    }
+
+    /// An offset that cannot be read from. What lies past the tail today may be there tomorrow and is not to be cached; the
+    /// rest will not come back.
+    fn gone(cache: Freshness, why: &dyn std::fmt::Display) -> ApiError {
+        ApiError { cache, ..ApiError::new(ErrorCode::OffsetGone, &why.to_string()) }
     }
 
     /// The code it will be answered with.
@@ -131,17 +138,26 @@ impl From<StorageError> for ApiError {
     }
 }
 
-impl From<ReadError> for ApiError {
-    fn from(error: ReadError) -> Self {
+impl From<log_session::ReadError> for ApiError {
+    fn from(error: log_session::ReadError) -> Self {
+        match &error {
+            log_session::ReadError::Storage(error) => error.clone().into(),
+            log_session::ReadError::Gone(Gone::PastTail) => ApiError::gone(Freshness::Never, &error),
+            log_session::ReadError::Gone(_) => ApiError::gone(Freshness::Gone, &error),
+        }
+    }
+}
+
+impl From<stream_session::ReadError> for ApiError {
+    fn from(error: stream_session::ReadError) -> Self {
         match error {
-            ReadError::Storage(error) => error.into(),
-            ReadError::Find(error) => error.into(),
-            ReadError::Misplaced => ApiError::new(ErrorCode::InvalidOffset, &error.to_string()),
-            ReadError::Gone(gone) => {
-                // What lies past the tail today may be there tomorrow; the rest will not come back.
-                let cache = if gone == Gone::PastTail { Freshness::Never } else { Freshness::Gone };
-                ApiError { cache, ..ApiError::new(ErrorCode::OffsetGone, &error.to_string()) }
+            stream_session::ReadError::Storage(error) => error.into(),
+            stream_session::ReadError::Find(error) => error.into(),
+            stream_session::ReadError::Misplaced => {
+                ApiError::new(ErrorCode::InvalidOffset, &error.to_string())
             }
+            stream_session::ReadError::PastTail => ApiError::gone(Freshness::Never, &error),
+            stream_session::ReadError::OtherStream => ApiError::gone(Freshness::Gone, &error),
         }
     }
 }

@@ -12,9 +12,9 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{ApiError, App};
-use crate::config::Size;
-use crate::entity::Columns;
+use super::ApiError;
+use crate::config::{Limits, Size};
+use crate::feed::entity::Columns;
 
 /// How much of a body that is too large is read and thrown away, in multiples of the limit.
 const DISCARD_LIMITS: u64 = 4;
@@ -64,17 +64,21 @@ pub(super) fn identity(headers: &HeaderMap) -> Result<(TransactionId, Option<Cli
 }
 
 /// The body as an object of columns, and the memory it takes until what it says is done.
-pub(super) async fn json_object(app: &App, request: Request<Incoming>) -> Result<(Columns, Room), ApiError> {
+pub(super) async fn json_object(
+    limits: &Limits,
+    memory: &BodyMemory,
+    request: Request<Incoming>,
+) -> Result<(Columns, Room), ApiError> {
     let media_type = header(request.headers(), CONTENT_TYPE.as_str())?.unwrap_or_default();
     let essence = media_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
         let message = "the body must be JSON: send Content-Type: application/json";
         return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     }
-    let (body, mut room) = collect(app, request, app.limits.body_limit, &app.bodies).await?;
+    let (body, mut room) = collect(limits, request, limits.body_limit, memory).await?;
     // A body that takes more than the memory there is waits for nobody: it is done alone, or beside one other.
     let wanted = body.len().saturating_mul(COPIES);
-    if !room.hold(wanted.min(app.limits.body_memory.bytes() / 2).max(body.len())) {
+    if !room.hold(wanted.min(limits.body_memory.bytes() / 2).max(body.len())) {
         return Err(no_room());
     }
     match Columns::parse(&body) {
@@ -154,7 +158,7 @@ fn no_room() -> ApiError {
 /// The whole body, if it has no more bytes than `limit`, comes in time, and there is memory for it; with the memory it
 /// takes.
 pub(super) async fn collect(
-    app: &App,
+    limits: &Limits,
     request: Request<Incoming>,
     limit: Size,
     memory: &BodyMemory,
@@ -166,7 +170,7 @@ pub(super) async fn collect(
         Ok(Err(Unreceived::TooLarge))
     } else {
         let receiving = receive(&mut body, limit.bytes(), &mut room);
-        tokio::time::timeout(app.limits.body_timeout.get(), receiving).await
+        tokio::time::timeout(limits.body_timeout.get(), receiving).await
     };
     let refused = match received {
         Ok(Ok(bytes)) => {

@@ -1,24 +1,18 @@
-//! HTTP: requests in, answers out. [`router`] finds the endpoint; each endpoint parses what it is given into the
-//! protocol's types, asks the storage or opens a read session, and renders what comes back. [`errors`] is the
-//! one place where failures become statuses.
+//! HTTP: requests in, answers out. [`layers`] stand before every endpoint; [`router`] finds the endpoint; each endpoint
+//! parses what it is given into the protocol's types, asks the database or opens a read session, and [`renderers`] put on
+//! the wire what comes back. [`errors`] is the one place where failures become statuses.
 
-mod activities;
 mod body;
-mod cors;
-mod entities;
 mod errors;
-mod gate;
-mod hot;
+pub mod feed;
 mod intake;
-mod ops;
-mod render;
+mod layers;
+pub mod ops;
+pub mod renderers;
 mod respond;
-mod resuming;
+mod retry;
 mod router;
-mod sse;
-mod stored;
-mod streams;
-mod transactions;
+pub mod streams;
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -26,24 +20,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+
 use crate::config::Limits;
-use crate::entity::Catalog;
-use crate::read::Reader;
-use crate::stopping::Stopping;
-use crate::storage::Storage;
-use crate::subscriptions::Subscriptions;
-use crate::supervisor::Supervisor;
-use crate::tail::Tail;
+use crate::tasks::stopping::Stopping;
 use crate::telemetry::{Metrics, ReadMode};
 pub use body::ReplyBody;
 pub use errors::ApiError;
-pub use gate::Gate;
-pub use hot::HotAnswers;
-use http::{Method, Request, Response};
-use hyper::body::Incoming;
+use feed::FeedContext;
 pub use intake::{BodyMemory, Received, WatchBody};
+pub use layers::gate::Gate;
+pub use layers::hot::HotAnswers;
+use layers::resuming;
+pub use layers::resuming::come_back_bytes;
+use ops::OpsContext;
 pub use respond::plain_error;
-pub use resuming::come_back_bytes;
+use streams::StreamsContext;
 
 /// An answer.
 pub type Reply = Response<ReplyBody>;
@@ -67,26 +60,16 @@ impl Future for Answering {
     }
 }
 
-/// What the endpoints work with.
+/// The endpoints, each group with the context that it works with, and what stands before all of them.
 pub struct App {
-    /// The database.
-    pub storage: Arc<dyn Storage>,
-    /// The streams' readers.
-    pub reader: Arc<Reader>,
-    /// The live tail, for its figures.
-    pub tail: Arc<Tail>,
-    /// The streamed tables.
-    pub catalog: Arc<Catalog>,
-    /// Subscriptions to stored streams.
-    pub subscriptions: Arc<Subscriptions>,
-    /// Memory for what is being received to be appended to stored streams.
-    pub uploads: BodyMemory,
-    /// Memory for all other bodies.
-    pub bodies: BodyMemory,
+    /// The feed of tables: lists, rows, activities, transactions.
+    pub feed: Arc<FeedContext>,
+    /// Stored streams, and subscriptions to them.
+    pub streams: Arc<StreamsContext>,
+    /// What operators ask.
+    pub ops: OpsContext,
     /// Which requests are answered at all.
     pub gate: Gate,
-    /// Where the server is reached.
-    pub public_url: String,
     /// Answers that are final.
     pub hot: HotAnswers,
     /// Limits and durations.
@@ -95,8 +78,6 @@ pub struct App {
     pub metrics: Metrics,
     /// Fires when the server is to stop: live readers end.
     pub stopping: Stopping,
-    /// The background, for whether it works.
-    pub supervisor: Supervisor,
 }
 
 impl App {
@@ -118,7 +99,7 @@ impl App {
 
     fn refused(&self, error: ApiError) -> Reply {
         let mut reply = error.into_reply();
-        respond::add_common_headers(reply.headers_mut());
+        layers::add_common_headers(reply.headers_mut());
         self.metrics.answered("refused", reply.status(), Duration::ZERO);
         reply
     }
@@ -130,13 +111,17 @@ impl App {
         let asked = tracing::enabled!(tracing::Level::DEBUG)
             .then(|| (request.method().clone(), request.uri().clone()));
         let resuming = resuming::is_resuming(&request);
+        let url = request.uri().path_and_query().cloned();
         let (endpoint, result) = router::dispatch(&self, request).await;
         let mut reply = match result {
             Ok(reply) => reply,
             Err(error) if resuming && resuming::may_pass(&error) => resuming::come_back(&self.limits),
             Err(error) => error.into_reply(),
         };
-        respond::add_common_headers(reply.headers_mut());
+        layers::add_common_headers(reply.headers_mut());
+        if let Some(url) = url {
+            self.hot.keep(&url, endpoint, &mut reply);
+        }
         if head {
             *reply.body_mut() = ReplyBody::empty();
         }

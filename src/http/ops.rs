@@ -8,12 +8,34 @@ use http::{HeaderValue, StatusCode};
 use serde_json::{Value, json};
 
 use super::respond::Build;
-use super::{App, Reply, ReplyBody};
-use crate::entity::EntityType;
-use crate::storage::CaptureStatus;
+use super::{Reply, ReplyBody};
+use crate::feed::entity::{Catalog, EntityType};
+use crate::feed::tail::Tail;
+use crate::feed::{Capture, CaptureStatus, Log};
+use crate::tasks::stopping::Stopping;
+use crate::tasks::supervisor::Supervisor;
+use crate::telemetry::Metrics;
 
 /// How long the database may take to say where the log's head is, before it counts as out of reach.
 const ANSWER_WITHIN: Duration = Duration::from_millis(800);
+
+/// What operators ask of.
+pub struct OpsContext {
+    /// The log, for its head as the database has it.
+    pub log: Arc<dyn Log>,
+    /// What fills the log.
+    pub capture: Arc<dyn Capture>,
+    /// The streamed tables.
+    pub catalog: Arc<Catalog>,
+    /// The live tail, for its figures.
+    pub tail: Arc<Tail>,
+    /// The server's figures.
+    pub metrics: Metrics,
+    /// Fires when the server is to stop.
+    pub stopping: Stopping,
+    /// The background, for whether it works.
+    pub supervisor: Supervisor,
+}
 
 /// `GET /health`: the process answers.
 pub(super) fn health() -> Reply {
@@ -22,14 +44,14 @@ pub(super) fn health() -> Reply {
 
 /// `GET /ready`: whether the server can serve, and what an operator should know. A table that is being compared with the log
 /// is reported beside it: it is no reason to take the server out of a balancer.
-pub(super) async fn ready(app: &Arc<App>) -> Reply {
-    let capture = app.storage.status();
-    let head = tokio::time::timeout(ANSWER_WITHIN, app.storage.bounds()).await;
+pub(super) async fn ready(ops: &OpsContext) -> Reply {
+    let capture = ops.capture.status();
+    let head = tokio::time::timeout(ANSWER_WITHIN, ops.log.bounds()).await;
     let mut problems = Vec::new();
-    if app.stopping.is_given() {
+    if ops.stopping.is_given() {
         problems.push("the server is stopping".to_owned());
     }
-    problems.extend(app.supervisor.failure().map(|failure| failure.to_string()));
+    problems.extend(ops.supervisor.failure().map(|failure| failure.to_string()));
     let head = match head {
         Ok(Ok(head)) => Some(head.offset().to_string()),
         Ok(Err(error)) => {
@@ -43,7 +65,7 @@ pub(super) async fn ready(app: &Arc<App>) -> Reply {
     };
     problems.extend(capture.stalled.as_ref().map(|reason| format!("capture has stopped: {reason}")));
     let entities: Vec<Value> =
-        app.catalog.iter().map(|entity| entity_state(entity, &capture, &mut problems)).collect();
+        ops.catalog.iter().map(|entity| entity_state(entity, &capture, &mut problems)).collect();
     let ready = problems.is_empty();
     let mut body = json!({
         "status": if ready { "ready" } else { "not_ready" },
@@ -95,10 +117,10 @@ fn entity_state(entity: &EntityType, capture: &CaptureStatus, problems: &mut Vec
 }
 
 /// `GET /metrics`: the figures in Prometheus' text form.
-pub(super) fn metrics(app: &Arc<App>) -> Reply {
-    app.metrics.gauges(*app.storage.head().borrow(), &app.tail, &app.storage.status());
+pub(super) fn metrics(ops: &OpsContext) -> Reply {
+    ops.metrics.gauges(*ops.capture.head().borrow(), &ops.tail, &ops.capture.status());
     Build::new(StatusCode::OK)
         .no_store()
         .header(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"))
-        .body(ReplyBody::from(app.metrics.render()))
+        .body(ReplyBody::from(ops.metrics.render()))
 }

@@ -1,10 +1,13 @@
 //! Putting answers together.
 
-use bourn_protocol::{ErrorBody, ErrorCode, Place, headers};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use std::sync::Arc;
 
-use super::{Reply, ReplyBody, cors};
+use bourn_protocol::{ErrorBody, ErrorCode, Place, headers};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName};
+use http::{HeaderValue, Response, StatusCode};
+
+use super::{Reply, ReplyBody};
+use crate::reading::CachedChunk;
 
 /// The media type of everything but events and metrics.
 pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -75,12 +78,9 @@ impl Build {
     }
 }
 
-/// Adds what every answer carries (Durable Streams protocol, section 12.7, and CORS).
-pub(super) fn add_common_headers(headers: &mut HeaderMap) {
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(CORP, HeaderValue::from_static("cross-origin"));
-    cors::add_headers(headers);
-}
+/// Goes with an answer that never changes while the log has this version's content: it may be kept and given again.
+#[derive(Clone)]
+pub(super) struct Final(pub(super) Arc<CachedChunk>);
 
 /// A whole HTTP/1.1 answer as bytes, for connections on which no request could be read.
 #[must_use]

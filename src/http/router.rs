@@ -1,15 +1,16 @@
 //! From method and path to endpoint.
 
-use std::sync::Arc;
 use std::sync::LazyLock;
 
 use bourn_protocol::ErrorCode;
-use bourn_protocol::query::percent_decode;
+use bourn_protocol::percent::percent_decode;
 use http::{Method, Request};
 use hyper::body::Incoming;
 use matchit::{Params, Router};
 
-use super::{ApiError, App, Reply, activities, cors, entities, ops, stored, streams, transactions};
+use super::feed::{activities, changes, entities, transactions};
+use super::layers::cors;
+use super::{ApiError, App, Reply, ops, streams};
 
 /// The endpoints, named as metrics name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,14 +64,9 @@ static ROUTER: LazyLock<Router<Endpoint>> = LazyLock::new(|| {
     router
 });
 
-/// The name of the endpoint of a path.
-pub(super) fn endpoint_name(path: &str) -> &'static str {
-    ROUTER.at(path).map_or("unknown", |matched| matched.value.name())
-}
-
 /// Answers a request at its endpoint; gives the endpoint's name with it.
 pub(super) async fn dispatch(
-    app: &Arc<App>,
+    app: &App,
     request: Request<Incoming>,
 ) -> (&'static str, Result<Reply, ApiError>) {
     let path = request.uri().path().to_owned();
@@ -86,47 +82,50 @@ pub(super) async fn dispatch(
 }
 
 async fn at(
-    app: &Arc<App>,
+    app: &App,
     endpoint: Endpoint,
     params: &Params<'_, '_>,
     request: Request<Incoming>,
 ) -> Result<Reply, ApiError> {
     let method = request.method().clone();
+    let feed = &*app.feed;
     let reads = method == Method::GET || method == Method::HEAD;
     match endpoint {
         Endpoint::Entities => {
-            let entity = entities::find(app, &segment(params, "table")?)?;
+            let entity = entities::find(feed, &segment(params, "table")?)?;
             match method {
-                Method::GET => streams::entity(app, &entity, &request).await,
-                Method::HEAD => streams::entity_head(app, &entity, &request).await,
-                Method::POST => entities::create(app, entity, request).await,
+                Method::GET => changes::entity(feed, &entity, &request).await,
+                Method::HEAD => changes::entity_head(feed, &entity, &request).await,
+                Method::POST => entities::create(feed, entity, request).await,
                 _ => Err(ApiError::method("GET, HEAD, POST")),
             }
         }
         Endpoint::Row => {
-            let entity = entities::find(app, &segment(params, "table")?)?;
+            let entity = entities::find(feed, &segment(params, "table")?)?;
             let key = entities::key(&segment(params, "id")?)?;
             match method {
-                Method::GET | Method::HEAD => entities::read(app, &entity, &key, &request).await,
-                Method::PATCH => entities::update(app, entity, key, request).await,
-                Method::DELETE => entities::delete(app, entity, key, request).await,
+                Method::GET | Method::HEAD => entities::read(feed, &entity, &key, &request).await,
+                Method::PATCH => entities::update(feed, entity, key, request).await,
+                Method::DELETE => entities::delete(feed, entity, key, request).await,
                 _ => Err(ApiError::method("GET, HEAD, PATCH, DELETE")),
             }
         }
         Endpoint::Activities => match method {
-            Method::GET => activities::read(app, &request).await,
-            Method::HEAD => activities::head(app, &request).await,
+            Method::GET => activities::read(feed, &request).await,
+            Method::HEAD => activities::head(feed, &request).await,
             _ => Err(ApiError::method("GET, HEAD")),
         },
-        Endpoint::Transaction if reads => transactions::state(app, &segment(params, "id")?, &request).await,
+        Endpoint::Transaction if reads => transactions::state(feed, &segment(params, "id")?, &request).await,
         Endpoint::Rollback if method == Method::POST => {
-            transactions::rollback(app, &segment(params, "id")?, request).await
+            transactions::rollback(feed, &segment(params, "id")?, request).await
         }
         Endpoint::Rollback => Err(ApiError::method("POST")),
-        Endpoint::Stream => stored::dispatch(app, params.get("path").unwrap_or_default(), request).await,
+        Endpoint::Stream => {
+            streams::dispatch(&app.streams, params.get("path").unwrap_or_default(), request).await
+        }
         Endpoint::Health if reads => Ok(ops::health()),
-        Endpoint::Ready if reads => Ok(ops::ready(app).await),
-        Endpoint::Metrics if reads => Ok(ops::metrics(app)),
+        Endpoint::Ready if reads => Ok(ops::ready(&app.ops).await),
+        Endpoint::Metrics if reads => Ok(ops::metrics(&app.ops)),
         Endpoint::Transaction | Endpoint::Health | Endpoint::Ready | Endpoint::Metrics => {
             Err(ApiError::method("GET, HEAD"))
         }

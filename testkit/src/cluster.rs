@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use nix::sys::signal::{Signal, kill};
 
 use crate::binaries::{Binaries, client};
-use crate::database::{self, Database, Refused};
 use crate::options::Options;
 use crate::process::{self, Account};
+use crate::psql::{self, Refused};
 use crate::scratch::Scratch;
 use crate::{PATIENCE, within};
 
@@ -31,10 +31,17 @@ pub(crate) struct Inner {
     ca: Option<PathBuf>,
 }
 
+impl Options {
+    /// Starts a server with these.
+    pub fn start(&self) -> Cluster {
+        Cluster::with(self)
+    }
+}
+
 impl Cluster {
     /// A server of one's own, for tests that stop it or look at all of it.
     pub fn start() -> Cluster {
-        Options::default().start()
+        Cluster::with(&Options::default())
     }
 
     /// The one server that this process's tests share, started when it is first asked for.
@@ -48,7 +55,7 @@ impl Cluster {
         Options::default()
     }
 
-    pub(crate) fn with(options: &Options) -> Cluster {
+    fn with(options: &Options) -> Cluster {
         let account = Account::get();
         let scratch = Scratch::new(account, options.base.as_deref());
         let data = data_of(scratch.path());
@@ -87,11 +94,6 @@ impl Cluster {
         cluster
     }
 
-    /// A fresh, empty database.
-    pub fn database(&self) -> Database {
-        Database::new(self)
-    }
-
     pub fn port(&self) -> u16 {
         self.0.port
     }
@@ -109,12 +111,12 @@ impl Cluster {
 
     /// The same, for SQL that may fail.
     pub fn try_psql(&self, database: &str, sql: &str) -> Result<String, Refused> {
-        database::run(self.psql_command(database), sql)
+        psql::run(self.psql_command(database), sql)
     }
 
     /// The `psql` command itself, for what takes long or runs beside others.
     pub fn psql_command(&self, database: &str) -> Command {
-        database::psql(&self.url(database))
+        psql::command(&self.url(database))
     }
 
     /// PostgreSQL's `pgbench`, told where the database is.

@@ -18,6 +18,7 @@ mod options;
 mod pgbouncer;
 mod process;
 mod proxy;
+mod psql;
 mod scratch;
 mod tls;
 mod travel;
@@ -25,10 +26,11 @@ mod travel;
 use std::time::{Duration, Instant};
 
 pub use cluster::Cluster;
-pub use database::{Database, Refused};
+pub use database::Database;
 pub use options::Options;
 pub use pgbouncer::PgBouncer;
 pub use proxy::{Proxy, Way};
+pub use psql::Refused;
 pub use travel::{Copy, Standby};
 
 /// How long a server may take to start or to stop.

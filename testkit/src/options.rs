@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::Cluster;
-
 /// Settings of a cluster that is not the usual one.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -51,10 +49,6 @@ impl Options {
     pub fn scram(mut self, role: &str, password: &str) -> Options {
         self.scram.push((role.to_owned(), password.to_owned()));
         self.hba(&format!("host all {role} 127.0.0.1/32 scram-sha-256"))
-    }
-
-    pub fn start(&self) -> Cluster {
-        Cluster::with(self)
     }
 
     pub(crate) fn postgresql_conf(&self, port: u16, directory: &str) -> String {

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bourn::entity::{Columns, EntityType};
-use bourn::storage::{
-    Activity, ListQuery, Mutation, Operation, Storage, TransactionState, WriteError, Written,
-};
+use bourn::databases::Storage;
+use bourn::feed::entity::{Columns, EntityType};
+use bourn::feed::{Activity, ListQuery, Mutation, Operation, TransactionState, WriteError, Written};
 use bourn_protocol::{ClientId, EntityKey, Seq, TransactionId};
 use serde_json::Value;
 

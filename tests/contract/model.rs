@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bourn::storage::{Activity, WriteError};
+use bourn::feed::{Activity, WriteError};
 use bourn_protocol::{Action, Seq};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -152,7 +152,7 @@ async fn run<B: Backend>(steps: Vec<Step>) {
             Step::Undo(which) => {
                 let Some(target) = done.get(usize::from(which) % done.len().max(1)) else { continue };
                 let target = bourn_protocol::TransactionId::new(target).unwrap();
-                let undo = bourn::storage::Operation::Rollback { target, cascade: true };
+                let undo = bourn::feed::Operation::Rollback { target, cascade: true };
                 match db.write(&format!("u{i}"), undo).await {
                     // A replaced row has no earlier version to go back to.
                     Ok(_) | Err(WriteError::NotReversible(_) | WriteError::UnknownTransaction(_)) => {}

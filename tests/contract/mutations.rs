@@ -1,6 +1,6 @@
 //! Our own writes: once, whole, and answered with what was written.
 
-use bourn::storage::{Operation, TransactionState, WriteError};
+use bourn::feed::{Operation, TransactionState, WriteError};
 use bourn_protocol::{Last, TransactionId};
 use serde_json::{Value, json};
 

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bourn::config::{Config, SettingsLayer};
-use bourn::entity::{Catalog, EntityType};
-use bourn::storage::postgres::PostgresStorage;
-use bourn::storage::{Storage, Writer};
-use bourn::supervisor::Supervisor;
+use bourn::databases::Storage;
+use bourn::databases::postgres::PostgresStorage;
+use bourn::feed::Writer;
+use bourn::feed::entity::{Catalog, EntityType};
+use bourn::tasks::supervisor::Supervisor;
 use bourn_testkit::{Cluster, Database};
 
 use crate::backend::{Backend, PATIENCE, entities, eventually};
@@ -41,7 +42,7 @@ impl Postgres {
         );
         std::fs::write(&file, config).unwrap();
         let config = Config::load(SettingsLayer::default(), Some(&file)).unwrap();
-        bourn::storage::prepare(&config).await.unwrap();
+        bourn::databases::prepare(&config).await.unwrap();
         Self::start(database, config).await
     }
 
@@ -60,7 +61,7 @@ impl Postgres {
         let wanted = backend.config.entities.len().to_string();
         let deadline = Instant::now() + PATIENCE;
         while backend.query("SELECT count(*) FROM bourn.entities WHERE reconciled") != wanted {
-            let status = bourn::storage::Capture::status(&backend.storage);
+            let status = bourn::feed::Capture::status(&backend.storage);
             assert!(Instant::now() < deadline, "the tables are never compared: {status:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bourn::config::{Config, SettingsLayer};
-use bourn::entity::{Catalog, EntityType};
-use bourn::storage::sqlite::SqliteStorage;
-use bourn::storage::{Storage, Writer};
-use bourn::supervisor::Supervisor;
+use bourn::databases::Storage;
+use bourn::databases::sqlite::SqliteStorage;
+use bourn::feed::Writer;
+use bourn::feed::entity::{Catalog, EntityType};
+use bourn::tasks::supervisor::Supervisor;
 
 use crate::backend::{Backend, PATIENCE, entities, eventually};
 
@@ -38,7 +39,7 @@ impl Sqlite {
 
     /// Gives the log a new epoch, as an operator does it while the server runs.
     pub fn renew(&self) {
-        bourn::storage::sqlite::renew_log(&self.directory.path().join("test.db"), &self.config.limits)
+        bourn::databases::sqlite::renew_log(&self.directory.path().join("test.db"), &self.config.limits)
             .unwrap();
     }
 
@@ -54,7 +55,7 @@ impl Sqlite {
                 .unwrap();
         let backend = Sqlite { storage, catalog, config, foreign: foreign.into(), directory };
         let deadline = Instant::now() + PATIENCE;
-        while !bourn::storage::Capture::status(&backend.storage).reconciling.is_empty() {
+        while !bourn::feed::Capture::status(&backend.storage).reconciling.is_empty() {
             assert!(Instant::now() < deadline, "reconciling never ends");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }

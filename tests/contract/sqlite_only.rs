@@ -171,7 +171,7 @@ async fn what_could_not_be_looked_at_is_looked_at_again() {
          ALTER TABLE new_notes RENAME TO notes; COMMIT; BEGIN IMMEDIATE",
     );
     crate::backend::eventually("the server has noticed that it cannot", || {
-        bourn::storage::Capture::status(db.storage()).stalled.is_some()
+        bourn::feed::Capture::status(db.storage()).stalled.is_some()
     })
     .await;
     db.sql("COMMIT");
@@ -182,7 +182,7 @@ async fn what_could_not_be_looked_at_is_looked_at_again() {
     db.sql("INSERT INTO notes (id, more) VALUES ('n', 'x')");
     assert!(db.log(1).await[0].value.as_deref().unwrap().contains(r#""more":"x""#));
     crate::backend::eventually("all is well", || {
-        bourn::storage::Capture::status(db.storage()).stalled.is_none()
+        bourn::feed::Capture::status(db.storage()).stalled.is_none()
     })
     .await;
 }

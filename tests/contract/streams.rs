@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use bourn::storage::streams::{
+use bourn::streams::{
     AppendError, AppendStream, Appended, CreateError, CreateStream, Created, FindError, Fork, Producer,
     StoredSubscription, StreamInfo,
 };
@@ -370,6 +370,6 @@ pub async fn a_subscription_is_changed_only_as_it_was_read<B: Backend>() {
     assert_eq!(storage.due_subscriptions(5, 10).await.unwrap().len(), 1);
     assert!(storage.delete_subscription("s").await.unwrap());
     assert!(!storage.save_subscription(of(2, "dead")).await.unwrap());
-    let keys = |secrets: bourn::storage::streams::Secrets| (secrets.webhook, secrets.token);
+    let keys = |secrets: bourn::streams::Secrets| (secrets.webhook, secrets.token);
     assert!(keys(storage.secrets().await.unwrap()) == keys(storage.secrets().await.unwrap()));
 }

@@ -8,7 +8,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::Refused;
 use crate::limits::STREAM_PATH_MAX_BYTES;
-use crate::query::percent_decode;
+use crate::percent::percent_decode;
 
 /// Where stored streams live.
 pub const ROOT: &str = "/v1/stream/";

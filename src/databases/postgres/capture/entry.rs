@@ -1,0 +1,92 @@
+//! An activity on its way into the log.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bourn_protocol::{Action, Last, Seq};
+
+use crate::feed::Activity;
+use crate::feed::entity::EntityType;
+
+/// Maximum size in bytes of an activity's rows, the one after the change and the one before. PostgreSQL takes no statement of 1 GiB.
+const ROWS_MAX_BYTES: usize = 512 << 20;
+
+/// One activity that has no place in the log yet.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) entity: Arc<EntityType>,
+    pub(super) action: Action,
+    pub(super) key: String,
+    pub(super) scope: Option<String>,
+    pub(super) transaction: Option<String>,
+    pub(super) client: Option<String>,
+    /// A JSON array.
+    pub(super) changed_keys: Option<String>,
+    /// The row after the change.
+    pub(super) value: Option<Arc<str>>,
+    /// The row before the change, where the type keeps it.
+    pub(super) previous: Option<Arc<str>>,
+    pub(super) commit: CommitMark,
+    /// Of what it is its transaction's last change: 1 of its feed, 2 of its entity type.
+    pub(super) last: i16,
+}
+
+impl Entry {
+    /// Whether it has more bytes than the log takes.
+    pub(super) fn is_too_large(&self) -> bool {
+        let length = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len());
+        length(&self.value) + length(&self.previous) > ROWS_MAX_BYTES
+    }
+}
+
+/// Which transaction made a change, and when it was committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CommitMark {
+    /// The transaction's number, epoch included.
+    pub(super) id: i64,
+    /// Microseconds since 1970.
+    pub(super) micros: i64,
+}
+
+/// Entries as the log has them after they were appended behind a place.
+pub(super) fn activities(before: Seq, entries: Vec<Entry>) -> impl Iterator<Item = Activity> {
+    (before.get() + 1..).zip(entries).filter_map(|(seq, entry)| {
+        let time = Duration::from_micros(u64::try_from(entry.commit.micros).unwrap_or_default());
+        Some(Activity {
+            seq: Seq::new(seq)?,
+            action: entry.action,
+            entity_type: entry.entity.name.to_string(),
+            entity_id: entry.key,
+            organization_id: entry.scope,
+            transaction_id: entry.transaction,
+            client_id: entry.client,
+            changed_keys: entry.changed_keys,
+            value: entry.value.as_deref().map(Into::into),
+            previous_values: entry.previous.as_deref().map(Into::into),
+            commit_id: entry.commit.id,
+            last: Last::from_log(entry.last.into()),
+            created_at: humantime::format_rfc3339_millis(UNIX_EPOCH + time).to_string(),
+        })
+    })
+}
+
+/// Marks the last changes of a whole transaction.
+pub(super) fn mark_last(transaction: &mut [Entry]) {
+    if let [only] = transaction {
+        only.last = 3;
+        return;
+    }
+    let (mut feeds, mut types) = (HashSet::new(), HashSet::new());
+    for entry in transaction.iter_mut().rev() {
+        let feed = feeds.insert((entry.entity.name.clone(), entry.scope.clone()));
+        entry.last = i16::from(feed) + 2 * i16::from(types.insert(entry.entity.name.clone()));
+    }
+}
+
+/// Marks the last changes of each of several whole transactions, one after the other.
+pub(super) fn mark_last_of_each(entries: &mut [Entry]) {
+    for transaction in entries.chunk_by_mut(|one, next| one.commit.id == next.commit.id) {
+        mark_last(transaction);
+    }
+}

@@ -1,0 +1,64 @@
+//! Whether the database still sends this server the replication stream. A connection may be half open: what was asked on it
+//! is never answered, and no error says so. The database lets go of such a stream by itself, and is asked whether it has.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use pgwire_replication::ReplicationClient;
+
+use crate::databases::postgres::Inner;
+use crate::databases::postgres::capture::{Lost, failure, slot};
+
+/// The database sends a sign of life twice within the leader's patience; after so many times that it may be gone.
+const SILENCE: u32 = 2;
+
+/// For how long the database may send nothing, or not answer, before it is asked whether it still sends.
+pub(in super::super) fn silence(inner: &Inner) -> Duration {
+    inner.limits.leader_timeout.get() * SILENCE
+}
+
+/// Connects to the replication stream.
+pub(in super::super) async fn connect(inner: &Inner) -> Result<ReplicationClient, Lost> {
+    inner.shared.connects();
+    let most = inner.limits.connect_timeout.get() + silence(inner);
+    tokio::time::timeout(most, start(inner)).await.unwrap_or(Err(Lost::Silent(most)))
+}
+
+async fn start(inner: &Inner) -> Result<ReplicationClient, Lost> {
+    let mut client = ReplicationClient::connect_gated(inner.db.replication(&inner.limits)).await?;
+    client.start().await?;
+    match client.wait_started().await {
+        Ok(()) => Ok(client),
+        Err(error) if failure::stream_code(&error) == Some("55006") => Err(Lost::Held),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Does a piece of the leader's work for as long as the database sends it the stream. A statement whose connection is half
+/// open never ends; the database has let go of the stream's connection then, too.
+pub(in super::super) async fn attended<T>(
+    inner: &Inner,
+    sender: Option<i32>,
+    work: impl Future<Output = Result<T, Lost>>,
+) -> Result<T, Lost> {
+    let every = silence(inner);
+    let mut work = pin!(work);
+    loop {
+        match tokio::time::timeout(every, work.as_mut()).await {
+            Ok(done) => return done,
+            Err(_) if still_sends(inner, sender).await => {}
+            Err(_) => return Err(Lost::Silent(every)),
+        }
+    }
+}
+
+/// Whether the database still sends this server the stream, as the database itself says.
+pub(in super::super) async fn still_sends(inner: &Inner, sender: Option<i32>) -> bool {
+    let ask = async {
+        let mut reading = inner.db.watching().single().await?;
+        slot::sender(reading.connection(), &inner.limits.slot).await
+    };
+    let asked = tokio::time::timeout(inner.limits.leader_timeout.get(), ask).await;
+    matches!(asked, Ok(Ok(now)) if now.is_some() && now == sender)
+}

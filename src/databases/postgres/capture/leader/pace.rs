@@ -1,0 +1,62 @@
+//! How fast transactions come. Each batch costs the database as much as dozens of changes, which its writers would notice
+//! while there are many; so the leader lets changes gather then, and only then.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How often the pace is taken.
+const WINDOW: Duration = Duration::from_millis(100);
+/// Transactions a second above which they gather.
+const BUSY: f64 = 750.0;
+
+/// The pace of the last [`WINDOW`].
+#[derive(Debug)]
+pub(in super::super) struct Pace {
+    since: Instant,
+    ended: u32,
+    busy: bool,
+}
+
+impl Pace {
+    pub(in super::super) fn new() -> Pace {
+        Pace { since: Instant::now(), ended: 0, busy: false }
+    }
+
+    /// So many transactions have ended; says whether they come so fast that they should gather.
+    pub(in super::super) fn ended(&mut self, transactions: usize) -> bool {
+        self.ended = self.ended.saturating_add(u32::try_from(transactions).unwrap_or(u32::MAX));
+        let elapsed = self.since.elapsed();
+        if elapsed >= WINDOW {
+            let busy = f64::from(self.ended) > BUSY * elapsed.as_secs_f64();
+            *self = Pace { busy, ..Pace::new() };
+        }
+        self.busy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether transactions gather after a while at so many a second.
+    async fn gathers(pace: &mut Pace, per_second: u32) -> bool {
+        let mut gathers = false;
+        for _ in 0..per_second {
+            tokio::time::advance(Duration::from_secs(1) / per_second).await;
+            gathers = pace.ended(1);
+        }
+        gathers
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn transactions_gather_while_many_come() {
+        let mut pace = Pace::new();
+        assert!(!gathers(&mut pace, 500).await);
+        assert!(gathers(&mut pace, 1_000).await);
+        assert!(!gathers(&mut pace, 500).await);
+        assert!(gathers(&mut pace, 5_000).await);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!pace.ended(1), "after a pause the first one leaves at once");
+    }
+}

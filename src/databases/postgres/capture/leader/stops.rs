@@ -1,0 +1,147 @@
+//! What the leader does about rows that the log refuses: it stops their entity types, and goes on with the others. A stop is
+//! noted in the database before the position moves past the row, so that it cannot be forgotten; what happens to the type's
+//! rows from there on is made good by comparing its table, once an operator has ended the stop.
+
+use std::collections::HashSet;
+
+use bourn_protocol::Action;
+
+use super::Leader;
+use crate::databases::postgres::capture::Lost;
+use crate::databases::postgres::capture::append::Long;
+use crate::databases::postgres::capture::change::Change;
+use crate::databases::postgres::capture::entry::{Entry, mark_last_of_each};
+use crate::databases::postgres::capture::failure::{self, Remedy};
+use crate::databases::postgres::capture::settle::RowName;
+use crate::databases::postgres::capture::sift::{Sifted, Trial};
+use crate::databases::postgres::log::stops::{self, Stop};
+
+/// What has stopped, as the leader knows it.
+#[derive(Debug, Default)]
+pub(in super::super) struct Stops {
+    /// As the database has them.
+    noted: Vec<Stop>,
+    /// Not noted in the database yet.
+    fresh: Vec<Stop>,
+    /// Rows that are passed over where the log refuses them.
+    skipped: HashSet<RowName>,
+}
+
+impl Stops {
+    /// Whether an entity type has stopped.
+    pub(in super::super) fn has(&self, name: &str) -> bool {
+        self.noted.iter().chain(&self.fresh).any(|stop| *stop.entity_type == *name)
+    }
+
+    /// Whether a change is of a row that may be passed over.
+    pub(in super::super) fn skips(&self, change: &Change) -> bool {
+        let listed = |key: &str| self.skipped.contains(&(change.source.entity.name.clone(), key.to_owned()));
+        !self.skipped.is_empty() && change.key().into_iter().chain(change.former_key()).any(listed)
+    }
+}
+
+impl Leader<'_> {
+    /// Reads from the database what has stopped, and what an operator has ended since.
+    pub(in super::super) async fn read_stops(&mut self) -> Result<(), Lost> {
+        let mut reading = self.inner.db.single().await?;
+        self.stops.noted = stops::read(reading.connection()).await?;
+        self.stops.skipped = stops::skipped(reading.connection()).await?;
+        // Also when nothing has changed: what was published before this server led may be out of date.
+        self.publish_stops();
+        Ok(())
+    }
+
+    /// Leaves out what belongs to stopped entity types, except that rows have gone: lists are served meanwhile, and may have
+    /// given out rows that the log never gets.
+    pub(in super::super) fn without_stopped(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
+        entries.retain(|entry| entry.action == Action::Delete || !self.stops.has(&entry.entity.name));
+        entries
+    }
+
+    /// Appends whole transactions and moves the position; where the log refuses rows, without their entity types. Gives
+    /// what was appended.
+    pub(in super::super) async fn append_batch(&mut self, entries: Vec<Entry>) -> Result<Vec<Entry>, Lost> {
+        let entries = self.without_stopped(entries);
+        match self.appender.append(&entries, self.told).await {
+            Ok(()) => Ok(entries),
+            Err(lost) if lost.remedy() == Remedy::Row => {
+                // Nothing of it stays: it only finds out what can be appended.
+                let mut trying = self.inner.db.begin().await?;
+                let mut trial = Trial { transaction: &mut trying, behind: self.appender.head };
+                let sifted = self.appender.sift(&mut trial, entries, &self.stops.skipped).await?;
+                trying.rollback().await?;
+                let mut entries = self.stop_refused(sifted);
+                mark_last_of_each(&mut entries);
+                self.note_stops().await?;
+                self.appender.append(&entries, self.told).await?;
+                Ok(entries)
+            }
+            Err(lost) => Err(lost),
+        }
+    }
+
+    /// Appends a part of a transaction; where the log refuses rows, without their entity types, which are to be noted
+    /// before the transaction is committed.
+    pub(in super::super) async fn append_part(
+        &mut self,
+        long: &mut Long,
+        entries: Vec<Entry>,
+    ) -> Result<(), Lost> {
+        let entries = self.without_stopped(entries);
+        match self.appender.append_part(long, &entries).await {
+            Err(lost) if lost.remedy() == Remedy::Row => {
+                let mut trial = Trial { transaction: &mut long.transaction, behind: long.head };
+                let sifted = self.appender.sift(&mut trial, entries, &self.stops.skipped).await?;
+                let entries = self.stop_refused(sifted);
+                self.appender.append_part(long, &entries).await
+            }
+            done => done,
+        }
+    }
+
+    /// Stops the entity types whose rows the log refuses; gives what it takes.
+    fn stop_refused(&mut self, sifted: Sifted) -> Vec<Entry> {
+        for refusal in sifted.refusals {
+            let (entity_type, key) = refusal.row;
+            if self.stops.has(&entity_type) {
+                continue;
+            }
+            let reason = failure::why_refused(&refusal.code);
+            self.stop_type(Stop { entity_type, key, reason });
+        }
+        sifted.entries
+    }
+
+    /// Stops an entity type; to be noted.
+    pub(in super::super) fn stop_type(&mut self, stop: Stop) {
+        self.reconciler.leave(&stop.entity_type);
+        self.stops.fresh.push(stop);
+    }
+
+    /// Says what has stopped. Only noted stops are told of: an operator who reads of one must be able to end it at once.
+    fn publish_stops(&self) {
+        self.inner.shared.set_stops(&self.inner.catalog, self.stops.noted.clone());
+    }
+
+    /// Notes new stops for good, then tells of them. To be called before the position moves past what made them.
+    pub(in super::super) async fn note_stops(&mut self) -> Result<(), Lost> {
+        if self.stops.fresh.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.inner.db.begin().await?;
+        stops::note(&mut transaction, &self.stops.fresh).await?;
+        transaction.commit().await?;
+        for stop in &self.stops.fresh {
+            tracing::error!(
+                entity = &*stop.entity_type,
+                key = stop.key,
+                reason = stop.reason,
+                remedy = stop.condition().remedy,
+                "the capture of an entity type has stopped"
+            );
+        }
+        self.stops.noted.append(&mut self.stops.fresh);
+        self.publish_stops();
+        Ok(())
+    }
+}

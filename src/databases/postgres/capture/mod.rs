@@ -1,0 +1,142 @@
+//! Capture from PostgreSQL: one server, the leader, follows the replication stream and appends to the log. Holding
+//! the replication slot makes it the leader; a fence in the log's own row makes a superseded one's next append
+//! fail. All servers try for the slot now and then, so failing over is trying again.
+//!
+//! The stream's rows become [`change`]s, [`settle`] makes activities of them with what [`prior`] finds in the log,
+//! [`append`] puts them there. Where the stream does not tell, the [`leader`] compares tables with the log.
+
+mod append;
+mod change;
+mod differences;
+mod entry;
+mod failure;
+mod leader;
+mod prior;
+mod retention;
+mod scan;
+mod settle;
+mod sift;
+mod slot;
+mod unlogged;
+
+use std::time::Duration;
+
+use pgwire_replication::PgWireError;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Inner;
+use super::pgoutput::Malformed;
+use failure::Remedy;
+use leader::Leader;
+
+/// Why a server does not lead, or not any more.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    /// Another server has taken over.
+    #[error("another server captures now")]
+    Fenced,
+    /// Another server holds the slot: as it should be.
+    #[error("another server captures")]
+    Held,
+    /// Something stands in the way that an operator must mend; in words for him.
+    #[error("{0}")]
+    Blocked(String),
+    /// A row has more bytes than the log takes.
+    #[error("a row is too large for the log")]
+    TooLarge,
+    /// The database failed.
+    #[error("the database failed: {0}")]
+    Database(#[from] sqlx::Error),
+    /// The replication stream failed.
+    #[error("the replication stream failed: {0}")]
+    Stream(#[from] PgWireError),
+    /// The replication stream cannot be read.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The replication stream has ended.
+    #[error("the database has ended the replication stream")]
+    Ended,
+    /// The database sent nothing for so long that its end of the connection is taken for gone.
+    #[error("the database has sent nothing for {}", humantime::format_duration(*.0))]
+    Silent(std::time::Duration),
+    /// The server is to stop.
+    #[error("the server stops")]
+    Stopped,
+}
+
+impl Lost {
+    /// What it calls for.
+    fn remedy(&self) -> Remedy {
+        match self {
+            Lost::TooLarge => Remedy::Row,
+            Lost::Database(failure) => failure::of_statement(failure),
+            Lost::Stream(failure) => failure::of_stream(failure, false),
+            _ => Remedy::Retry,
+        }
+    }
+}
+
+/// The longest pause between two attempts to capture while something fails.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Captures whenever no other server does, until the server stops.
+pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
+    let first = inner.limits.follow_interval.get() / 2;
+    let mut pause = first;
+    // What was logged last: it is tried again all the time, and logged once.
+    let mut logged = String::new();
+    // Where the stream failed last.
+    let mut failed_at = None;
+    loop {
+        let lost = match Leader::begin(inner, stop).await {
+            Ok(mut leader) => {
+                tracing::info!("this server captures changes");
+                let fence = leader.fence();
+                let retention = retention::run(inner.clone(), fence, stop.clone());
+                let retention = inner.supervisor.guard("retention", retention);
+                let _retaining = AbortOnDropHandle::new(tokio::spawn(retention));
+                logged = String::new();
+                let began = Instant::now();
+                let lost = leader.run().await;
+                inner.shared.leading(false);
+                if began.elapsed() > PAUSE_MAX {
+                    pause = first;
+                }
+                let position = Some(leader.position());
+                let remedy = match &lost {
+                    Lost::Stream(failure) => failure::of_stream(failure, failed_at == position),
+                    _ => Remedy::Retry,
+                };
+                failed_at = matches!(lost, Lost::Stream(_)).then_some(position).flatten();
+                if !matches!(lost, Lost::Stopped) {
+                    tracing::warn!(reason = %lost, "this server does not capture any more");
+                }
+                if matches!(lost, Lost::Stopped) || remedy == Remedy::Slot {
+                    leader.release().await;
+                }
+                if remedy == Remedy::Slot {
+                    slot::renew(inner).await;
+                }
+                lost
+            }
+            Err(lost) => lost,
+        };
+        match &lost {
+            Lost::Stopped => return,
+            Lost::Fenced | Lost::Held | Lost::Ended => {
+                pause = first;
+                inner.shared.capture_stands(None);
+            }
+            lost => {
+                inner.shared.capture_stands(Some(failure::in_words(lost, inner, &mut logged)));
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}

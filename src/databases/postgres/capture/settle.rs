@@ -1,0 +1,392 @@
+//! From changes of rows to activities: what a change means to those who follow the table. A row that takes
+//! another scope or key leaves one place and enters another; one that is deleted softly is gone; an update that
+//! changes nothing, or only announces the delete that follows it, is nothing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bourn_protocol::{Action, ClientId};
+
+use super::change::{After, Before, Change, Ids, Kind, Source};
+use super::entry::{Entry, mark_last};
+use crate::databases::postgres::pgoutput::Tuple;
+use crate::databases::postgres::tables::layout::{Piece, Stamps};
+
+/// Announced deletes that one transaction may have pending; more are told as the updates they are.
+const ANNOUNCED_MAX: usize = 10_000;
+
+/// A row: its entity type's name and its key.
+pub(super) type RowName = (Arc<str>, String);
+
+/// What the log has of a row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Logged {
+    /// Where it is, if it is alive.
+    pub(super) alive: Option<Alive>,
+    /// The last version of it, alive or not.
+    pub(super) last_value: Option<Arc<str>>,
+    /// The transaction of its last activity.
+    pub(super) commit: Option<i64>,
+}
+
+/// A row that the log has alive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Alive {
+    pub(super) scope: Option<String>,
+    pub(super) value: Arc<str>,
+}
+
+/// Makes activities of changes, transaction by transaction.
+#[derive(Debug, Default)]
+pub(super) struct Settler {
+    /// The rows whose last versions were asked of the log, and what became of them since.
+    logged: HashMap<RowName, Logged>,
+    /// Updates that only announce a delete, until it comes or the transaction ends.
+    announced: HashMap<RowName, (usize, Entry, Announced)>,
+    announced_so_far: usize,
+    /// The activities so far.
+    pub(super) entries: Vec<Entry>,
+    /// Entity types of which a change could not be understood without knowing more of the row than the log does.
+    pub(super) unknown: Vec<Arc<str>>,
+    /// Rows of tables that are being compared of which a change left nothing in the log, by its transaction.
+    pub(super) unseen: Vec<(RowName, i64)>,
+    /// This server tells the log of every transaction from here on.
+    pub(super) since: i64,
+    /// Where the transaction began.
+    start: usize,
+}
+
+/// Whose an announced delete is.
+#[derive(Debug, Clone)]
+struct Announced {
+    transaction: Option<String>,
+    client: Option<String>,
+}
+
+impl Settler {
+    /// One that is told of every transaction from this one on.
+    pub(super) fn new(since: i64) -> Settler {
+        Settler { since, ..Settler::default() }
+    }
+
+    /// Takes what the log has of rows, and forgets what it took before.
+    pub(super) fn know(&mut self, logged: HashMap<RowName, Logged>) {
+        self.logged = logged;
+    }
+
+    /// Takes one change.
+    pub(super) fn take(&mut self, change: &Change) {
+        let Some(key) = change.key() else { return };
+        let name: RowName = (change.source.entity.name.clone(), key.to_owned());
+        let announced = self.announced.remove(&name);
+        let told = self.entries.len();
+        if !change.settled {
+            self.catch_up(change);
+        }
+        match &change.kind {
+            Kind::Delete(old) => {
+                let ids = announced.map(|(_, _, ids)| ids);
+                self.delete(change, &name, &old.tuple, ids);
+            }
+            kind => {
+                if let Some((_, update, _)) = announced {
+                    self.entries.push(update);
+                }
+                match kind {
+                    Kind::Insert(new) => self.insert(change, name, new),
+                    Kind::Update(_, new) => self.update(change, name, new),
+                    Kind::Delete(_) => {}
+                }
+            }
+        }
+        if !change.settled && self.entries.len() == told {
+            self.unseen.push(((change.source.entity.name.clone(), key.to_owned()), change.commit.id));
+        }
+    }
+
+    /// The transaction has ended; gives its activities.
+    pub(super) fn end_transaction(&mut self) -> &[Entry] {
+        self.end_part();
+        let start = std::mem::replace(&mut self.start, self.entries.len());
+        mark_last(&mut self.entries[start..]);
+        &self.entries[start..]
+    }
+
+    /// The transaction's changes are taken out before it has ended, or at its end: what is announced goes with
+    /// them only at the end.
+    pub(super) fn end_part(&mut self) {
+        let mut announced: Vec<_> =
+            self.announced.drain().map(|(_, (order, update, _))| (order, update)).collect();
+        announced.sort_by_key(|(order, _)| *order);
+        self.entries.extend(announced.into_iter().map(|(_, update)| update));
+    }
+
+    /// Gives the activities and begins anew.
+    pub(super) fn finish(&mut self) -> Vec<Entry> {
+        self.start = 0;
+        std::mem::take(&mut self.entries)
+    }
+
+    fn insert(&mut self, change: &Change, name: RowName, new: &Tuple) {
+        let source = &*change.source;
+        let logged = self.logged.get(&name).cloned().unwrap_or_default();
+        let Some(after) = After::new(source, new, None) else { return self.not_understood(source) };
+        let before =
+            logged.alive.as_ref().map(|alive| Before::of_logged(source, alive.scope.clone(), &alive.value));
+        if let Some(before) = before {
+            // The log has the row already: it was compared with its table before it came by here.
+            return self.settle(change, name, Some(&before), None, &after);
+        }
+        if !source.layout.visible(|at| after.piece(at)) {
+            return;
+        }
+        let known = match &logged.last_value {
+            Some(json) => Before::of_logged(source, None, json).stamps,
+            None => Stamps::default(),
+        };
+        let stamps = after.stamps();
+        let fresh = |now: &Option<String>, then: &Option<String>| now.clone().filter(|_| now != then);
+        let stamp = fresh(&stamps.update, &known.update).or_else(|| fresh(&stamps.insert, &known.insert));
+        let first = logged.last_value.is_none();
+        let client = client_of(source, &after).filter(|_| first || stamp.is_some());
+        let entry = self.entry(change, Action::Create, &name.1, scope_of(source, &after));
+        let entry = Entry { value: Some(after.json()), ..entry.by(change.ids.as_deref(), stamp, client) };
+        self.push(&name, entry);
+    }
+
+    fn update(&mut self, change: &Change, name: RowName, new: &Tuple) {
+        let source = &*change.source;
+        if let Some(former) = change.former_key() {
+            // It leaves the place of its old key and enters that of the new one.
+            let former: RowName = (name.0.clone(), former.to_owned());
+            let logged = self.logged.get(&former).cloned().unwrap_or_default();
+            let before = before(change, source, &logged);
+            let Some(after) = After::new(source, new, before.as_ref()) else {
+                return self.not_understood(source);
+            };
+            let entered = self.logged.get(&name).and_then(|logged| logged.alive.clone());
+            let there = entered.map(|alive| Before::of_logged(source, alive.scope, &alive.value));
+            let (stamp, client) = changed_ids(source, before.as_ref(), &after, &["update"]);
+            if let Some(before) = &before {
+                let entry = self.entry(change, Action::Delete, &former.1, before.scope.clone());
+                let entry =
+                    entry.by(change.ids.as_deref(), stamp.clone(), client.clone()).was(source, before);
+                self.push(&former, entry);
+            }
+            if there.is_some() {
+                return self.settle(change, name, there.as_ref(), None, &after);
+            }
+            if source.layout.visible(|at| after.piece(at)) {
+                let entry = self.entry(change, Action::Create, &name.1, scope_of(source, &after));
+                let entry =
+                    Entry { value: Some(after.json()), ..entry.by(change.ids.as_deref(), stamp, client) };
+                self.push(&name, entry);
+            }
+            return;
+        }
+        let logged = self.logged.get(&name).cloned().unwrap_or_default();
+        let hidden = logged.last_value.as_ref().filter(|_| logged.alive.is_none());
+        let hidden = hidden.map(|json| Before::of_logged(source, None, json));
+        let before = before(change, source, &logged);
+        // What the log last had of a hidden row may be old: what is not repeated is not taken from there.
+        let old = change.old_row().map(|tuple| Before::whole(source, tuple));
+        let filler = before.as_ref().or(old.as_ref());
+        let Some(after) = After::new(source, new, filler) else { return self.not_understood(source) };
+        self.settle(change, name, before.as_ref(), old.as_ref().or(hidden.as_ref()), &after);
+    }
+
+    /// A row that keeps its key: from what it was to what it is. `hidden` is a version of it that was not to be seen.
+    fn settle(
+        &mut self,
+        change: &Change,
+        name: RowName,
+        before: Option<&Before<'_>>,
+        hidden: Option<&Before<'_>>,
+        after: &After<'_>,
+    ) {
+        let source = &*change.source;
+        let ids = change.ids.as_deref();
+        let visible = source.layout.visible(|at| after.piece(at));
+        let scope = scope_of(source, after);
+        match before {
+            None if visible => {
+                let (stamp, client) = changed_ids(source, hidden, after, &["update"]);
+                let entry = self.entry(change, Action::Create, &name.1, scope).by(ids, stamp, client);
+                self.push(&name, Entry { value: Some(after.json()), ..entry });
+            }
+            None => {}
+            Some(before) if !visible => {
+                let (stamp, client) = changed_ids(source, Some(before), after, &["delete", "update"]);
+                let entry = self.entry(change, Action::Delete, &name.1, before.scope.clone());
+                self.push(&name, entry.by(ids, stamp, client).was(source, before));
+            }
+            Some(before) if before.scope != scope => {
+                let (stamp, client) = changed_ids(source, Some(before), after, &["update"]);
+                let left = self.entry(change, Action::Delete, &name.1, before.scope.clone());
+                self.push(&name, left.by(ids, stamp.clone(), client.clone()).was(source, before));
+                let entered = self.entry(change, Action::Create, &name.1, scope).by(ids, stamp, client);
+                self.push(&name, Entry { value: Some(after.json()), ..entered });
+            }
+            Some(before) => {
+                let changed = after.changed(before);
+                if changed.is_empty() {
+                    return;
+                }
+                let (stamp, client) = changed_ids(source, Some(before), after, &["update"]);
+                let keys = changed.iter().map(|&at| &source.layout.columns[at]);
+                let keys: Vec<_> =
+                    keys.filter(|column| !column.bookkeeping).map(|column| &*column.name).collect();
+                let announced = self.announcement(source, before, after, &changed);
+                let entry = self
+                    .entry(change, Action::Update, &name.1, scope)
+                    .by(ids, stamp, client)
+                    .was(source, before);
+                let value = after.json();
+                let changed_keys = serde_json::to_string(&keys).ok();
+                let entry = Entry { value: Some(value.clone()), changed_keys, ..entry };
+                if let Some(announced) = announced {
+                    self.note(&name, &entry);
+                    self.announced_so_far += 1;
+                    self.announced.insert(name, (self.announced_so_far, entry, announced));
+                } else {
+                    self.push(&name, entry);
+                }
+            }
+        }
+    }
+
+    /// Nothing changed but who is about to delete the row: the delete that follows says it.
+    fn announcement(
+        &self,
+        source: &Source,
+        before: &Before<'_>,
+        after: &After<'_>,
+        changed: &[usize],
+    ) -> Option<Announced> {
+        let quiet = |at: &usize| Some(*at) == source.layout.transactions || Some(*at) == source.layout.client;
+        let now = after.stamps();
+        let announces =
+            now.delete.is_some() && now.delete != before.stamps.delete && now.update == before.stamps.update;
+        let fits = announces && changed.iter().all(quiet) && self.announced.len() < ANNOUNCED_MAX;
+        fits.then(|| Announced { transaction: now.delete, client: client_of(source, after) })
+    }
+
+    fn delete(&mut self, change: &Change, name: &RowName, old: &Tuple, announced: Option<Announced>) {
+        let source = &*change.source;
+        let logged = self.logged.get(name).cloned().unwrap_or_default();
+        let before = match change.old_row() {
+            Some(_) => Before::of_tuple(source, old),
+            None => logged.alive.map(|alive| Before::of_logged(source, alive.scope, &alive.value)),
+        };
+        let Some(before) = before else { return };
+        let (stamp, client) = announced.map_or((None, None), |ids| (ids.transaction, ids.client));
+        let entry = self.entry(change, Action::Delete, &name.1, before.scope.clone());
+        self.push(name, entry.by(change.ids.as_deref(), stamp, client).was(source, &before));
+    }
+
+    /// What the log has of a row.
+    pub(super) fn logged_of(&self, name: &RowName) -> Logged {
+        self.logged.get(name).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn entry(&self, change: &Change, action: Action, key: &str, scope: Option<String>) -> Entry {
+        Entry {
+            entity: change.source.entity.clone(),
+            action,
+            key: key.to_owned(),
+            scope,
+            transaction: None,
+            client: None,
+            changed_keys: None,
+            value: None,
+            previous: None,
+            commit: change.commit,
+            last: 0,
+        }
+    }
+
+    pub(super) fn push(&mut self, name: &RowName, entry: Entry) {
+        self.note(name, &entry);
+        self.entries.push(entry);
+    }
+
+    /// Keeps what is known of the log's rows as it will be.
+    fn note(&mut self, name: &RowName, entry: &Entry) {
+        if let Some(logged) = self.logged.get_mut(name) {
+            logged.alive = entry.value.clone().map(|value| Alive { scope: entry.scope.clone(), value });
+            logged.last_value = entry.value.clone().or(logged.last_value.take());
+            logged.commit = Some(entry.commit.id);
+        }
+    }
+
+    fn not_understood(&mut self, source: &Source) {
+        if !self.unknown.contains(&source.entity.name) {
+            self.unknown.push(source.entity.name.clone());
+        }
+    }
+}
+
+impl Entry {
+    /// Whose the change is: the row's own word first, then what a message said.
+    pub(super) fn by(mut self, ids: Option<&Ids>, stamp: Option<String>, client: Option<String>) -> Entry {
+        self.transaction = stamp.or_else(|| ids.and_then(|ids| ids.transaction_id.clone()));
+        self.client = client.or_else(|| ids.and_then(|ids| ids.client_id.clone()));
+        self
+    }
+
+    /// What the row was, where its type keeps that.
+    pub(super) fn was(mut self, source: &Source, before: &Before<'_>) -> Entry {
+        self.previous = self.entity.previous_values.then(|| before.json(source));
+        self
+    }
+}
+
+/// The row before the change, if it was to be seen.
+fn before<'a>(change: &'a Change, source: &Source, logged: &Logged) -> Option<Before<'a>> {
+    match change.old_row() {
+        Some(tuple) => Before::of_tuple(source, tuple),
+        None => {
+            logged.alive.as_ref().map(|alive| Before::of_logged(source, alive.scope.clone(), &alive.value))
+        }
+    }
+}
+
+fn scope_of(source: &Source, after: &After<'_>) -> Option<String> {
+    text_at(after, source.layout.scope)
+}
+
+fn client_of(source: &Source, after: &After<'_>) -> Option<String> {
+    text_at(after, source.layout.client).filter(|client| ClientId::new(client).is_ok())
+}
+
+fn text_at(after: &After<'_>, at: Option<usize>) -> Option<String> {
+    match after.piece(at?) {
+        Piece::Null => None,
+        Piece::Text(text) => Some(text.to_owned()),
+        Piece::Json(json) => serde_json::from_str(json).ok(),
+    }
+}
+
+/// The first of the row's transaction ids that this change brought, and the client, where the change brought that
+/// or another client than the row had. A writer that left `transactions` as it was passes none on.
+fn changed_ids(
+    source: &Source,
+    before: Option<&Before<'_>>,
+    after: &After<'_>,
+    actions: &[&str],
+) -> (Option<String>, Option<String>) {
+    let none = Stamps::default();
+    let then = before.map_or(&none, |before| &before.stamps);
+    let now = after.stamps();
+    let stamp = actions.iter().find_map(|action| {
+        let pick = |stamps: &Stamps| match *action {
+            "update" => stamps.update.clone(),
+            _ => stamps.delete.clone(),
+        };
+        pick(&now).filter(|stamp| Some(stamp) != pick(then).as_ref())
+    });
+    let client = client_of(source, after);
+    let same = client.as_ref() == before.and_then(|before| before.client.as_ref());
+    let client = client.filter(|_| !same || stamp.is_some());
+    (stamp, client)
+}

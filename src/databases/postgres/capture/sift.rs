@@ -1,0 +1,148 @@
+//! Finding the rows that the log refuses: a batch that was refused is tried in pieces, each taken back at once, until what
+//! can be appended and what cannot are told apart. The leader then appends the one and stops the entity types of the other.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bourn_protocol::{Action, Seq};
+use sqlx::PgConnection;
+
+use super::Lost;
+use super::append::Appender;
+use super::entry::Entry;
+use super::failure::{self, Remedy};
+use super::settle::RowName;
+use crate::databases::postgres::connections::statement;
+use crate::databases::postgres::error;
+
+/// The code by which a row that is too large for the log is refused, as the database would give it.
+const TOO_LARGE: &str = "54000";
+
+/// A row that the log refuses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) row: RowName,
+    /// The database's SQLSTATE.
+    pub(super) code: String,
+}
+
+/// A batch, sifted.
+#[derive(Debug, Default)]
+pub(super) struct Sifted {
+    /// What the log takes.
+    pub(super) entries: Vec<Entry>,
+    /// The first refused row of each entity type that must stop; of these types, only that rows have gone is among the
+    /// entries.
+    pub(super) refusals: Vec<Refusal>,
+}
+
+/// Where a batch is tried.
+pub(super) struct Trial<'a> {
+    pub(super) transaction: &'a mut PgConnection,
+    /// The last place of the log that the transaction sees.
+    pub(super) behind: Seq,
+}
+
+impl Appender {
+    /// Sifts a batch that was refused, within a transaction. Rows that are `skipped` are passed over where they are
+    /// refused: of a row that the log has alive, its end is told.
+    pub(super) async fn sift(
+        &mut self,
+        trial: &mut Trial<'_>,
+        entries: Vec<Entry>,
+        skipped: &HashSet<RowName>,
+    ) -> Result<Sifted, Lost> {
+        let mut names: Vec<Arc<str>> = Vec::new();
+        for entry in &entries {
+            if !names.contains(&entry.entity.name) {
+                names.push(entry.entity.name.clone());
+            }
+        }
+        let mut entries: Vec<Option<Entry>> = entries.into_iter().map(Some).collect();
+        let mut refusals = Vec::new();
+        for name in names {
+            let of_type =
+                |entry: &Option<Entry>| entry.as_ref().is_some_and(|entry| entry.entity.name == name);
+            let listed = |entry: &Entry| skipped.contains(&(entry.entity.name.clone(), entry.key.clone()));
+            let mut others = Vec::new();
+            for slot in entries.iter_mut().filter(|entry| of_type(entry)) {
+                match slot.take() {
+                    Some(entry) if listed(&entry) => *slot = self.pass_over(trial, entry).await?,
+                    entry => {
+                        others.extend(entry.clone());
+                        *slot = entry;
+                    }
+                }
+            }
+            if let Some((at, code)) = self.first_refused(trial, &others).await? {
+                let key = others[at].key.clone();
+                refusals.push(Refusal { row: (name.clone(), key), code });
+                others.retain(|entry| entry.action == Action::Delete);
+                let ends = self.refused(trial, &others).await?.is_none();
+                entries.retain(|entry| {
+                    !of_type(entry)
+                        || (ends && entry.as_ref().is_some_and(|entry| entry.action == Action::Delete))
+                });
+            }
+        }
+        Ok(Sifted { entries: entries.into_iter().flatten().collect(), refusals })
+    }
+
+    /// What of a skipped row's change the log takes: the change, or else the end of the version that the log has.
+    async fn pass_over(&mut self, trial: &mut Trial<'_>, entry: Entry) -> Result<Option<Entry>, Lost> {
+        if self.refused(trial, std::slice::from_ref(&entry)).await?.is_none() {
+            return Ok(Some(entry));
+        }
+        tracing::warn!(entity = &*entry.entity.name, key = entry.key, "a skipped row is passed over");
+        if entry.action != Action::Update {
+            return Ok(None);
+        }
+        let end = Entry { action: Action::Delete, value: None, changed_keys: None, ..entry };
+        let refused = self.refused(trial, std::slice::from_ref(&end)).await?;
+        Ok(refused.is_none().then_some(end))
+    }
+
+    /// The first of these entries that the log refuses, and the code of the refusal.
+    async fn first_refused(
+        &mut self,
+        trial: &mut Trial<'_>,
+        entries: &[Entry],
+    ) -> Result<Option<(usize, String)>, Lost> {
+        if self.refused(trial, entries).await?.is_none() {
+            return Ok(None);
+        }
+        // What comes before `low` is taken; what comes before `high` is not.
+        let (mut low, mut high) = (0, entries.len());
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            match self.refused(trial, &entries[low..middle]).await? {
+                Some(_) => high = middle,
+                None => low = middle,
+            }
+        }
+        // Asked once more: if it is taken alone, it is not to blame.
+        let alone = self.refused(trial, &entries[low..high]).await?;
+        Ok(alone.map(|code| (low, code)))
+    }
+
+    /// Tries to append, and takes it back; the code of the refusal, if it was refused.
+    async fn refused(&mut self, trial: &mut Trial<'_>, entries: &[Entry]) -> Result<Option<String>, Lost> {
+        if entries.is_empty() {
+            return Ok(None);
+        }
+        if entries.iter().any(Entry::is_too_large) {
+            return Ok(Some(TOO_LARGE.into()));
+        }
+        statement("SAVEPOINT tried").execute(&mut *trial.transaction).await?;
+        let tried = self.insert(trial.transaction, entries, trial.behind).await;
+        statement("ROLLBACK TO SAVEPOINT tried").execute(&mut *trial.transaction).await?;
+        self.forget_feeds();
+        match tried {
+            Ok(_) => Ok(None),
+            Err(Lost::Database(failure)) if failure::of_statement(&failure) == Remedy::Row => {
+                Ok(Some(error::code(&failure).unwrap_or_default()))
+            }
+            Err(lost) => Err(lost),
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The replication slot: that it is there, that it is ours, and that nothing was skipped between it and the log.
+
+use pgwire_replication::Lsn;
+use sqlx::{PgConnection, Row};
+
+use super::Lost;
+use crate::databases::postgres::Inner;
+use crate::databases::postgres::connections::{APPLICATION, scalar, statement};
+use crate::databases::postgres::log::history;
+
+/// The version of PostgreSQL that began to have slots which standbys keep in step.
+const FAILOVER_SLOTS_SINCE: i32 = 170_000;
+
+/// The slot as the database has it.
+#[derive(Debug)]
+struct Slot {
+    plugin: String,
+    here: bool,
+    lost: bool,
+    holder: Option<String>,
+    confirmed: Option<Lsn>,
+}
+
+async fn look(connection: &mut PgConnection, name: &str) -> Result<Option<Slot>, sqlx::Error> {
+    let row = statement(
+        "SELECT s.plugin::text, s.database = current_database(), coalesce(s.wal_status = 'lost', false), \
+         CASE WHEN s.active THEN coalesce(a.application_name, '?') END, s.confirmed_flush_lsn::text \
+         FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = $1",
+    )
+    .bind(name)
+    .fetch_optional(connection)
+    .await?;
+    let read = |row: sqlx::postgres::PgRow| {
+        let confirmed: Option<String> = row.try_get(4)?;
+        Ok(Slot {
+            plugin: row.try_get::<Option<String>, _>(0)?.unwrap_or_default(),
+            here: row.try_get::<Option<bool>, _>(1)?.unwrap_or_default(),
+            lost: row.try_get(2)?,
+            holder: row.try_get(3)?,
+            confirmed: confirmed.and_then(|text| Lsn::parse(&text).ok()),
+        })
+    };
+    row.map(read).transpose()
+}
+
+/// Makes sure that there is a slot that this server may try to hold. Servers that find it held ask again and again: they
+/// do so by way of the pool, and open a connection of its own only where the slot is to be made.
+pub(super) async fn prepare(inner: &Inner) -> Result<(), Lost> {
+    let (name, publication) = (&inner.limits.slot, &inner.limits.publication);
+    let mut reading = inner.db.single().await?;
+    let connection = reading.connection();
+    let level: String = scalar("SELECT current_setting('wal_level')").fetch_one(&mut *connection).await?;
+    if level != "logical" {
+        return Err(Lost::Blocked(format!(
+            "the database's wal_level is `{level}`; set it and restart the database: ALTER SYSTEM SET wal_level = 'logical'"
+        )));
+    }
+    let published = published(connection, publication).await?;
+    if !published {
+        return Err(Lost::Blocked(format!(
+            "the database has no publication `{publication}` that names the streamed tables; `bourn prepare --apply` makes it"
+        )));
+    }
+    if let Some(forbidden) = history::forbidden(connection).await? {
+        return Err(Lost::Blocked(forbidden));
+    }
+    let slot = look(connection, name).await?;
+    reading.commit().await?;
+    match slot {
+        Some(slot) if !slot.here => Err(Lost::Blocked(format!(
+            "the replication slot `{name}` belongs to another database of this server; name another with `slot`"
+        ))),
+        Some(slot) if slot.plugin != "pgoutput" => Err(Lost::Blocked(format!(
+            "the replication slot `{name}` is for the plugin `{}`; name another with `slot`, or drop it",
+            slot.plugin
+        ))),
+        Some(slot) if slot.holder.as_deref().is_some_and(|holder| holder == APPLICATION) => Err(Lost::Held),
+        Some(Slot { holder: Some(holder), .. }) => Err(Lost::Blocked(format!(
+            "the replication slot `{name}` is held by another program (`{holder}`); stop that, or name another slot with `slot`"
+        ))),
+        Some(slot) if slot.lost => {
+            tracing::warn!(
+                slot = name,
+                "the database has given up the slot; every table will be compared with the log"
+            );
+            let mut connection = inner.db.connect_directly().await?;
+            drop_slot(inner, &mut connection).await?;
+            create(inner, &mut connection).await
+        }
+        Some(_) => Ok(()),
+        None => create(inner, &mut inner.db.connect_directly().await?).await,
+    }
+}
+
+async fn published(connection: &mut PgConnection, publication: &str) -> Result<bool, sqlx::Error> {
+    scalar(
+        "SELECT EXISTS (SELECT 1 FROM pg_publication WHERE pubname = $1 AND pubinsert AND pubupdate AND pubdelete AND pubtruncate)",
+    )
+    .bind(publication)
+    .fetch_one(connection)
+    .await
+}
+
+async fn create(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost> {
+    let name = &inner.limits.slot;
+    inner.shared.capture_stands(Some(
+        "the replication slot is being made; that waits for transactions that are open now".into(),
+    ));
+    let version: i32 =
+        scalar("SELECT current_setting('server_version_num')::int").fetch_one(&mut *connection).await?;
+    // A slot that standbys may keep in step: capture goes on from it where one of them is promoted.
+    let sql = match version >= FAILOVER_SLOTS_SINCE {
+        true => "SELECT 1 FROM pg_create_logical_replication_slot($1, 'pgoutput', false, false, true)",
+        false => "SELECT 1 FROM pg_create_logical_replication_slot($1, 'pgoutput')",
+    };
+    let created = statement(sql).bind(name).execute(connection).await;
+    match created {
+        Ok(_) => {
+            tracing::info!(slot = name, "the replication slot was made");
+            Ok(())
+        }
+        // Another server was faster.
+        Err(error) if super::super::error::code(&error).as_deref() == Some("42710") => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The stream cannot be read from where the slot stands: the publication was not there when some of it was written,
+/// which the database takes for a failure for ever. If the publication is there now, the slot is recreated.
+pub(super) async fn renew(inner: &Inner) {
+    let renewing = async {
+        let mut connection = inner.db.connect_directly().await?;
+        if published(&mut connection, &inner.limits.publication).await? {
+            tracing::warn!(
+                "the publication was away for a while; the slot is recreated and every table compared with the log"
+            );
+            drop_slot(inner, &mut connection).await?;
+        }
+        Ok::<_, Lost>(())
+    };
+    if let Err(lost) = renewing.await {
+        tracing::warn!(reason = %lost, "the slot cannot be recreated now");
+    }
+}
+
+/// Drops the slot; every table is compared with the log when there is another one.
+pub(super) async fn drop_slot(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost> {
+    statement("SELECT pg_drop_replication_slot($1)").bind(&inner.limits.slot).execute(connection).await?;
+    Ok(())
+}
+
+/// Where the log and the slot stand, once this server holds the slot.
+pub(super) struct Standing {
+    pub(super) fence: i64,
+    pub(super) head: i64,
+    pub(super) position: Lsn,
+    /// Transactions of activities up to here were another source's.
+    pub(super) foreign_until: i64,
+}
+
+/// Settles the log's history, then raises the fence, so that whoever held the slot before appends no more. If the slot is
+/// ahead of the log, something was skipped: every table is to be compared.
+pub(super) async fn take_over(inner: &Inner, connection: &mut PgConnection) -> Result<Standing, Lost> {
+    let slot = look(connection, &inner.limits.slot).await?;
+    let confirmed = slot.and_then(|slot| slot.confirmed).ok_or(Lost::Ended)?;
+    let skipped: bool =
+        scalar("SELECT coalesce(position < $1::text::pg_lsn, false) AND head > 0 FROM bourn.log")
+            .bind(confirmed.to_pg_string())
+            .fetch_one(&mut *connection)
+            .await?;
+    history::settle(inner, skipped).await?;
+    let row = statement(
+        "UPDATE bourn.log SET fence = fence + 1 RETURNING fence, head, position::text, foreign_until",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let (fence, head): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+    let position: Option<String> = row.try_get(2)?;
+    let position = position.and_then(|text| Lsn::parse(&text).ok());
+    let foreign_until: i64 = row.try_get(3)?;
+    if let Some(position) = position.filter(|position| *position >= confirmed) {
+        return Ok(Standing { fence, head, position, foreign_until });
+    }
+    if position.is_some() {
+        tracing::warn!("the slot is ahead of the log: every table is compared with the log");
+    }
+    // All at once: a position that is up to date says that nothing is to be compared.
+    statement(
+        "WITH moved AS (UPDATE bourn.log SET position = $1::text::pg_lsn, told_from = $1::text::pg_lsn WHERE fence = $2 RETURNING 1) \
+         UPDATE bourn.entities SET reconciled = false, signature = '', whole = false WHERE EXISTS (SELECT 1 FROM moved)",
+    )
+    .bind(confirmed.to_pg_string())
+    .bind(fence)
+    .execute(connection)
+    .await?;
+    Ok(Standing { fence, head, position: confirmed, foreign_until })
+}
+
+/// The database's process that sends a slot's stream, if one does.
+pub(super) async fn sender(connection: &mut PgConnection, slot: &str) -> Result<Option<i32>, sqlx::Error> {
+    let found: Option<Option<i32>> =
+        scalar("SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1")
+            .bind(slot)
+            .fetch_optional(connection)
+            .await?;
+    Ok(found.flatten())
+}

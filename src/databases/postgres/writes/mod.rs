@@ -1,0 +1,75 @@
+//! Mutations: done once, as transactions of their own, and undone. Here is what they are done with.
+
+mod cascade;
+mod expect;
+pub(super) mod ledger;
+pub(super) mod mutate;
+mod record;
+mod rollback;
+
+use bourn_protocol::{ClientId, TransactionId};
+use bytes::Bytes;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+use super::connections::statement;
+use super::tables::catalog::Table;
+use super::tables::layout::Stamps;
+use super::tables::rows;
+use super::tables::sql::{by_key, texts};
+use super::{PostgresStorage, error};
+use crate::feed::entity::Columns;
+use crate::feed::{Undone, WriteError};
+
+/// A mutation was done just now.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    key: String,
+    row: Option<Bytes>,
+    undone: Vec<Undone>,
+}
+
+/// What mutations are done with.
+struct Context<'a> {
+    storage: &'a PostgresStorage,
+    transaction: &'a TransactionId,
+    client: Option<&'a ClientId>,
+}
+
+/// A row's columns: those with values as JSON has them, and those that take the present time.
+#[derive(Default)]
+struct Sets {
+    values: Columns,
+    now: Vec<String>,
+}
+
+/// A row that was selected by [`texts`], as JSON.
+fn json(table: &Table, row: &PgRow) -> Result<Bytes, WriteError> {
+    rows::checked_json(table, row).map(Bytes::from).map_err(|e| error::write(&e))
+}
+
+/// A row of this key, locked until the transaction ends.
+async fn locked(
+    connection: &mut PgConnection,
+    table: &Table,
+    key: &str,
+    condition: &str,
+) -> Result<Option<PgRow>, WriteError> {
+    let sql = format!(
+        "SELECT {} FROM {} t WHERE {} AND {condition} FOR UPDATE",
+        texts(table),
+        table.sql,
+        by_key(table, 1)
+    );
+    match statement(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await {
+        Ok(row) => Ok(row),
+        Err(failure) if error::names_nothing(&failure) => Ok(None),
+        Err(failure) => Err(error::write(&failure)),
+    }
+}
+
+/// The ids in a row that was selected by [`texts`].
+fn stamps_of(table: &Table, row: &PgRow) -> Stamps {
+    let json = table.layout.transactions.and_then(|at| row.try_get::<Option<&str>, _>(at).ok().flatten());
+    Stamps::read(json)
+}

@@ -1,0 +1,375 @@
+//! Mutations as SQL: each is a transaction of its own on a connection of the pool, done once whatever is
+//! retried, and capture sees it as it sees any other writer's. The ids travel with it as a logical message.
+
+use bourn_protocol::{ClientId, EntityKey, TransactionId};
+use bytes::Bytes;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+
+use super::ledger::{self, Entry};
+use super::record::{Record, json_value};
+use super::{Context, Done, Sets, json, rollback};
+use crate::databases::postgres::connections::{scalar, statement};
+use crate::databases::postgres::log::walk::{END, START, Walk};
+use crate::databases::postgres::names::ident;
+use crate::databases::postgres::tables::catalog::Table;
+use crate::databases::postgres::tables::layout::Stamps;
+use crate::databases::postgres::tables::sql::{by_key, texts};
+use crate::databases::postgres::{PostgresStorage, error};
+use crate::feed::entity::{Columns, EntityType};
+use crate::feed::{Mutation, Operation, WriteError, Written, undo};
+use crate::storage_error::StorageError;
+
+/// How often a mutation is tried in all.
+const ATTEMPTS: usize = 4;
+/// Characters of a key that the server makes up.
+const MADE_KEY_LENGTH: usize = 21;
+
+/// Does a mutation that was not done before, or says what became of it. What another session's work has foiled, a
+/// deadlock or a change of the table, is tried again.
+pub(in super::super) async fn apply(
+    storage: &PostgresStorage,
+    mutation: &Mutation,
+) -> Result<Written, WriteError> {
+    let _turn = storage.turns.write(&mutation.operation).await?;
+    let mut attempts = 1;
+    loop {
+        let attempt = Box::pin(attempt(storage, mutation));
+        let written = storage.inner.db.in_time(attempt).await.map_err(|e| error::write(&e))?;
+        match &written {
+            Err(WriteError::Storage(StorageError::Busy)) if attempts < ATTEMPTS => {}
+            Err(WriteError::Storage(StorageError::Entity(_))) if attempts < ATTEMPTS => {
+                storage.look_again().await?;
+            }
+            _ => return written,
+        }
+        attempts += 1;
+    }
+}
+
+async fn attempt(storage: &PostgresStorage, mutation: &Mutation) -> Result<Written, WriteError> {
+    let context =
+        Context { storage, transaction: &mutation.transaction_id, client: mutation.client_id.as_ref() };
+    let mut transaction = storage.inner.db.begin().await.map_err(|e| error::write(&e))?;
+    let (name, key) = context.target(&mutation.operation)?;
+    let entry = Entry { mutation, entity_type: name, entity_id: key.as_deref().unwrap_or_default() };
+    // First of all the ledger: whoever tries the same at the same time waits here for the outcome.
+    let keep = storage.inner.limits.ledger_retention.get();
+    let recorded = match ledger::record(&mut transaction, &entry, keep).await {
+        Err(failure) if error::names_nothing(&failure) && mutation.operation.changes() => {
+            return Err(WriteError::NotFound(entry.entity_id.to_owned()));
+        }
+        recorded => recorded.map_err(|e| error::write(&e))?,
+    };
+    if !recorded {
+        let written = context.done_before(&mut transaction, mutation).await?;
+        transaction.commit().await.map_err(|e| error::write(&e))?;
+        return Ok(written);
+    }
+    let done = match &mutation.operation {
+        Operation::Create { entity, columns, .. } => {
+            context.create(&mut transaction, entity, key.clone(), columns).await
+        }
+        Operation::Update { entity, key, columns, expected } => {
+            context.update(&mut transaction, entity, key, columns, expected.as_ref()).await
+        }
+        Operation::Delete { entity, key, expected } => {
+            context.delete(&mut transaction, entity, key, expected.as_ref()).await
+        }
+        Operation::Rollback { target, cascade } => {
+            rollback::undo(&context, &mut transaction, target, *cascade).await
+        }
+    };
+    let done = match (done, &mutation.operation, &key) {
+        (Err(WriteError::NotUnique), Operation::Create { entity, .. }, Some(key)) => {
+            transaction.rollback().await.map_err(|e| error::write(&e))?;
+            return Err(context.not_unique(entity, key.clone()).await);
+        }
+        (done, ..) => done?,
+    };
+    if entry.entity_id != done.key || !done.undone.is_empty() {
+        ledger::complete(&mut transaction, context.transaction, &done).await.map_err(|e| error::write(&e))?;
+    }
+    transaction.commit().await.map_err(|e| error::write(&e))?;
+    Ok(Written { repeated: false, row: done.row, key: Some(done.key), undone: done.undone })
+}
+
+impl Context<'_> {
+    /// The entity type and the key of what a mutation writes, as far as they are known before.
+    fn target<'o>(&self, operation: &'o Operation) -> Result<(&'o str, Option<String>), WriteError> {
+        Ok(match operation {
+            Operation::Create { entity, key: Some(key), .. } => (&entity.name, Some(key.to_string())),
+            Operation::Create { entity, key: None, .. } => {
+                let table = self.storage.table(entity)?;
+                let column = table.checked.column(&entity.key);
+                let fills_itself = column.is_some_and(|column| column.has_default || column.generated);
+                let made = || bourn_protocol::ids::random_text(MADE_KEY_LENGTH);
+                (&entity.name, (!fills_itself).then(made))
+            }
+            Operation::Update { entity, key, .. } | Operation::Delete { entity, key, .. } => {
+                (&entity.name, Some(key.to_string()))
+            }
+            Operation::Rollback { .. } => ("", Some(String::new())),
+        })
+    }
+
+    async fn create(
+        &self,
+        connection: &mut PgConnection,
+        entity: &EntityType,
+        key: Option<String>,
+        columns: &Columns,
+    ) -> Result<Done, WriteError> {
+        let table = self.storage.table(entity)?;
+        let mut sets = Sets { values: columns.clone(), now: Vec::new() };
+        sets.values.remove(&entity.key);
+        if let Some(key) = key {
+            sets.values.set_text(&entity.key, Some(&key));
+        }
+        let kept = &table.checked.kept;
+        if let Some(name) = &kept.transactions {
+            let stamp = undo::stamp(Some(self.transaction.as_str()), None);
+            sets.values.set(name, json_value(stamp)?);
+        }
+        if let Some(name) = &kept.last_client_id {
+            sets.values.set_text(name, self.client.map(ClientId::as_str));
+        }
+        let required = |name: &str| table.checked.column(name).is_some_and(|column| column.required);
+        if let Some(name) = kept.created_at.as_ref().filter(|name| !columns.has(name)) {
+            sets.now.push(name.clone());
+        }
+        if let Some(name) = kept.modified_at.as_ref().filter(|name| required(name)) {
+            sets.now.push(name.clone());
+        }
+        let row = self.insert(connection, &table, &sets).await?;
+        self.done(&table, &row)
+    }
+
+    /// Inserts a row; gives it.
+    pub(in super::super) async fn insert(
+        &self,
+        connection: &mut PgConnection,
+        table: &Table,
+        sets: &Sets,
+    ) -> Result<PgRow, WriteError> {
+        let record = Record::new(table, &sets.values, 2);
+        let names = sets.values.iter().map(|(name, _)| name).chain(sets.now.iter().map(String::as_str));
+        let names: Vec<String> = names.map(ident).collect();
+        let now = sets.now.iter().map(|name| now_as(table, name));
+        let sources: Vec<String> = record.sources.iter().cloned().chain(now).collect();
+        let insert = match names.is_empty() {
+            true => format!("INSERT INTO {} AS t DEFAULT VALUES", table.sql),
+            false => format!(
+                "INSERT INTO {} AS t ({}) SELECT {} FROM {}",
+                table.sql,
+                names.join(", "),
+                sources.join(", "),
+                record.reader()
+            ),
+        };
+        let select = statement(AssertSqlSafe(format!("{insert} RETURNING {}", texts(table))));
+        let select = if names.is_empty() { select } else { record.bind(select.bind(record.json())) };
+        let row = select.fetch_optional(connection).await.map_err(|e| error::write(&e))?;
+        row.ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
+    }
+
+    async fn update(
+        &self,
+        connection: &mut PgConnection,
+        entity: &EntityType,
+        key: &EntityKey,
+        columns: &Columns,
+        expected: Option<&TransactionId>,
+    ) -> Result<Done, WriteError> {
+        let table = self.storage.table(entity)?;
+        let stamps = self.expect(connection, entity, &table, key, expected).await?;
+        let mut sets = Sets { values: columns.clone(), now: Vec::new() };
+        sets.values.remove(&entity.key);
+        let row = self.set(connection, &table, key.as_str(), sets, &stamps, "update").await?;
+        self.done(&table, &row)
+    }
+
+    async fn delete(
+        &self,
+        connection: &mut PgConnection,
+        entity: &EntityType,
+        key: &EntityKey,
+        expected: Option<&TransactionId>,
+    ) -> Result<Done, WriteError> {
+        let table = self.storage.table(entity)?;
+        let stamps = self.expect(connection, entity, &table, key, expected).await?;
+        let row = self.remove(connection, &table, key.as_str(), &stamps).await?;
+        Ok(Done { key: key.to_string(), row: Some(json(&table, &row)?), ..Done::default() })
+    }
+
+    /// Sets columns of a row, and with them its transaction, client and time; gives the row.
+    pub(in super::super) async fn set(
+        &self,
+        connection: &mut PgConnection,
+        table: &Table,
+        key: &str,
+        mut sets: Sets,
+        stamps: &Stamps,
+        action: &str,
+    ) -> Result<PgRow, WriteError> {
+        let kept = &table.checked.kept;
+        let given = |sets: &Sets, name: &str| sets.values.has(name) || sets.now.iter().any(|now| now == name);
+        if let Some(column) = kept.transactions.as_ref().filter(|name| !given(&sets, name)) {
+            let own = |name: &str, known: &Option<String>| match name == action {
+                true => Some(self.transaction.to_string()),
+                false => known.clone(),
+            };
+            let stamped = serde_json::json!({
+                "insert": own("insert", &stamps.insert),
+                "update": own("update", &stamps.update),
+                "delete": own("delete", &stamps.delete),
+            });
+            sets.values.set(column, json_value(stamped.to_string())?);
+        }
+        if let Some(name) = kept.last_client_id.as_ref().filter(|name| !given(&sets, name)) {
+            sets.values.set_text(name, self.client.map(ClientId::as_str));
+        }
+        if let Some(name) = kept.modified_at.as_ref().filter(|name| !given(&sets, name)) {
+            sets.now.push(name.clone());
+        }
+        let record = Record::new(table, &sets.values, 3);
+        let names = sets.values.iter().map(|(name, _)| ident(name));
+        let values = names.zip(&record.sources).map(|(name, source)| format!("{name} = {source}"));
+        let times = sets.now.iter().map(|name| format!("{} = {}", ident(name), now_as(table, name)));
+        let parts: Vec<String> = values.chain(times).collect();
+        let sql = match parts.is_empty() {
+            true => format!(
+                "SELECT {} FROM {} t, (SELECT $1::text) r WHERE {}",
+                texts(table),
+                table.sql,
+                by_key(table, 2)
+            ),
+            false => format!(
+                "UPDATE {} AS t SET {} FROM {} WHERE {} RETURNING {}",
+                table.sql,
+                parts.join(", "),
+                record.reader(),
+                by_key(table, 2),
+                texts(table)
+            ),
+        };
+        let select = record.bind(statement(AssertSqlSafe(sql)).bind(record.json()).bind(key));
+        let row = select.fetch_optional(connection).await.map_err(|e| error::write(&e))?;
+        row.ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
+    }
+
+    /// Deletes a row, softly where the table can; gives it as it last was.
+    pub(in super::super) async fn remove(
+        &self,
+        connection: &mut PgConnection,
+        table: &Table,
+        key: &str,
+        stamps: &Stamps,
+    ) -> Result<PgRow, WriteError> {
+        if let Some(name) = &table.checked.kept.deleted_at {
+            let sets = Sets { values: Columns::default(), now: vec![name.clone()] };
+            return self.set(connection, table, key, sets, stamps, "delete").await;
+        }
+        let sql =
+            format!("DELETE FROM {} AS t WHERE {} RETURNING {}", table.sql, by_key(table, 1), texts(table));
+        let row = statement(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await;
+        row.map_err(|e| error::write(&e))?
+            .ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
+    }
+
+    fn done(&self, table: &Table, row: &PgRow) -> Result<Done, WriteError> {
+        let key: Option<String> = row.try_get(table.layout.key).map_err(|e| error::write(&e))?;
+        Ok(Done { key: key.unwrap_or_default(), row: Some(json(table, row)?), ..Done::default() })
+    }
+
+    /// Whether it was the key that is there already, or another value.
+    async fn not_unique(&self, entity: &EntityType, key: String) -> WriteError {
+        match self.exists(entity, &key).await {
+            Ok(true) => WriteError::AlreadyExists(key),
+            Ok(false) => WriteError::NotUnique,
+            Err(failure) => failure,
+        }
+    }
+
+    async fn exists(&self, entity: &EntityType, key: &str) -> Result<bool, WriteError> {
+        let table = self.storage.table(entity)?;
+        let sql = format!("SELECT EXISTS (SELECT 1 FROM {} t WHERE {})", table.sql, by_key(&table, 1));
+        let mut reading = self.storage.inner.db.single().await.map_err(|e| error::write(&e))?;
+        let select = scalar(AssertSqlSafe(sql)).bind(key);
+        select.fetch_one(reading.connection()).await.map_err(|e| error::write(&e))
+    }
+
+    /// What became of the mutation that was done under this id: by the ledger, or, where that has forgotten it, by the log.
+    async fn done_before(
+        &self,
+        connection: &mut PgConnection,
+        mutation: &Mutation,
+    ) -> Result<Written, WriteError> {
+        let failed = |e: sqlx::Error| error::write(&e);
+        if let Some(found) = ledger::find(connection, self.transaction).await.map_err(failed)? {
+            return match found.fingerprint == mutation.fingerprint() {
+                true => self.repeated(connection, found.entity_type, found.entity_id, found.outcome).await,
+                false => Err(WriteError::Reused),
+            };
+        }
+        let logged = ledger::logged(connection, self.transaction).await.map_err(failed)?;
+        if logged.is_empty() {
+            // It expired between two looks, or another attempt was taken back.
+            return Err(WriteError::Storage(StorageError::Busy));
+        }
+        let same = logged.into_iter().find(|change| change.may_be_of(&mutation.operation));
+        match same {
+            Some(change) => {
+                let rollback = matches!(mutation.operation, Operation::Rollback { .. });
+                let (name, key) = match rollback {
+                    true => (String::new(), String::new()),
+                    false => (change.entity_type, change.entity_id),
+                };
+                self.repeated(connection, name, key, None).await
+            }
+            None => Err(WriteError::Reused),
+        }
+    }
+
+    /// The answer to a mutation that was done before: the row as it is, or, where it is gone, as the mutation
+    /// left it.
+    async fn repeated(
+        &self,
+        connection: &mut PgConnection,
+        entity_type: String,
+        key: String,
+        outcome: Option<String>,
+    ) -> Result<Written, WriteError> {
+        let mut row = None;
+        let entity = self.storage.inner.catalog.by_name(&entity_type);
+        if let Some(table) = entity.and_then(|entity| self.storage.table(entity).ok()) {
+            let sql = format!("SELECT {} FROM {} t WHERE {}", texts(&table), table.sql, by_key(&table, 1));
+            let select = statement(AssertSqlSafe(sql)).bind(&key).fetch_optional(&mut *connection);
+            row = select.await.map_err(|e| error::write(&e))?.map(|row| json(&table, &row)).transpose()?;
+        }
+        if row.is_none() {
+            let walk = Walk::of_row("a", "$3", "$2");
+            let sql = format!(
+                "SELECT coalesce(a.value, a.previous_values) FROM bourn.activities a WHERE {} AND a.transaction_id = $1 {} LIMIT 1",
+                walk.between(START, END),
+                walk.newest_first()
+            );
+            let logged: Option<Option<String>> = scalar(AssertSqlSafe(sql))
+                .bind(self.transaction.as_str())
+                .bind(&key)
+                .bind(&entity_type)
+                .fetch_optional(&mut *connection)
+                .await
+                .map_err(|e| error::write(&e))?;
+            row = logged.flatten().map(Bytes::from);
+        }
+        let undone = outcome.as_deref().map(undo::read_outcome).unwrap_or_default();
+        Ok(Written { repeated: true, row, key: Some(key), undone })
+    }
+}
+
+/// The present time as the column's type has it.
+fn now_as(table: &Table, name: &str) -> String {
+    let type_name = table.column(name).map_or("timestamptz", |column| &column.type_name);
+    format!("now()::{type_name}")
+}

@@ -1,0 +1,366 @@
+//! Reading the log.
+
+use std::sync::Arc;
+
+use bourn_protocol::chunk::{ChunkBuilder, Feed};
+use bourn_protocol::limits::ANSWER_MAX_BYTES;
+use bourn_protocol::{Action, ActivityRef, Last, Selector, Seq, TransactionId};
+use rusqlite::types::{Type, ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, Rows, ToSql, params};
+
+use crate::databases::sqlite::file::beside::Marks;
+use crate::databases::sqlite::file::history::History;
+use crate::databases::sqlite::file::{sequencer, versions};
+use crate::databases::sqlite::sql::{bytes, literal};
+use crate::databases::sqlite::{ledger, payload};
+use crate::feed::{Activity, ActivityQuery, Gained, Kept, TransactionState};
+use crate::head::{Head, Version};
+
+/// The columns of an activity, in the order [`read_activity`] and [`with_ref`] take them.
+pub(in super::super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
+     changed_keys, value, previous_values, coalesce(commit_id, 0), last, created_at";
+
+/// Rows read at a time while a chunk is filled.
+const FILL_ROWS: usize = 1_100;
+
+/// A snapshot of the log, as far as its activities have their transactions' numbers.
+pub(in super::super) struct View<'a> {
+    pub(in super::super) snapshot: &'a Connection,
+    marks: Arc<Marks>,
+    /// The head of the log.
+    pub(in super::super) sealed: Seq,
+    pub(in super::super) version: Version,
+}
+
+impl<'a> View<'a> {
+    /// Begins with the first look at the database, after the marks were taken, so that they agree.
+    pub(in super::super) fn of(snapshot: &'a Connection, history: &History) -> rusqlite::Result<View<'a>> {
+        let (served, marks) = (history.served(), history.beside.marks());
+        history.verify(snapshot, &served)?;
+        let (sealed, marks) = sequencer::sealed(snapshot, marks)?;
+        Ok(View { snapshot, marks, sealed, version: versions::of_log(snapshot)? })
+    }
+
+    /// How far the log reaches, for readers.
+    pub(in super::super) fn head(&self) -> Head {
+        Head { epoch: self.version.epoch, seq: self.sealed }
+    }
+
+    /// The number of the activity's transaction and of what it is the last change; from the marks where the database does
+    /// not have them yet.
+    fn ends(&self, row: &Row<'_>) -> rusqlite::Result<(i64, i64)> {
+        let (seq, commit_id, last): (i64, i64, i64) = (row.get(0)?, row.get(10)?, row.get(11)?);
+        let mark = Seq::from_i64(seq).filter(|_| commit_id == 0).and_then(|seq| self.marks.of(seq));
+        let Some(mark) = mark else { return Ok((commit_id, last)) };
+        let sql = format!("SELECT {} FROM activities a WHERE a.seq = ?1", sequencer::last_of("a", "?2"));
+        let last = self
+            .snapshot
+            .prepare_cached(&sql)?
+            .query_row([seq, mark.to.as_i64()], |row| row.get(0))
+            .optional()?;
+        Ok((mark.to.as_i64(), last.unwrap_or_default()))
+    }
+}
+
+/// A row as an owned activity, where the database has all of it.
+pub(in super::super) fn read_activity(row: &Row<'_>) -> rusqlite::Result<Activity> {
+    with_ref(row, (row.get(10)?, row.get(11)?), Activity::of)
+}
+
+/// Hands a row to `take` as a borrowed activity: nothing is copied that needs not be.
+fn with_ref<T>(
+    row: &Row<'_>,
+    (commit_id, last): (i64, i64),
+    take: impl FnOnce(&ActivityRef<'_>) -> T,
+) -> rusqlite::Result<T> {
+    // Another process may have written text that is not UTF-8; it is shown as far as it can be.
+    let text = |i: usize| -> rusqlite::Result<Option<std::borrow::Cow<'_, str>>> {
+        Ok(match row.get_ref(i)? {
+            ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(String::from_utf8_lossy(bytes)),
+            ValueRef::Integer(number) => Some(number.to_string().into()),
+            _ => None,
+        })
+    };
+    let broken = |i: usize| rusqlite::Error::InvalidColumnType(i, "activities".into(), Type::Null);
+    let seq = Seq::from_i64(row.get(0)?).ok_or_else(|| broken(0))?;
+    let action = text(1)?.and_then(|word| Action::from_log(&word)).ok_or_else(|| broken(1))?;
+    let (entity_type, entity_id) = (text(2)?.unwrap_or_default(), text(3)?.unwrap_or_default());
+    let (organization_id, transaction_id, client_id) = (text(4)?, text(5)?, text(6)?);
+    let payload = |i| Ok::<_, rusqlite::Error>(bytes(row, i)?.map(payload::json));
+    let (changed_keys, value, previous_values, created_at) =
+        (text(7)?, payload(8)?, payload(9)?, text(12)?.unwrap_or_default());
+    Ok(take(&ActivityRef {
+        seq,
+        action,
+        entity_type: &entity_type,
+        entity_id: &entity_id,
+        organization_id: organization_id.as_deref(),
+        transaction_id: transaction_id.as_deref(),
+        client_id: client_id.as_deref(),
+        changed_keys: changed_keys.as_deref(),
+        value: value.as_deref(),
+        previous_values: previous_values.as_deref(),
+        commit_id,
+        last: Last::from_log(last),
+        created_at: &created_at,
+    }))
+}
+
+/// The feeds that together make up a stream; none where it is not made of feeds.
+fn feeds(connection: &Connection, stream: &Selector) -> rusqlite::Result<Option<Vec<i64>>> {
+    let Some(scope) = &stream.scope else { return Ok(None) };
+    connection
+        .prepare_cached("SELECT id FROM bourn_feeds WHERE scope = ?1 AND (?2 IS NULL OR entity_type = ?2)")?
+        .query_map(rusqlite::params![scope.as_str(), stream.entity_type.as_deref()], |row| row.get(0))?
+        .collect::<Result<Vec<i64>, _>>()
+        .map(Some)
+}
+
+/// The place of the last activity of a stream.
+pub(in super::super) fn stream_tail(view: &View<'_>, stream: &Selector) -> rusqlite::Result<Seq> {
+    let (connection, newest_first) = (view.snapshot, "ORDER BY seq DESC LIMIT 1");
+    let newest = |condition: &str, value: &[&dyn ToSql]| -> rusqlite::Result<Seq> {
+        let sealed = view.sealed.as_i64();
+        let value = [&[&sealed as &dyn ToSql], value].concat();
+        let mut statement = connection.prepare_cached(&format!(
+            "SELECT seq FROM activities WHERE {condition} seq <= ?1 {newest_first}"
+        ))?;
+        let value = value.as_slice();
+        let mut rows = statement.query(value)?;
+        Ok(rows.next()?.map(|row| row.get(0)).transpose()?.and_then(Seq::from_i64).unwrap_or_default())
+    };
+    match (feeds(connection, stream)?, &stream.entity_type) {
+        (Some(feeds), _) => {
+            let mut tail = Seq::ZERO;
+            for feed in feeds {
+                tail = tail.max(newest("feed_id = ?2 AND", &[&feed])?);
+            }
+            Ok(tail)
+        }
+        (None, Some(name)) => newest("entity_type = ?2 AND", &[&&**name]),
+        (None, None) => newest("", &[]),
+    }
+    .and_then(|tail| Ok(tail.max(kept(view, stream)?.horizon)))
+}
+
+/// What a stream does not keep.
+pub(in super::super) fn kept(view: &View<'_>, stream: &Selector) -> rusqlite::Result<Kept> {
+    let connection = view.snapshot;
+    let horizon: Option<i64> = match (&stream.scope, &stream.entity_type) {
+        (Some(scope), name) => connection
+            .prepare_cached(
+                "SELECT max(horizon) FROM bourn_feeds WHERE scope = ?1 AND (?2 IS NULL OR entity_type = ?2)",
+            )?
+            .query_row(rusqlite::params![scope.as_str(), name.as_deref()], |row| row.get(0))?,
+        (None, Some(name)) => connection
+            .prepare_cached("SELECT max(horizon) FROM bourn_feeds WHERE entity_type = ?1")?
+            .query_row([&**name], |row| row.get(0))?,
+        (None, None) => {
+            connection.prepare_cached("SELECT horizon FROM bourn_log")?.query_row([], |row| row.get(0))?
+        }
+    };
+    let horizon = horizon.and_then(Seq::from_i64).unwrap_or_default();
+    Ok(Kept { version: view.version, horizon, lost: false, spans: false, gap: None })
+}
+
+/// Gives the chunk what follows its position, until it is done or the stream ends.
+pub(in super::super) fn fill(
+    view: &View<'_>,
+    stream: &Selector,
+    mut chunk: ChunkBuilder,
+) -> rusqlite::Result<ChunkBuilder> {
+    let feeds = feeds(view.snapshot, stream)?;
+    let sealed = view.sealed.as_i64();
+    loop {
+        let after = chunk.position();
+        let (rows, done) = match (&feeds, &stream.entity_type) {
+            (Some(feeds), _) => match feeds.as_slice() {
+                [] => return Ok(chunk),
+                [feed] => fill_from(view, "feed_id = ?3 AND", &[&after.as_i64(), &sealed, feed], &mut chunk)?,
+                feeds => fill_merged(view, feeds, after, &mut chunk)?,
+            },
+            (None, Some(name)) => {
+                fill_from(view, "entity_type = ?3 AND", &[&after.as_i64(), &sealed, &&**name], &mut chunk)?
+            }
+            (None, None) => fill_from(view, "", &[&after.as_i64(), &sealed], &mut chunk)?,
+        };
+        if done || rows < FILL_ROWS {
+            return Ok(chunk);
+        }
+    }
+}
+
+/// Reads once; gives how many rows there were and whether the chunk is done.
+fn fill_from(
+    view: &View<'_>,
+    condition: &str,
+    values: &[&dyn ToSql],
+    chunk: &mut ChunkBuilder,
+) -> rusqlite::Result<(usize, bool)> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM activities WHERE {condition} seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT {FILL_ROWS}"
+    );
+    let mut statement = view.snapshot.prepare_cached(&sql)?;
+    push_all(view, statement.query(values)?, chunk)
+}
+
+/// Gives the chunk these rows; gives how many it took and whether it is done.
+fn push_all(
+    view: &View<'_>,
+    mut rows: Rows<'_>,
+    chunk: &mut ChunkBuilder,
+) -> rusqlite::Result<(usize, bool)> {
+    let mut count = 0;
+    while let Some(row) = rows.next()? {
+        count += 1;
+        if with_ref(row, view.ends(row)?, |activity| chunk.push(activity))? == Feed::Done {
+            return Ok((count, true));
+        }
+    }
+    Ok((count, false))
+}
+
+/// Reads once from several feeds, in the order of the log: each is read by its own index, as far as the
+/// furthest of them could matter.
+fn fill_merged(
+    view: &View<'_>,
+    feeds: &[i64],
+    after: Seq,
+    chunk: &mut ChunkBuilder,
+) -> rusqlite::Result<(usize, bool)> {
+    let one = "SELECT * FROM (SELECT seq AS place FROM activities WHERE feed_id = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?)";
+    let union = vec![one; feeds.len()].join(" UNION ALL ");
+    let sql = format!(
+        "SELECT {COLUMNS} FROM ({union} ORDER BY place LIMIT {FILL_ROWS}) CROSS JOIN activities ON seq = place ORDER BY place"
+    );
+    let limit = i64::try_from(FILL_ROWS).unwrap_or(i64::MAX);
+    let values = feeds.iter().flat_map(|&feed| [feed, after.as_i64(), view.sealed.as_i64(), limit]);
+    let mut statement = view.snapshot.prepare_cached(&sql)?;
+    push_all(view, statement.query(rusqlite::params_from_iter(values))?, chunk)
+}
+
+/// The activities after a place, in order, within limits.
+pub(in super::super) fn follow(
+    view: &View<'_>,
+    after: Seq,
+    most_rows: usize,
+    most_bytes: usize,
+) -> rusqlite::Result<Gained> {
+    let epoch = view.version.epoch;
+    let sql = format!("SELECT {COLUMNS} FROM activities WHERE seq > ?1 AND seq <= ?2 ORDER BY seq");
+    let mut statement = view.snapshot.prepare_cached(&sql)?;
+    let mut rows = statement.query([after.as_i64(), view.sealed.as_i64()])?;
+    let (mut activities, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        let activity = with_ref(row, view.ends(row)?, Activity::of)?;
+        bytes += activity.row_bytes();
+        activities.push(activity);
+        if activities.len() >= most_rows || bytes >= most_bytes {
+            return Ok(Gained { activities, cut: true, epoch, lost: false });
+        }
+    }
+    Ok(Gained { activities, cut: false, epoch, lost: after > view.sealed })
+}
+
+/// The activities that match, newest first.
+pub(in super::super) fn query(view: &View<'_>, query: &ActivityQuery) -> rusqlite::Result<Vec<Activity>> {
+    let connection = view.snapshot;
+    let mut conditions = vec![format!("seq <= {}", view.sealed.as_i64())];
+    let mut values: Vec<Arc<dyn ToSql>> = Vec::new();
+    let mut given = |column: &str, operator: &str, value: Option<String>| {
+        if let Some(value) = value {
+            values.push(Arc::new(value));
+            conditions.push(format!("{column} {operator} ?{}", values.len()));
+        }
+    };
+    given("transaction_id", "=", query.transaction_id.as_ref().map(ToString::to_string));
+    given("client_id", "=", query.client_id.as_ref().map(ToString::to_string));
+    given("entity_id", "=", query.entity_id.as_ref().map(ToString::to_string));
+    // A narrower index is there: `+` keeps the planner from taking the type's.
+    let narrowed = query.transaction_id.is_some() || query.client_id.is_some() || query.entity_id.is_some();
+    given(if narrowed { "+entity_type" } else { "entity_type" }, "=", query.entity_type.clone());
+    if narrowed {
+        given("organization_id", "=", query.organization_id.as_ref().map(ToString::to_string));
+    }
+    if let Some(before) = query.before {
+        values.push(Arc::new(before.as_i64()));
+        conditions.push(format!("seq < ?{}", values.len()));
+    }
+    // An activity does not show the row itself; what has left the streams has left the rest of its payload, too.
+    let columns = COLUMNS.replace(" value,", " NULL,");
+    let bare = columns.replace(" previous_values,", " NULL,").replace(" last,", " 0,");
+    let read = |columns: &str, table: &str, condition: &str| -> rusqlite::Result<Vec<Activity>> {
+        let sql = format!(
+            "SELECT {columns} FROM {table} WHERE {condition} ORDER BY seq DESC LIMIT {}",
+            query.limit
+        );
+        let values: Vec<&dyn ToSql> = values.iter().map(|value| &**value).collect();
+        let mut statement = connection.prepare_cached(&sql)?;
+        let mut rows = statement.query(values.as_slice())?;
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.next()? {
+            let activity = with_ref(row, view.ends(row)?, Activity::of)?;
+            bytes += activity.row_bytes();
+            found.push(activity);
+            if bytes > ANSWER_MAX_BYTES {
+                break;
+            }
+        }
+        Ok(found)
+    };
+    let conditions = conditions.join(" AND ");
+    let mut found = match query.organization_id.clone().filter(|_| !narrowed) {
+        None => {
+            let mut found = read(&columns, "activities", &conditions)?;
+            found.extend(read(&bare, "bourn_audit", &conditions)?);
+            found
+        }
+        Some(scope) => {
+            let of_scope = format!("{conditions} AND organization_id = {}", literal(scope.as_str()));
+            let mut found = read(&bare, "bourn_audit", &of_scope)?;
+            // A scope's newest activities are the newest of its feeds, one index seek each.
+            let stream = Selector {
+                kind: bourn_protocol::MessageKind::Activity,
+                entity_type: query.entity_type.as_deref().map(Arc::from),
+                scope: Some(scope),
+            };
+            let conditions = conditions.replace("entity_type", "+entity_type");
+            for feed in feeds(connection, &stream)?.unwrap_or_default() {
+                found.extend(read(&columns, "activities", &format!("feed_id = {feed} AND {conditions}"))?);
+            }
+            found
+        }
+    };
+    found.sort_by_key(|activity| std::cmp::Reverse(activity.seq));
+    found.truncate(query.limit);
+    Ok(found)
+}
+
+/// What became of a transaction.
+pub(in super::super) fn transaction(
+    view: &View<'_>,
+    id: &TransactionId,
+) -> rusqlite::Result<TransactionState> {
+    let connection = view.snapshot;
+    let logged: Option<i64> = connection
+        .prepare_cached(
+            "SELECT max(seq) FROM (SELECT max(seq) AS seq FROM activities WHERE transaction_id = ?1 AND seq <= ?2 \
+             UNION ALL SELECT max(seq) FROM bourn_audit WHERE transaction_id = ?1)",
+        )?
+        .query_row(params![id.as_str(), view.sealed.as_i64()], |row| row.get(0))?;
+    if let Some(seq) = logged.and_then(Seq::from_i64) {
+        return Ok(TransactionState::Confirmed(seq));
+    }
+    // It may have changed nothing that the log shows; then it is confirmed once the log has come so far.
+    match ledger::place(connection, id)? {
+        Some(place) if place <= view.sealed => Ok(TransactionState::Confirmed(place)),
+        Some(_) => Ok(TransactionState::Accepted),
+        None => {
+            let pending = "SELECT 1 FROM activities WHERE transaction_id = ?1 LIMIT 1";
+            Ok(match connection.prepare_cached(pending)?.exists([id.as_str()])? {
+                true => TransactionState::Accepted,
+                false => TransactionState::Unknown,
+            })
+        }
+    }
+}

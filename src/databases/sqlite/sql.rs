@@ -1,0 +1,142 @@
+//! SQL text: quoting, and expressions that stand in the triggers (which run inside any process that writes the file, in
+//! whatever SQLite that brings) and in our own reads alike.
+
+use bourn_protocol::limits::KEY_MAX_BYTES;
+use rusqlite::Row;
+use rusqlite::types::ValueRef;
+
+use crate::feed::entity::{EntityType, TableSchema};
+
+/// A name, quoted.
+pub(super) fn ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text literal.
+pub(super) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// `alias.column`, quoted.
+pub(super) fn field(alias: &str, column: &str) -> String {
+    format!("{alias}.{}", ident(column))
+}
+
+/// A finite number as text: the shortest of 15, 16 and 17 digits that gives the number back.
+fn real_text(x: &str) -> String {
+    let digits = |n: u8| format!("printf('%!.{n}g', {x})");
+    format!(
+        "CASE WHEN CAST({a} AS REAL) = {x} THEN {a} WHEN CAST({b} AS REAL) = {x} THEN {b} ELSE {c} END",
+        a = digits(15),
+        b = digits(16),
+        c = digits(17)
+    )
+}
+
+/// The row's key as text. Of the keys that are [`nameable`] no two have the same text.
+pub(super) fn key_text(entity: &EntityType, schema: &TableSchema, alias: &str) -> String {
+    let x = field(alias, &entity.key);
+    match schema.column(&entity.key).is_some_and(|column| column.rowid || column.never_number) {
+        // The cast alone would compare under the column's own collation.
+        true => format!("(CAST({x} AS TEXT)||'')"),
+        false => format!("CASE typeof({x}) WHEN 'real' THEN {} ELSE CAST({x} AS TEXT) END", real_text(&x)),
+    }
+}
+
+/// Whether the row's key can be told as text and asked for by it: a number, or text in UTF-8 of bounded length. SQLite
+/// keeps bytes, infinite numbers and broken text in any column; the rows of such keys are left out, and counted.
+pub(super) fn nameable(entity: &EntityType, alias: &str) -> String {
+    let x = field(alias, &entity.key);
+    // Text beyond ASCII is compared character by character with what its code points give: what is not UTF-8 differs.
+    let utf8 = format!(
+        "NOT EXISTS (WITH RECURSIVE at(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM at WHERE i < length({x})) SELECT 1 FROM at \
+         WHERE CAST(substr({x}, i, 1) AS BLOB) <> CAST(char(unicode(substr({x}, i, 1))) AS BLOB))"
+    );
+    format!(
+        "CASE typeof({x}) WHEN 'integer' THEN 1 WHEN 'text' THEN length(CAST({x} AS BLOB)) BETWEEN 1 AND {KEY_MAX_BYTES} \
+         AND instr(CAST({x} AS BLOB), x'00') = 0 AND (NOT {x} GLOB '*[^ -~]*' OR {utf8}) \
+         WHEN 'real' THEN abs({x}) < 9e999 ELSE 0 END"
+    )
+}
+
+/// The row's scope as text, or NULL; bytes are no scope.
+pub(super) fn scope_text(entity: &EntityType, schema: &TableSchema, alias: &str) -> String {
+    let Some(column) = &entity.scope else { return "NULL".into() };
+    let x = field(alias, column);
+    match schema.column(column).is_some_and(|column| column.never_number) {
+        true => format!("CASE typeof({x}) WHEN 'text' THEN {x} END"),
+        false => format!(
+            "CASE typeof({x}) WHEN 'blob' THEN NULL WHEN 'real' THEN {} ELSE CAST({x} AS TEXT) END",
+            real_text(&x)
+        ),
+    }
+}
+
+/// Whether the row is to be seen: it has a key that can be told, and is not deleted softly.
+pub(super) fn visible(entity: &EntityType, schema: &TableSchema, alias: &str) -> String {
+    let named = match schema.column(&entity.key).is_some_and(|column| column.rowid) {
+        true => format!("{} IS NOT NULL", field(alias, &entity.key)),
+        false => nameable(entity, alias),
+    };
+    match schema.kept.deleted_at {
+        Some(_) => format!("({named} AND {})", shown(schema, alias)),
+        None => format!("({named})"),
+    }
+}
+
+/// Whether the row is not deleted softly.
+pub(super) fn shown(schema: &TableSchema, alias: &str) -> String {
+    match &schema.kept.deleted_at {
+        Some(column) => format!("{} IS NULL", field(alias, column)),
+        None => "1".into(),
+    }
+}
+
+/// One of the ids in the row's `transactions`, or NULL. Ids have no white space. They are found in the text, because the
+/// functions for JSON are forbidden to triggers where a writer distrusts the schema, up to SQLite 3.40; an id that JSON
+/// would escape is not found.
+pub(super) fn transaction_of(schema: &TableSchema, alias: &str, action: &str) -> String {
+    let Some(column) = &schema.kept.transactions else { return "NULL".into() };
+    let x = field(alias, column);
+    format!(
+        "(SELECT substr(i, 1, instr(i, '\"') - 1) FROM (SELECT substr(x, instr(x, s) + length(s)) i FROM \
+         (SELECT replace({x}, ' ', '') x, '\"{action}\":\"' s) WHERE instr(x, s)) WHERE instr(i, '\"') > 1 \
+         AND NOT instr(substr(i, 1, instr(i, '\"')), '\\'))"
+    )
+}
+
+/// Whether JSON writes the id as it is.
+pub(super) fn is_plain(id: &str) -> bool {
+    !id.contains(['"', '\\'])
+}
+
+/// A column's bytes, as they are.
+pub(super) fn bytes<'a>(row: &'a Row<'_>, i: usize) -> rusqlite::Result<Option<&'a [u8]>> {
+    Ok(match row.get_ref(i)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(bytes),
+        _ => None,
+    })
+}
+
+/// A column's text; what is not UTF-8 in it (another process may have written anything) is shown as far as it can
+/// be.
+pub(super) fn lossy(row: &Row<'_>, i: usize) -> rusqlite::Result<Option<String>> {
+    Ok(match row.get_ref(i)? {
+        ValueRef::Null => None,
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        ValueRef::Integer(number) => Some(number.to_string()),
+        ValueRef::Real(number) => Some(number.to_string()),
+    })
+}
+
+/// The condition that picks a row by its key as text. The second half refuses what only an affinity would
+/// take for the same key, such as `05` for 5.
+pub(super) fn by_key(entity: &EntityType, schema: &TableSchema, place: &str) -> String {
+    let table = ident(&entity.table);
+    let alias = if place == "?1" { "t" } else { table.as_str() };
+    let column = field(alias, &entity.key);
+    match place {
+        "?1" => format!("{column} = ?1 AND {} = ?1 COLLATE BINARY", key_text(entity, schema, alias)),
+        _ => format!("{column} = ? COLLATE BINARY"),
+    }
+}

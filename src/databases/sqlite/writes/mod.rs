@@ -1,0 +1,32 @@
+//! Mutations: done once, inside the writer's transaction, and undone. Here is what they are done with.
+
+mod expect;
+pub(super) mod mutate;
+mod rollback;
+
+use bourn_protocol::{ClientId, TransactionId};
+use rusqlite::Connection;
+use rusqlite::types::Value as Sql;
+
+use crate::feed::entity::{Catalog, Column};
+
+/// A value that a column is set to: the parameter, and the expression that takes it.
+struct Set<'a> {
+    column: &'a Column,
+    source: &'static str,
+    value: Sql,
+}
+
+impl<'a> Set<'a> {
+    fn new(column: &'a Column, value: Sql) -> Set<'a> {
+        Set { column, source: "?", value }
+    }
+}
+
+/// What mutations are done with.
+struct Context<'a> {
+    connection: &'a Connection,
+    catalog: &'a Catalog,
+    transaction: &'a TransactionId,
+    client: Option<&'a ClientId>,
+}

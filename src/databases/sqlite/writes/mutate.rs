@@ -1,0 +1,395 @@
+//! Mutations as SQL: one row made, changed or deleted, inside the writer's transaction. Capture sees them as it
+//! sees any other writer's.
+
+use bourn_protocol::{ClientId, EntityKey, Seq, TransactionId};
+use bytes::Bytes;
+use rusqlite::types::Value as Sql;
+use rusqlite::{Connection, OptionalExtension, params_from_iter};
+
+use super::{Context, Set, rollback};
+use crate::databases::sqlite::error;
+use crate::databases::sqlite::file::sequencer;
+use crate::databases::sqlite::ledger::{self, Done};
+use crate::databases::sqlite::payload::{self, bind};
+use crate::databases::sqlite::sql::{by_key, bytes, ident, is_plain, key_text, lossy, transaction_of};
+use crate::feed::entity::{Catalog, ColumnKind, Columns, EntityType, TableSchema};
+use crate::feed::{Mutation, Operation, WriteError, Written, undo};
+use crate::storage_error::StorageError;
+
+/// The row is not there after it was written.
+const REFUSED: WriteError =
+    WriteError::Constraint("a trigger of the database refuses the row without saying so");
+/// Characters of a key that the server makes up.
+const MADE_KEY_LENGTH: usize = 21;
+
+/// Does a mutation that was not done before, or says what became of it. `before` is the head of the log.
+pub(in super::super) fn apply(
+    connection: &Connection,
+    catalog: &Catalog,
+    mutation: &Mutation,
+    before: Seq,
+    ledger_expires: i64,
+) -> Result<(Written, Seq), WriteError> {
+    let context = Context {
+        connection,
+        catalog,
+        transaction: &mutation.transaction_id,
+        client: mutation.client_id.as_ref(),
+    };
+    let fingerprint = mutation.fingerprint();
+    if let Some(entry) = ledger::find(connection, &mutation.transaction_id).map_err(|e| error::write(&e))? {
+        if entry.fingerprint != fingerprint {
+            return Err(WriteError::Reused);
+        }
+        return context.repeated(&entry).map(|written| (written, before));
+    }
+    // The ledger forgets; the log knows an id for as long as it has what was done under it.
+    let logged = ledger::logged(connection, &mutation.transaction_id).map_err(|e| error::write(&e))?;
+    if !logged.is_empty() {
+        let change = logged.into_iter().find(|change| change.may_be_of(&mutation.operation));
+        let entry = ledger::Entry::of(change.ok_or(WriteError::Reused)?, &mutation.operation);
+        return context.repeated(&entry).map(|written| (written, before));
+    }
+    let mut done = match &mutation.operation {
+        Operation::Create { entity, key, columns } => {
+            context.create(entity, key.as_ref(), columns, before)?
+        }
+        Operation::Update { entity, key, columns, expected } => {
+            context.update(entity, key, columns, expected.as_ref(), before)?
+        }
+        Operation::Delete { entity, key, expected } => context.delete(entity, key, expected.as_ref())?,
+        Operation::Rollback { target, cascade } => rollback::undo(&context, target, *cascade)?,
+    };
+    done.head = sequencer::head(connection).map_err(|e| error::write(&e))?;
+    ledger::record(connection, mutation, fingerprint, &done, ledger_expires).map_err(|e| error::write(&e))?;
+    let written = Written { repeated: false, row: done.row, key: Some(done.key), undone: done.undone };
+    Ok((written, done.head))
+}
+
+/// The columns of an entity type's table, or a storage error with the reason there are none.
+fn schema_of(entity: &EntityType) -> Result<std::sync::Arc<TableSchema>, WriteError> {
+    entity.schema().map_err(|reason| WriteError::Storage(StorageError::Entity(reason)))
+}
+
+impl Context<'_> {
+    fn create(
+        &self,
+        entity: &EntityType,
+        key: Option<&EntityKey>,
+        columns: &Columns,
+        before: Seq,
+    ) -> Result<Done, WriteError> {
+        let schema = schema_of(entity)?;
+        let mut names = Vec::new();
+        let mut values = Vec::new();
+        let mut set = |name: &str, value: Sql| {
+            names.push(ident(name));
+            values.push(value);
+        };
+        let key_kind = schema.column(&entity.key).map_or(ColumnKind::Any, |column| column.kind);
+        let key = match key {
+            Some(key) => Some(key.as_str().to_owned()),
+            None if key_kind == ColumnKind::Integer => None,
+            None => Some(bourn_protocol::ids::random_text(MADE_KEY_LENGTH)),
+        };
+        if let Some(key) = &key {
+            if self.exists(entity, &schema, key)? {
+                return Err(WriteError::AlreadyExists(key.clone()));
+            }
+            set(&entity.key, Sql::Text(key.clone()));
+        }
+        for (name, value) in columns.iter().filter(|(name, _)| *name != entity.key) {
+            if let Some(column) = schema.column(name) {
+                set(name, bind(column, value));
+            }
+        }
+        let now = self.now()?;
+        let kept = &schema.kept;
+        if let Some(name) = &kept.transactions {
+            set(name, Sql::Text(undo::stamp(Some(self.transaction.as_str()), None)));
+        }
+        if let Some(name) = &kept.last_client_id {
+            set(name, text_or_null(self.client.map(ClientId::as_str)));
+        }
+        if let Some(name) = kept.created_at.as_ref().filter(|name| !columns.has(name)) {
+            set(name, Sql::Text(now.clone()));
+        }
+        let required = |name: &str| schema.column(name).is_some_and(|column| column.required);
+        if let Some(name) = kept.modified_at.as_ref().filter(|name| required(name)) {
+            set(name, Sql::Text(now));
+        }
+        let places = vec!["?"; values.len()].join(", ");
+        let into = match names.is_empty() {
+            true => format!("INSERT INTO {} DEFAULT VALUES", ident(&entity.table)),
+            false => format!("INSERT INTO {} ({}) VALUES ({places})", ident(&entity.table), names.join(", ")),
+        };
+        // What is returned is the row itself, whatever triggers insert beside it.
+        let sql = format!("{into} RETURNING {}", key_text(entity, &schema, &ident(&entity.table)));
+        let mut made = None;
+        self.in_context(self.needs_context(&schema), || {
+            made = self.returned(&sql, values)?;
+            Ok(())
+        })?;
+        let made = made.ok_or(REFUSED)?;
+        if key.is_some_and(|key| key != made) {
+            return Err(WriteError::Constraint(
+                "the column of the id keeps numbers, and would keep this id as another text: write the number as it is \
+                 kept (12 for 0012, 100000 for 1e5), or declare the column as TEXT",
+            ));
+        }
+        self.done(entity, &schema, &made, before)
+    }
+
+    fn update(
+        &self,
+        entity: &EntityType,
+        key: &EntityKey,
+        columns: &Columns,
+        expected: Option<&TransactionId>,
+        before: Seq,
+    ) -> Result<Done, WriteError> {
+        let schema = schema_of(entity)?;
+        self.expect(entity, &schema, key, expected)?;
+        let sets: Vec<Set<'_>> = columns
+            .iter()
+            .filter(|(name, _)| *name != entity.key)
+            .filter_map(|(name, value)| {
+                schema.column(name).map(|column| Set::new(column, bind(column, value)))
+            })
+            .collect();
+        self.set(entity, &schema, key.as_str(), &sets, "update")?;
+        self.done(entity, &schema, key.as_str(), before)
+    }
+
+    fn delete(
+        &self,
+        entity: &EntityType,
+        key: &EntityKey,
+        expected: Option<&TransactionId>,
+    ) -> Result<Done, WriteError> {
+        let schema = schema_of(entity)?;
+        self.expect(entity, &schema, key, expected)?;
+        let row = self.remove(entity, &schema, key.as_str())?;
+        Ok(Done { entity_type: entity.name.to_string(), key: key.to_string(), row, ..Done::default() })
+    }
+
+    /// Sets columns of a row, and with them its transaction, client and time.
+    pub(in super::super) fn set(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+        sets: &[Set<'_>],
+        action: &str,
+    ) -> Result<(), WriteError> {
+        let mut parts: Vec<String> =
+            sets.iter().map(|set| format!("{} = {}", ident(&set.column.name), set.source)).collect();
+        let mut values: Vec<Sql> = sets.iter().map(|set| set.value.clone()).collect();
+        let given = |name: &str| sets.iter().any(|set| set.column.name == name);
+        let kept = &schema.kept;
+        if let Some(name) = kept.transactions.as_ref().filter(|name| !given(name)) {
+            let fields = ["insert", "update", "delete"].map(|field| match field == action {
+                true => format!("'{field}', ?"),
+                false => format!("'{field}', {}", transaction_of(schema, &ident(&entity.table), field)),
+            });
+            parts.push(format!("{} = json_object({})", ident(name), fields.join(", ")));
+            values.push(Sql::Text(self.transaction.to_string()));
+        }
+        if let Some(name) = kept.last_client_id.as_ref().filter(|name| !given(name)) {
+            parts.push(format!("{} = ?", ident(name)));
+            values.push(text_or_null(self.client.map(ClientId::as_str)));
+        }
+        if let Some(name) = kept.modified_at.as_ref().filter(|name| !given(name)) {
+            parts.push(format!("{} = ?", ident(name)));
+            values.push(Sql::Text(self.now()?));
+        }
+        if parts.is_empty() {
+            return Ok(());
+        }
+        values.push(Sql::Text(key.to_owned()));
+        let sql = format!(
+            "UPDATE {} SET {} WHERE {}",
+            ident(&entity.table),
+            parts.join(", "),
+            by_key(entity, schema, "?")
+        );
+        self.in_context(self.needs_context(schema), || self.execute(&sql, values))
+    }
+
+    /// Deletes a row, softly where the table can; gives it as it last was.
+    pub(in super::super) fn remove(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+    ) -> Result<Option<Bytes>, WriteError> {
+        let soft = schema.kept.deleted_at.as_deref().and_then(|name| schema.column(name));
+        if let Some(column) = soft {
+            let now = Sql::Text(self.now()?);
+            self.set(entity, schema, key, &[Set::new(column, now)], "delete")?;
+            return self.row(entity, schema, key);
+        }
+        let row = self.row(entity, schema, key)?;
+        let sql = format!("DELETE FROM {} WHERE {}", ident(&entity.table), by_key(entity, schema, "?"));
+        self.in_context(true, || self.execute(&sql, vec![Sql::Text(key.to_owned())]))?;
+        Ok(row)
+    }
+
+    /// Whether a row of this key is there, deleted softly or not.
+    pub(in super::super) fn exists(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+    ) -> Result<bool, WriteError> {
+        let sql = format!("SELECT 1 FROM {} t WHERE {}", ident(&entity.table), by_key(entity, schema, "?1"));
+        self.connection
+            .prepare_cached(&sql)
+            .and_then(|mut statement| statement.exists([key]))
+            .map_err(|e| error::write(&e))
+    }
+
+    pub(in super::super) fn row(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+    ) -> Result<Option<Bytes>, WriteError> {
+        let row = self.payload(entity, schema, key)?;
+        Ok(row.map(|row| Bytes::from(payload::json(&row).into_owned())))
+    }
+
+    /// The row as the log would keep it.
+    pub(in super::super) fn payload(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+    ) -> Result<Option<Vec<u8>>, WriteError> {
+        let sql = format!(
+            "SELECT {} FROM {} t WHERE {}",
+            payload::row(schema, "t"),
+            ident(&entity.table),
+            by_key(entity, schema, "?1")
+        );
+        self.connection
+            .prepare_cached(&sql)
+            .and_then(|mut statement| {
+                statement.query_row([key], |row| Ok(bytes(row, 0)?.map(<[u8]>::to_vec))).optional()
+            })
+            .map(Option::flatten)
+            .map_err(|e| error::write(&e))
+    }
+
+    /// The answer to a create or an update: the row as capture has just written it into the log.
+    fn done(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+        before: Seq,
+    ) -> Result<Done, WriteError> {
+        let logged: Option<Option<String>> = self
+            .connection
+            .prepare_cached(
+                "SELECT value FROM activities WHERE seq > ?1 AND entity_type = ?2 AND entity_id = ?3 \
+                 ORDER BY seq DESC LIMIT 1",
+            )
+            .and_then(|mut statement| {
+                statement
+                    .query_row(rusqlite::params![before.as_i64(), &*entity.name, key], |row| {
+                        payload::row_json(row, 0)
+                    })
+                    .optional()
+            })
+            .map_err(|e| error::write(&e))?;
+        let row = match logged.flatten() {
+            Some(value) => Some(Bytes::from(value)),
+            None => self.row(entity, schema, key)?,
+        };
+        let row = Some(row.ok_or(REFUSED)?);
+        Ok(Done { entity_type: entity.name.to_string(), key: key.to_owned(), row, ..Done::default() })
+    }
+
+    /// The answer to a mutation that was done before: the row as it is, or, where it is gone, as the mutation
+    /// left it.
+    fn repeated(&self, entry: &ledger::Entry) -> Result<Written, WriteError> {
+        let entity = self.catalog.by_name(&entry.entity_type);
+        let mut row = match entity.map(|entity| (entity, entity.schema())) {
+            Some((entity, Ok(schema))) => self.row(entity, &schema, &entry.entity_id)?,
+            _ => None,
+        };
+        if row.is_none() {
+            let sql = "SELECT coalesce(value, previous_values) FROM activities \
+                       WHERE transaction_id = ?1 AND entity_id = ?2 ORDER BY seq DESC LIMIT 1";
+            let logged: Option<Option<String>> = self
+                .connection
+                .prepare_cached(sql)
+                .and_then(|mut s| {
+                    s.query_row([self.transaction.as_str(), &entry.entity_id], |row| {
+                        payload::row_json(row, 0)
+                    })
+                    .optional()
+                })
+                .map_err(|e| error::write(&e))?;
+            row = logged.flatten().map(Bytes::from);
+        }
+        let undone = entry.outcome.as_deref().map(undo::read_outcome).unwrap_or_default();
+        Ok(Written { repeated: true, row, key: Some(entry.entity_id.clone()), undone })
+    }
+
+    pub(in super::super) fn execute(&self, sql: &str, values: Vec<Sql>) -> Result<(), WriteError> {
+        self.connection
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.execute(params_from_iter(values)))
+            .map(|_| ())
+            .map_err(|e| error::write(&e))
+    }
+
+    /// Runs an insertion; gives the text that it returns, if it has inserted a row.
+    fn returned(&self, sql: &str, values: Vec<Sql>) -> Result<Option<String>, WriteError> {
+        let insert = || {
+            let mut statement = self.connection.prepare_cached(sql)?;
+            let mut rows = statement.query(params_from_iter(values))?;
+            let returned = rows.next()?.map(|row| lossy(row, 0)).transpose()?;
+            // To its end: constraints may still refuse it there.
+            while rows.next()?.is_some() {}
+            Ok(returned.flatten())
+        };
+        insert().map_err(|e| error::write(&e))
+    }
+
+    /// Whether a row of the table cannot say which transaction has written it.
+    pub(in super::super) fn needs_context(&self, schema: &TableSchema) -> bool {
+        schema.kept.transactions.is_none() || !is_plain(self.transaction.as_str())
+    }
+
+    /// Runs a statement with the transaction's and the client's ids where triggers find them, if `needed`.
+    pub(in super::super) fn in_context(
+        &self,
+        needed: bool,
+        run: impl FnOnce() -> Result<(), WriteError>,
+    ) -> Result<(), WriteError> {
+        if !needed {
+            return run();
+        }
+        let set = "UPDATE bourn_context SET transaction_id = ?, client_id = ?";
+        let ids =
+            vec![Sql::Text(self.transaction.to_string()), text_or_null(self.client.map(ClientId::as_str))];
+        self.execute(set, ids)?;
+        let done = run();
+        self.execute(set, vec![Sql::Null, Sql::Null])?;
+        done
+    }
+
+    pub(in super::super) fn now(&self) -> Result<String, WriteError> {
+        self.connection
+            .prepare_cached("SELECT strftime('%Y-%m-%dT%H:%M:%fZ', 'now')")
+            .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+            .map_err(|e| error::write(&e))
+    }
+}
+
+fn text_or_null(text: Option<&str>) -> Sql {
+    text.map_or(Sql::Null, |text| Sql::Text(text.to_owned()))
+}

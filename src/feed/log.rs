@@ -1,0 +1,169 @@
+//! The log as its readers need it: activities, questions about them, and the trait of a database that has them.
+
+use async_trait::async_trait;
+use bourn_protocol::chunk::ChunkBuilder;
+use bourn_protocol::{
+    Action, ActivityRef, ClientId, EntityKey, Epoch, Last, Scope, Selector, Seq, TransactionId,
+};
+
+use crate::head::{Head, Version};
+use crate::storage_error::StorageError;
+
+/// What a stream did not keep when it was read, as of the read's own snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// The content of the log that was read.
+    pub version: Version,
+    /// Offsets below this one are gone: a deletion that followed them is not kept any more. The start is not.
+    pub horizon: Seq,
+    /// The place where the read began lies in a part of the log that the database has lost.
+    pub lost: bool,
+    /// What was read spans such a part: another body may have been given out under the same address before.
+    pub spans: bool,
+    /// Where the newest such part ends, if it lies ahead of the place where the read began.
+    pub gap: Option<Seq>,
+}
+
+/// One activity, owned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "field by field the same as ActivityRef, where each is described")]
+pub struct Activity {
+    pub seq: Seq,
+    pub action: Action,
+    pub entity_type: String,
+    pub entity_id: String,
+    pub organization_id: Option<String>,
+    pub transaction_id: Option<String>,
+    pub client_id: Option<String>,
+    pub changed_keys: Option<String>,
+    pub value: Option<String>,
+    pub previous_values: Option<String>,
+    pub commit_id: i64,
+    pub last: Last,
+    pub created_at: String,
+}
+
+impl Activity {
+    /// A copy of a borrowed one.
+    #[must_use]
+    pub fn of(activity: &ActivityRef<'_>) -> Activity {
+        Activity {
+            seq: activity.seq,
+            action: activity.action,
+            entity_type: activity.entity_type.into(),
+            entity_id: activity.entity_id.into(),
+            organization_id: activity.organization_id.map(Into::into),
+            transaction_id: activity.transaction_id.map(Into::into),
+            client_id: activity.client_id.map(Into::into),
+            changed_keys: activity.changed_keys.map(Into::into),
+            value: activity.value.map(Into::into),
+            previous_values: activity.previous_values.map(Into::into),
+            commit_id: activity.commit_id,
+            last: activity.last,
+            created_at: activity.created_at.into(),
+        }
+    }
+
+    /// The bytes of its rows, the one after the change and the one before.
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        length(&self.value) + length(&self.previous_values)
+    }
+
+    /// The same activity, borrowed, as the encoders take it.
+    #[must_use]
+    pub fn as_ref(&self) -> ActivityRef<'_> {
+        ActivityRef {
+            seq: self.seq,
+            action: self.action,
+            entity_type: &self.entity_type,
+            entity_id: &self.entity_id,
+            organization_id: self.organization_id.as_deref(),
+            transaction_id: self.transaction_id.as_deref(),
+            client_id: self.client_id.as_deref(),
+            changed_keys: self.changed_keys.as_deref(),
+            value: self.value.as_deref(),
+            previous_values: self.previous_values.as_deref(),
+            commit_id: self.commit_id,
+            last: self.last,
+            created_at: &self.created_at,
+        }
+    }
+
+    /// The id that a stream calls this activity's transaction by.
+    #[must_use]
+    pub fn txid(&self) -> String {
+        self.transaction_id.clone().unwrap_or_else(|| self.commit_id.to_string())
+    }
+}
+
+/// What the log has gained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gained {
+    /// In the order of the log.
+    pub activities: Vec<Activity>,
+    /// A limit was reached: there may be more, and the last transaction may go on.
+    pub cut: bool,
+    /// The log that was read.
+    pub epoch: Epoch,
+    /// The place lies in a part of the log that the database has lost, or past its head: nothing follows it.
+    pub lost: bool,
+}
+
+/// A question to the history: every given field must match.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ActivityQuery {
+    /// The mutation's id.
+    pub transaction_id: Option<TransactionId>,
+    /// The device.
+    pub client_id: Option<ClientId>,
+    /// The entity type's name.
+    pub entity_type: Option<String>,
+    /// The row's key.
+    pub entity_id: Option<EntityKey>,
+    /// The scope.
+    pub organization_id: Option<Scope>,
+    /// Only activities before this place; for the next page.
+    pub before: Option<Seq>,
+    /// Most activities in the answer.
+    pub limit: usize,
+}
+
+/// What the server knows of a transaction id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TransactionState {
+    /// Nothing.
+    Unknown,
+    /// It is committed, but not yet in the log.
+    Accepted,
+    /// It is in the log; the place is that of its last activity.
+    Confirmed(Seq),
+}
+
+/// The log, for reading.
+#[async_trait]
+pub trait Log: Send + Sync {
+    /// How far the log reaches, as the database has it now.
+    async fn bounds(&self) -> Result<Head, StorageError>;
+
+    /// The place of the last activity in a stream, or its horizon where that is further; zero when it has neither.
+    async fn stream_tail(&self, stream: &Selector) -> Result<Head, StorageError>;
+
+    /// Gives the chunk what follows its position, until it is done or the log ends; and says what the stream did not
+    /// keep then, or a moment later.
+    async fn fill(
+        &self,
+        stream: &Selector,
+        chunk: ChunkBuilder,
+    ) -> Result<(ChunkBuilder, Kept), StorageError>;
+
+    /// The activities after a place, in order: at most `rows`, and no more once their rows have `bytes`.
+    async fn follow(&self, after: Seq, rows: usize, bytes: usize) -> Result<Gained, StorageError>;
+
+    /// The activities that match, newest first.
+    async fn activities(&self, query: &ActivityQuery) -> Result<Vec<Activity>, StorageError>;
+
+    /// What became of a transaction.
+    async fn transaction(&self, id: &TransactionId) -> Result<TransactionState, StorageError>;
+}

@@ -1,0 +1,111 @@
+//! `/v1/activities`: the history as queries, and as a stream.
+
+use bourn_protocol::query::{InvalidQuery, Query, StreamRead};
+use bourn_protocol::{
+    ClientId, EntityKey, ErrorCode, MessageKind, Offset, Scope, Selector, TransactionId, Wording, limits,
+};
+use http::{Request, StatusCode};
+
+use super::{FeedContext, changes};
+use crate::feed::ActivityQuery;
+use crate::http::respond::Build;
+use crate::http::{ApiError, Reply, intake};
+
+/// `GET /v1/activities`: a query, or with an offset the stream.
+pub(in crate::http) async fn read<B>(feed: &FeedContext, request: &Request<B>) -> Result<Reply, ApiError> {
+    let query = intake::query(request)?;
+    match stream_of(feed, &query)? {
+        Some((stream, read)) => changes::serve(feed, stream, read, request).await,
+        None => history(feed, &history_query(feed, &query)?).await,
+    }
+}
+
+/// `HEAD /v1/activities`: where the stream's tail is.
+pub(in crate::http) async fn head<B>(feed: &FeedContext, request: &Request<B>) -> Result<Reply, ApiError> {
+    let query = intake::query(request)?;
+    match stream_of(feed, &query)? {
+        Some((stream, read)) => changes::metadata(feed, &stream, Some(read), request).await,
+        None => {
+            history_query(feed, &query)?;
+            changes::metadata(feed, &selector(feed, &query)?, None, request).await
+        }
+    }
+}
+
+/// The stream that the parameters ask for, and how it is to be read; none where they ask for a query.
+fn stream_of(feed: &FeedContext, query: &Query) -> Result<Option<(Selector, StreamRead)>, ApiError> {
+    let Some(read) = StreamRead::parse(query)? else { return Ok(None) };
+    query.only(&["offset", "live", "cursor", "entityType", "organizationId"])?;
+    Ok(Some((selector(feed, query)?, read)))
+}
+
+fn selector(feed: &FeedContext, query: &Query) -> Result<Selector, ApiError> {
+    let entity_type = match query.get("entityType")? {
+        None => None,
+        Some(name) => Some(entity_type(feed, name)?.into()),
+    };
+    let scope = query.get("organizationId")?.map(Scope::new).transpose()?;
+    Ok(Selector { kind: MessageKind::Activity, entity_type, scope })
+}
+
+/// What the parameters ask the history for.
+fn history_query(feed: &FeedContext, query: &Query) -> Result<ActivityQuery, ApiError> {
+    query.only(&[
+        "transactionId",
+        "clientId",
+        "entityType",
+        "entityId",
+        "organizationId",
+        "before",
+        "limit",
+        "offset",
+        "live",
+    ])?;
+    let before = query.get("before")?.map(|text| {
+        let offset: Offset =
+            text.parse().map_err(|_| InvalidQuery::parameter("`before` must be the id of an activity"))?;
+        Ok::<_, InvalidQuery>(offset.seq)
+    });
+    let wanted = ActivityQuery {
+        transaction_id: query.get("transactionId")?.map(TransactionId::new).transpose()?,
+        client_id: query.get("clientId")?.map(ClientId::new).transpose()?,
+        entity_type: query
+            .get("entityType")?
+            .map(|name| entity_type(feed, name).map(str::to_owned))
+            .transpose()?,
+        entity_id: query.get("entityId")?.map(EntityKey::new).transpose()?,
+        organization_id: query.get("organizationId")?.map(Scope::new).transpose()?,
+        before: before.transpose()?,
+        limit: query.number("limit", limits::ACTIVITIES_DEFAULT, 1, limits::ACTIVITIES_MAX)?,
+    };
+    if wanted.entity_id.is_some() && wanted.entity_type.is_none() {
+        let message = "`entityId` needs `entityType`: ids of different types may be the same";
+        return Err(ApiError::new(ErrorCode::InvalidParameter, message));
+    }
+    Ok(wanted)
+}
+
+async fn history(feed: &FeedContext, wanted: &ActivityQuery) -> Result<Reply, ApiError> {
+    let found = feed.log.activities(wanted).await?;
+    let mut body = vec![b'['];
+    for (i, activity) in found.iter().enumerate() {
+        if i > 0 {
+            body.push(b',');
+        }
+        activity.as_ref().encode(
+            Wording { kind: MessageKind::Activity, scoped: false },
+            feed.reader.epoch(),
+            &mut body,
+        );
+    }
+    body.push(b']');
+    Ok(Build::new(StatusCode::OK).no_store().json(body))
+}
+
+fn entity_type<'a>(feed: &'a FeedContext, name: &str) -> Result<&'a str, ApiError> {
+    feed.catalog.by_name(name).map(|entity| &*entity.name).ok_or_else(|| {
+        let known: Vec<&str> = feed.catalog.iter().map(|entity| &*entity.name).collect();
+        let message = format!("there is no such `entityType`; the types are {}", known.join(", "));
+        ApiError::new(ErrorCode::InvalidParameter, &message)
+    })
+}

@@ -1,0 +1,35 @@
+//! The feed of tables over HTTP: lists and rows, the streams of their changes, the history, and transactions.
+
+pub(super) mod activities;
+pub(super) mod changes;
+pub(super) mod entities;
+pub(super) mod transactions;
+
+use std::sync::Arc;
+
+use super::intake::BodyMemory;
+use super::renderers::RenderContext;
+use crate::feed::entity::Catalog;
+use crate::feed::session::LogReader;
+use crate::feed::tail::Tail;
+use crate::feed::{Log, Tables, Writer};
+
+/// What the feed's endpoints work with.
+pub struct FeedContext {
+    /// The streamed tables.
+    pub catalog: Arc<Catalog>,
+    /// The log of changes.
+    pub log: Arc<dyn Log>,
+    /// The rows.
+    pub tables: Arc<dyn Tables>,
+    /// Changes them.
+    pub writer: Arc<dyn Writer>,
+    /// Reads the streams that are derived from the log.
+    pub reader: Arc<LogReader>,
+    /// The live tail, for transactions that are waited for.
+    pub tail: Arc<Tail>,
+    /// Memory for the bodies of requests.
+    pub bodies: BodyMemory,
+    /// How what is read is delivered.
+    pub render: RenderContext,
+}

@@ -1,0 +1,251 @@
+//! The server: opens the database, accepts connections, and shuts down gracefully.
+
+mod connection;
+mod io;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::{Semaphore, broadcast};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::databases::{self, Database, OpenError};
+use crate::feed::entity::{Catalog, EntityType};
+use crate::feed::session::LogReader;
+use crate::feed::tail::Tail;
+use crate::http::feed::FeedContext;
+use crate::http::ops::OpsContext;
+use crate::http::renderers::RenderContext;
+use crate::http::streams::StreamsContext;
+use crate::http::{App, BodyMemory, Gate, HotAnswers};
+use crate::reading::{ChunkCache, chunk_limits};
+use crate::storage_error::StorageError;
+use crate::streams::StreamChange;
+use crate::streams::bells::Bells;
+use crate::streams::session::StreamReader;
+use crate::streams::subscriptions::Subscriptions;
+use crate::tasks::stopping::Stopping;
+use crate::tasks::supervisor::{Supervisor, TaskFailure};
+use crate::telemetry::Metrics;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1_024;
+/// How often histograms are folded.
+const UPKEEP: Duration = Duration::from_secs(1);
+/// Connections that are refused at once: each is given a moment to say what it wants.
+const REFUSALS: usize = 256;
+/// How long to wait after the system had no room for a connection.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// Why the server could not start; the text is for the operator's terminal.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The database was opened and then failed.
+    #[error("the database cannot be read: {0}")]
+    Storage(#[from] StorageError),
+    /// The address could not be bound.
+    #[error("cannot listen on {address}: {error}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The figures could not be set up.
+    #[error("cannot set up the metrics: {0}")]
+    Metrics(String),
+}
+
+/// A server that is ready to accept.
+pub struct Server {
+    listener: TcpListener,
+    app: Arc<App>,
+    tail: Arc<Tail>,
+    bells: Arc<Bells>,
+    changes: [broadcast::Receiver<Arc<[StreamChange]>>; 2],
+    database: Database,
+    supervisor: Supervisor,
+}
+
+impl Server {
+    /// Takes the address, then opens the database, then listens: an address that is taken leaves no trace in the database,
+    /// and no client is let in before there is something to serve.
+    ///
+    /// # Errors
+    /// When either fails.
+    pub async fn start(config: Config) -> Result<Server, StartError> {
+        let supervisor = Supervisor::default();
+        let limits = Arc::new(config.limits);
+        let address = limits.listen.get();
+        let socket = bind(address).map_err(|error| StartError::Bind { address, error })?;
+        let catalog = Arc::new(Catalog::new(&config.entities));
+        let database = databases::open(&limits, catalog.clone(), config.demo, &supervisor).await?;
+        let metrics = Metrics::install().map_err(StartError::Metrics)?;
+        let chunk = chunk_limits(&limits);
+        let (memory, sweep) = (limits.tail_memory.bytes(), limits.tail_sweep.get());
+        let tail = Arc::new(Tail::new(database.log.clone(), &*database.capture, chunk, memory, sweep));
+        let bells = Arc::new(Bells::default());
+        // Listened to before anybody can be let in.
+        let changes = [database.streams.stream_changes(), database.streams.stream_changes()];
+        let listener = socket.listen(BACKLOG).map_err(|error| StartError::Bind { address, error })?;
+        let address = listener.local_addr().unwrap_or(address);
+        let public_url = match limits.public_url.trim_end_matches('/') {
+            "" => format!("http://{address}"),
+            url => url.to_owned(),
+        };
+        let (store, streams) = (database.subscriptions.clone(), database.streams.clone());
+        let head = database.capture.head();
+        let subscriptions = Subscriptions::open(store, streams, head, &public_url, &limits).await?;
+        let stopping = Stopping::default();
+        let render =
+            RenderContext { limits: limits.clone(), metrics: metrics.clone(), stopping: stopping.clone() };
+        let bodies = BodyMemory::new(limits.body_memory);
+        let chunks = Arc::new(ChunkCache::new(limits.chunk_cache.get() / 2));
+        let feed = FeedContext {
+            catalog: catalog.clone(),
+            log: database.log.clone(),
+            tables: database.tables.clone(),
+            writer: database.writer.clone(),
+            reader: Arc::new(LogReader::new(
+                database.log.clone(),
+                &*database.capture,
+                tail.clone(),
+                catalog.clone(),
+                chunks.clone(),
+                chunk,
+            )),
+            tail: tail.clone(),
+            bodies: bodies.clone(),
+            render: render.clone(),
+        };
+        let gate = Gate::new(&limits, address, &public_url);
+        let streams = StreamsContext {
+            streams: database.streams.clone(),
+            reader: Arc::new(StreamReader::new(database.streams.clone(), bells.clone(), chunks, chunk)),
+            subscriptions: Arc::new(subscriptions),
+            uploads: BodyMemory::new(limits.append_memory),
+            bodies,
+            public_url,
+            render,
+        };
+        let ops = OpsContext {
+            log: database.log.clone(),
+            capture: database.capture.clone(),
+            catalog,
+            tail: tail.clone(),
+            metrics: metrics.clone(),
+            stopping: stopping.clone(),
+            supervisor: supervisor.clone(),
+        };
+        let hot = HotAnswers::new(limits.chunk_cache.get() / 2, database.capture.version());
+        let (feed, streams) = (Arc::new(feed), Arc::new(streams));
+        let app = Arc::new(App { feed, streams, ops, gate, hot, limits, metrics, stopping });
+        Ok(Server { listener, app, tail, bells, changes, database, supervisor })
+    }
+
+    /// The address that is listened on; with the port that the system chose, where it was asked to.
+    ///
+    /// # Errors
+    /// When the system cannot tell.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// The entity types that cannot be served now, each with the reason.
+    #[must_use]
+    pub fn unavailable(&self) -> Vec<(Arc<str>, String)> {
+        let reason = |entity: &Arc<EntityType>| Some((entity.name.clone(), entity.schema().err()?));
+        self.app.feed.catalog.iter().filter_map(reason).collect()
+    }
+
+    /// Serves until `stop` fires or a background task fails, then lets what is under way end: live readers get a last event,
+    /// requests their answers, queued writes their commit. What is not done by the shutdown timeout is cut off.
+    ///
+    /// # Errors
+    /// When it stopped because a background task failed.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), TaskFailure> {
+        let Server { listener, app, tail, bells, changes, database, supervisor } = self;
+        let stopping = app.stopping.clone();
+        let background = TaskTracker::new();
+        let ended = CancellationToken::new();
+        let [to_bells, to_subscriptions] = changes;
+        let (following, ringing, watching, upkeep) =
+            (ended.clone(), ended.clone(), ended.clone(), ended.clone());
+        let subscriptions = app.streams.subscriptions.clone();
+        background.spawn(supervisor.watch("subscriptions", subscriptions.run(to_subscriptions, watching)));
+        background.spawn(supervisor.watch("tail", async move { tail.run(following).await }));
+        background.spawn(supervisor.watch("bells", async move { bells.run(to_bells, ringing).await }));
+        let metrics = app.metrics.clone();
+        background.spawn(supervisor.watch("metrics", async move {
+            while tokio::time::timeout(UPKEEP, upkeep.cancelled()).await.is_err() {
+                metrics.upkeep();
+            }
+        }));
+        let connections = TaskTracker::new();
+        let failure = tokio::select! {
+            () = accept(&listener, &app, &connections, &stop) => None,
+            failure = supervisor.failed() => Some(failure),
+        };
+        supervisor.stopping();
+        // Closed at once, so that a supervisor may start the next server on the same address.
+        drop(listener);
+        stopping.give();
+        connections.close();
+        let timeout = app.limits.shutdown_timeout.get();
+        if tokio::time::timeout(timeout, connections.wait()).await.is_err() {
+            tracing::warn!(left = connections.len(), "connections are cut off: they did not end in time");
+        }
+        if tokio::time::timeout(timeout, database.writer.close()).await.is_err() {
+            tracing::warn!("writes are left undone: the database does not take them");
+        }
+        ended.cancel();
+        background.close();
+        background.wait().await;
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+/// Takes an address without listening on it yet.
+fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // What is left of the last server's connections must not keep the next one from starting.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+async fn accept(listener: &TcpListener, app: &Arc<App>, connections: &TaskTracker, stop: &CancellationToken) {
+    let places = Arc::new(Semaphore::new(app.limits.connections));
+    let refusals = Arc::new(Semaphore::new(REFUSALS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => match places.clone().try_acquire_owned() {
+                Ok(place) => {
+                    connections.spawn(connection::serve(stream, app.clone(), place));
+                }
+                // More than that are closed without a word.
+                Err(_) => {
+                    if let Ok(place) = refusals.clone().try_acquire_owned() {
+                        connections.spawn(connection::refuse(stream, app.clone(), place));
+                    }
+                }
+            },
+            Err(error) => {
+                // Out of file descriptors, most likely: what is open goes on, new ones wait.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
