@@ -66,12 +66,29 @@ impl Config {
             None => (SettingsLayer::default(), Vec::new()),
             Some(path) => read_file(path)?,
         };
+        Config::of(above, below, entities)
+    }
+
+    fn of(
+        above: SettingsLayer,
+        below: SettingsLayer,
+        entities: Vec<EntityConfig>,
+    ) -> Result<Config, ConfigError> {
         let limits = Limits::from_layers(above, below);
         limits.check()?;
         let demo = entities.is_empty();
         let entities = if demo { demo_entities() } else { entities };
         entities::check(&entities)?;
         Ok(Config { limits, entities, demo })
+    }
+
+    /// The configuration that the text of a TOML file gives, over the defaults.
+    ///
+    /// # Errors
+    /// When it cannot be read, or anything in it breaks a rule.
+    pub fn from_toml(text: &str) -> Result<Config, ConfigError> {
+        let (settings, entities) = read_text(text, Path::new("the configuration"))?;
+        Config::of(SettingsLayer::default(), settings, entities)
     }
 
     /// The configuration as a TOML file that would give it again.
@@ -95,8 +112,12 @@ impl Config {
 fn read_file(path: &Path) -> Result<(SettingsLayer, Vec<EntityConfig>), ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
+    read_text(&text, path)
+}
+
+fn read_text(text: &str, path: &Path) -> Result<(SettingsLayer, Vec<EntityConfig>), ConfigError> {
     let malformed = |error| ConfigError::Malformed { path: path.to_owned(), error: Box::new(error) };
-    let File { entity, settings } = toml::from_str(&text).map_err(malformed)?;
+    let File { entity, settings } = toml::from_str(text).map_err(malformed)?;
     let layer = settings.try_into().map_err(malformed)?;
     Ok((layer, entity))
 }

@@ -9,10 +9,10 @@ use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request};
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::ApiError;
+use super::{ApiError, RequestBody};
 use crate::config::{Limits, Size};
 use crate::feed::entity::Columns;
 
@@ -67,7 +67,7 @@ pub(super) fn identity(headers: &HeaderMap) -> Result<(TransactionId, Option<Cli
 pub(super) async fn json_object(
     limits: &Limits,
     memory: &BodyMemory,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<(Columns, Room), ApiError> {
     let media_type = header(request.headers(), CONTENT_TYPE.as_str())?.unwrap_or_default();
     let essence = media_type.split(';').next().unwrap_or_default().trim();
@@ -159,7 +159,7 @@ fn no_room() -> ApiError {
 /// takes.
 pub(super) async fn collect(
     limits: &Limits,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     limit: Size,
     memory: &BodyMemory,
 ) -> Result<(Bytes, Room), ApiError> {
@@ -197,7 +197,7 @@ pub(super) async fn collect(
 }
 
 /// Takes a body in, and memory for it as it comes.
-async fn receive(body: &mut Incoming, most: usize, room: &mut Room) -> Result<Bytes, Unreceived> {
+async fn receive(body: &mut RequestBody, most: usize, room: &mut Room) -> Result<Bytes, Unreceived> {
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Unreceived::Broken)?;
@@ -222,14 +222,14 @@ async fn receive(body: &mut Incoming, most: usize, room: &mut Room) -> Result<By
 }
 
 /// Answers that a body need not be sent for; what of it is under way is read, so that the client gets the answer.
-pub(super) async fn refuse_early(request: Request<Incoming>, limit: Size, error: ApiError) -> ApiError {
+pub(super) async fn refuse_early(request: Request<RequestBody>, limit: Size, error: ApiError) -> ApiError {
     discard(&mut request.into_body(), limit).await;
     error
 }
 
 /// Reads on for a while and keeps nothing: a client that is still sending would find its connection broken, and not
 /// the answer.
-async fn discard(body: &mut Incoming, limit: Size) {
+async fn discard(body: &mut RequestBody, limit: Size) {
     let mut left = limit.get().saturating_mul(DISCARD_LIMITS);
     let read_on = async {
         while let Some(Ok(frame)) = body.frame().await {

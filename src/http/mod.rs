@@ -12,6 +12,7 @@ pub mod renderers;
 mod respond;
 mod retry;
 mod router;
+mod service;
 pub mod streams;
 
 use std::convert::Infallible;
@@ -21,12 +22,11 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
 
 use crate::config::Limits;
 use crate::tasks::stopping::Stopping;
 use crate::telemetry::{Metrics, ReadMode};
-pub use body::ReplyBody;
+pub use body::{ReplyBody, RequestBody};
 pub use errors::ApiError;
 use feed::FeedContext;
 pub use intake::{BodyMemory, Received, WatchBody};
@@ -36,6 +36,7 @@ use layers::resuming;
 pub use layers::resuming::come_back_bytes;
 use ops::OpsContext;
 pub use respond::plain_error;
+pub use service::BournService;
 use streams::StreamsContext;
 
 /// An answer.
@@ -82,7 +83,7 @@ pub struct App {
 
 impl App {
     /// Answers one request: at once where the answer is final and at hand.
-    pub fn call(self: &Arc<Self>, request: Request<Incoming>) -> Answering {
+    pub fn call(self: &Arc<Self>, request: Request<RequestBody>) -> Answering {
         // Access control will stand here, before anything is routed.
         if let Err(refused) = self.gate.check(&request) {
             return Answering::Now(Some(self.refused(refused)));
@@ -104,7 +105,7 @@ impl App {
         reply
     }
 
-    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Reply {
+    async fn handle(self: Arc<Self>, request: Request<RequestBody>) -> Reply {
         let started = Instant::now();
         let head = request.method() == Method::HEAD;
         // Asked for only where somebody listens: this is done for every request.

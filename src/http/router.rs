@@ -5,12 +5,11 @@ use std::sync::LazyLock;
 use bourn_protocol::ErrorCode;
 use bourn_protocol::percent::percent_decode;
 use http::{Method, Request};
-use hyper::body::Incoming;
 use matchit::{Params, Router};
 
 use super::feed::{activities, changes, entities, transactions};
 use super::layers::cors;
-use super::{ApiError, App, Reply, ops, streams};
+use super::{ApiError, App, Reply, RequestBody, ops, streams};
 
 /// The endpoints, named as metrics name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +66,7 @@ static ROUTER: LazyLock<Router<Endpoint>> = LazyLock::new(|| {
 /// Answers a request at its endpoint; gives the endpoint's name with it.
 pub(super) async fn dispatch(
     app: &App,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> (&'static str, Result<Reply, ApiError>) {
     let path = request.uri().path().to_owned();
     let Ok(matched) = ROUTER.at(&path) else {
@@ -85,7 +84,7 @@ async fn at(
     app: &App,
     endpoint: Endpoint,
     params: &Params<'_, '_>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
     let method = request.method().clone();
     let feed = &*app.feed;

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::io::{InFlight, KeepUp, Requests};
-use crate::http::{Answering, App, Received, ReplyBody, come_back_bytes, plain_error};
+use crate::http::{Answering, App, Received, ReplyBody, RequestBody, come_back_bytes, plain_error};
 
 /// The first byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -91,7 +91,7 @@ fn connection(
         if receiving {
             request.extensions_mut().insert(Received(requests.clone()));
         }
-        Counted { in_flight, answering: handler.call(request) }
+        Counted { in_flight, answering: handler.call(request.map(RequestBody::Incoming)) }
     });
     http1::Builder::new()
         // The socket has a timer of its own.

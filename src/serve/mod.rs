@@ -21,7 +21,7 @@ use crate::http::feed::FeedContext;
 use crate::http::ops::OpsContext;
 use crate::http::renderers::RenderContext;
 use crate::http::streams::StreamsContext;
-use crate::http::{App, BodyMemory, Gate, HotAnswers};
+use crate::http::{App, BodyMemory, BournService, Gate, HotAnswers};
 use crate::reading::{ChunkCache, chunk_limits};
 use crate::storage_error::StorageError;
 use crate::streams::StreamChange;
@@ -63,9 +63,10 @@ pub enum StartError {
     Metrics(String),
 }
 
-/// A server that is ready to accept.
+/// A server whose database is open. It listens on an address of its own, or is a service in another application.
 pub struct Server {
-    listener: TcpListener,
+    /// None in another application.
+    listener: Option<TcpListener>,
     app: Arc<App>,
     tail: Arc<Tail>,
     bells: Arc<Bells>,
@@ -81,10 +82,34 @@ impl Server {
     /// # Errors
     /// When either fails.
     pub async fn start(config: Config) -> Result<Server, StartError> {
+        let address = config.limits.listen.get();
+        let failed = |error| StartError::Bind { address, error };
+        let socket = bind(address).map_err(failed)?;
+        Server::open_with(config, || {
+            let listener = socket.listen(BACKLOG).map_err(failed)?;
+            let address = listener.local_addr().unwrap_or(address);
+            Ok((Some(listener), address))
+        })
+        .await
+    }
+
+    /// Opens the database and takes no address: what [`Server::service`] gives is mounted in another application, which
+    /// says whom it lets in. The setting `public_url` says where that is, and [`Server::run`] has to run beside it.
+    ///
+    /// # Errors
+    /// When the database cannot be opened.
+    pub async fn open(config: Config) -> Result<Server, StartError> {
+        // Hosts and origins are the application's business, unless the configuration names some.
+        let any = SocketAddr::from(([0, 0, 0, 0], 0));
+        Server::open_with(config, || Ok((None, any))).await
+    }
+
+    async fn open_with(
+        config: Config,
+        listen: impl FnOnce() -> Result<(Option<TcpListener>, SocketAddr), StartError>,
+    ) -> Result<Server, StartError> {
         let supervisor = Supervisor::default();
         let limits = Arc::new(config.limits);
-        let address = limits.listen.get();
-        let socket = bind(address).map_err(|error| StartError::Bind { address, error })?;
         let catalog = Arc::new(Catalog::new(&config.entities));
         let database = databases::open(&limits, catalog.clone(), config.demo, &supervisor).await?;
         let metrics = Metrics::install().map_err(StartError::Metrics)?;
@@ -94,12 +119,12 @@ impl Server {
         let bells = Arc::new(Bells::default());
         // Listened to before anybody can be let in.
         let changes = [database.streams.stream_changes(), database.streams.stream_changes()];
-        let listener = socket.listen(BACKLOG).map_err(|error| StartError::Bind { address, error })?;
-        let address = listener.local_addr().unwrap_or(address);
-        let public_url = match limits.public_url.trim_end_matches('/') {
-            "" => format!("http://{address}"),
-            url => url.to_owned(),
+        let (listener, address) = listen()?;
+        let public_url = match (limits.public_url.trim_end_matches('/'), &listener) {
+            ("", Some(_)) => format!("http://{address}"),
+            (url, _) => url.to_owned(),
         };
+        let base_path = url::Url::parse(&public_url).map(|url| url.path().trim_end_matches('/').to_owned());
         let (store, streams) = (database.subscriptions.clone(), database.streams.clone());
         let head = database.capture.head();
         let subscriptions = Subscriptions::open(store, streams, head, &public_url, &limits).await?;
@@ -123,6 +148,7 @@ impl Server {
             )),
             tail: tail.clone(),
             bodies: bodies.clone(),
+            base_path: base_path.unwrap_or_default(),
             render: render.clone(),
         };
         let gate = Gate::new(&limits, address, &public_url);
@@ -150,12 +176,19 @@ impl Server {
         Ok(Server { listener, app, tail, bells, changes, database, supervisor })
     }
 
+    /// The endpoints, for another application's router.
+    #[must_use]
+    pub fn service(&self) -> BournService {
+        BournService::new(self.app.clone())
+    }
+
     /// The address that is listened on; with the port that the system chose, where it was asked to.
     ///
     /// # Errors
-    /// When the system cannot tell.
+    /// When the system cannot tell, or none is listened on.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
+        let listener = self.listener.as_ref().ok_or(std::io::ErrorKind::AddrNotAvailable)?;
+        listener.local_addr()
     }
 
     /// The entity types that cannot be served now, each with the reason.
@@ -190,7 +223,7 @@ impl Server {
         }));
         let connections = TaskTracker::new();
         let failure = tokio::select! {
-            () = accept(&listener, &app, &connections, &stop) => None,
+            () = accept(listener.as_ref(), &app, &connections, &stop) => None,
             failure = supervisor.failed() => Some(failure),
         };
         supervisor.stopping();
@@ -221,7 +254,14 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
     Ok(socket)
 }
 
-async fn accept(listener: &TcpListener, app: &Arc<App>, connections: &TaskTracker, stop: &CancellationToken) {
+/// Accepts connections until the server is to stop.
+async fn accept(
+    listener: Option<&TcpListener>,
+    app: &Arc<App>,
+    connections: &TaskTracker,
+    stop: &CancellationToken,
+) {
+    let Some(listener) = listener else { return stop.cancelled().await };
     let places = Arc::new(Semaphore::new(app.limits.connections));
     let refusals = Arc::new(Semaphore::new(REFUSALS));
     loop {

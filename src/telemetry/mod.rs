@@ -141,7 +141,11 @@ impl Metrics {
                 .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &LATENCY)
                 .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_size".into()), &BATCH))
                 .map_err(|error| error.to_string())?;
-            builder.install_recorder().map_err(|error| error.to_string())
+            let recorder = builder.build_recorder();
+            let handle = recorder.handle();
+            // In another application its own recorder may be there already: then that one gets the figures.
+            let _ = metrics::set_global_recorder(recorder);
+            Ok(handle)
         });
         let handle = handle.clone()?;
         describe();

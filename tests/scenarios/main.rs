@@ -24,6 +24,7 @@ mod commands;
 mod conformance;
 mod crashes;
 mod database_faults;
+mod embedded;
 mod first_comparison;
 mod foreign_sqlite;
 mod ground;

@@ -6,7 +6,6 @@ use bourn_protocol::query::Query;
 use bourn_protocol::{EntityKey, ErrorCode, Scope, TransactionId, headers, limits};
 use http::header::{HeaderName, LINK, LOCATION};
 use http::{HeaderMap, Request, StatusCode};
-use hyper::body::Incoming;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::value::RawValue;
 
@@ -14,7 +13,7 @@ use super::FeedContext;
 use crate::feed::entity::{ColumnKind, EntityType, Json, Kind, TableSchema};
 use crate::feed::{ListQuery, Mutation, Operation, WriteError, Written};
 use crate::http::respond::{Build, TRUE};
-use crate::http::{ApiError, Reply, intake};
+use crate::http::{ApiError, Reply, RequestBody, intake};
 
 const TRANSACTION_ID: HeaderName = HeaderName::from_static(headers::TRANSACTION_ID);
 const IDEMPOTENT_HIT: HeaderName = HeaderName::from_static(headers::IDEMPOTENT_HIT);
@@ -76,8 +75,9 @@ pub(in crate::http) async fn list<B>(
             .scope
             .map(|scope| format!("organizationId={}&", escaped(scope.as_str())))
             .unwrap_or_default();
-        let path = request.uri().path();
-        let next = format!("<{path}?{scope}limit={}&after={}>; rel=\"next\"", wanted.limit, escaped(&after));
+        let (base, path) = (&feed.base_path, request.uri().path());
+        let next =
+            format!("<{base}{path}?{scope}limit={}&after={}>; rel=\"next\"", wanted.limit, escaped(&after));
         build = build.text(LINK, &next);
     }
     Ok(build.json(page.rows))
@@ -101,7 +101,7 @@ pub(in crate::http) async fn read<B>(
 pub(in crate::http) async fn create(
     feed: &FeedContext,
     entity: Arc<EntityType>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
     let (headers, expected) = write_headers(&request)?;
     if expected.is_some() {
@@ -123,7 +123,7 @@ pub(in crate::http) async fn create(
     let operation = Operation::Create { entity: entity.clone(), key: given, columns };
     let (written, reply) = write(feed, &headers, operation, StatusCode::CREATED).await?;
     let id = written.key.as_deref().unwrap_or_default();
-    let location = format!("/v1/entities/{}/{}", segment(&entity.table), segment(id));
+    let location = format!("{}/v1/entities/{}/{}", feed.base_path, segment(&entity.table), segment(id));
     Ok(reply.text(LOCATION, &location).json(written.row.unwrap_or_default()))
 }
 
@@ -132,7 +132,7 @@ pub(in crate::http) async fn update(
     feed: &FeedContext,
     entity: Arc<EntityType>,
     key: EntityKey,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
     let (headers, expected) = write_headers(&request)?;
     let (mut columns, _room) = intake::json_object(&feed.render.limits, &feed.bodies, request).await?;
@@ -154,7 +154,7 @@ pub(in crate::http) async fn delete(
     feed: &FeedContext,
     entity: Arc<EntityType>,
     key: EntityKey,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
     let (headers, expected) = write_headers(&request)?;
     let operation = Operation::Delete { entity, key, expected };
@@ -163,7 +163,7 @@ pub(in crate::http) async fn delete(
 }
 
 /// The headers of a write, and the transaction it expects the row to have. A write takes no parameters.
-fn write_headers(request: &Request<Incoming>) -> Result<(HeaderMap, Option<TransactionId>), ApiError> {
+fn write_headers(request: &Request<RequestBody>) -> Result<(HeaderMap, Option<TransactionId>), ApiError> {
     intake::query(request)?.only(&[])?;
     let expected = intake::transaction_id(request.headers(), headers::EXPECTED_TRANSACTION_ID)?;
     Ok((request.headers().clone(), expected))

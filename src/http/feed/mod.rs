@@ -30,6 +30,8 @@ pub struct FeedContext {
     pub tail: Arc<Tail>,
     /// Memory for the bodies of requests.
     pub bodies: BodyMemory,
+    /// The path under which the server is reached; empty for the root.
+    pub base_path: String,
     /// How what is read is delivered.
     pub render: RenderContext,
 }

@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use bourn_protocol::{ErrorCode, TransactionId, limits};
 use http::{Request, StatusCode};
-use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{FeedContext, entities};
 use crate::feed::{Operation, TransactionState, Undone};
 use crate::http::respond::Build;
-use crate::http::{ApiError, Reply, intake};
+use crate::http::{ApiError, Reply, RequestBody, intake};
 
 /// How often somebody who waits for a transaction asks the log without having been woken, about.
 const LOOK_AGAIN: Duration = Duration::from_secs(4);
@@ -81,7 +80,7 @@ fn to_json(body: &impl Serialize) -> Vec<u8> {
 pub(in crate::http) async fn rollback(
     feed: &FeedContext,
     text: &str,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
     let query = intake::query(&request)?;
     query.only(&["cascade"])?;

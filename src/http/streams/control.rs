@@ -9,7 +9,6 @@ use bourn_protocol::percent::percent_decode;
 use bourn_protocol::{ErrorCode, StreamPath};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
-use hyper::body::Incoming;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -17,7 +16,7 @@ use serde_json::{Value, json};
 use super::StreamsContext;
 use crate::config::Limits;
 use crate::http::respond::Build;
-use crate::http::{ApiError, Reply, ReplyBody, intake};
+use crate::http::{ApiError, Reply, ReplyBody, RequestBody, intake};
 use crate::streams::subscriptions::{
     Configuration, Delivery, Refusal, TOO_MANY_STREAMS, WakeRequest, check_url,
 };
@@ -55,7 +54,7 @@ struct Claim {
 pub(super) async fn dispatch(
     context: &StreamsContext,
     raw: &str,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
     let parts: Vec<&str> = raw.splitn(4, '/').collect();
     let unknown = || ApiError::control(ErrorCode::UnknownPath, "there is no such control endpoint", None);
@@ -141,7 +140,7 @@ fn invalid(message: &str) -> ApiError {
 
 async fn body<T: DeserializeOwned>(
     context: &StreamsContext,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<T, ApiError> {
     let (body, _room) =
         intake::collect(&context.render.limits, request, context.render.limits.body_limit, &context.bodies)

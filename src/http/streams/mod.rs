@@ -12,12 +12,11 @@ use bourn_protocol::stored::{Form, Lifetime, RESERVED};
 use bourn_protocol::{ErrorCode, ReadFrom, StreamOffset, StreamPath, headers};
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{Method, Request, StatusCode};
-use hyper::body::Incoming;
 
 use super::intake::{self, BodyMemory};
 use super::renderers::{self, RenderContext};
 use super::respond::Build;
-use super::{ApiError, Reply, ReplyBody};
+use super::{ApiError, Reply, ReplyBody, RequestBody};
 use crate::reading::Session;
 use crate::streams::session::{StreamReader, StreamSession};
 use crate::streams::subscriptions::Subscriptions;
@@ -45,7 +44,7 @@ pub struct StreamsContext {
 pub(super) async fn dispatch(
     context: &StreamsContext,
     raw: &str,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
     if let Some(rest) = raw.strip_prefix(RESERVED)
         && (rest.is_empty() || rest.starts_with('/'))

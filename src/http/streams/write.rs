@@ -8,12 +8,12 @@ use bourn_protocol::{ContentType, ErrorCode, StreamPath, headers};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, LOCATION};
 use http::{HeaderMap, Request, StatusCode};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 
 use super::{StreamsContext, describe};
 use crate::http::intake::{self, Room};
 use crate::http::respond::Build;
-use crate::http::{ApiError, Reply, ReplyBody};
+use crate::http::{ApiError, Reply, ReplyBody, RequestBody};
 use crate::streams::{AppendStream, CreateStream, Fork, Producer};
 
 /// Bodies of at most so many bytes are received before anything is looked up.
@@ -23,7 +23,7 @@ const SMALL_BODY: u64 = 64 << 10;
 pub(super) async fn create(
     context: &StreamsContext,
     path: StreamPath,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
     let given = request.headers();
     let content_type = content_type(given)?;
@@ -48,7 +48,7 @@ pub(super) async fn create(
 pub(super) async fn append(
     context: &StreamsContext,
     path: StreamPath,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
     let given = request.headers();
     let (producer, close) = (producer(given)?, closes(given)?);
@@ -103,7 +103,7 @@ pub(super) async fn delete(context: &StreamsContext, path: &StreamPath) -> Resul
 }
 
 /// The body, and the memory it takes until what it says is done.
-async fn receive(context: &StreamsContext, request: Request<Incoming>) -> Result<(Bytes, Room), ApiError> {
+async fn receive(context: &StreamsContext, request: Request<RequestBody>) -> Result<(Bytes, Room), ApiError> {
     intake::collect(&context.render.limits, request, context.render.limits.append_limit, &context.uploads)
         .await
 }
