@@ -7,6 +7,7 @@ mod log;
 pub(crate) mod mutation;
 pub(crate) mod retention;
 pub mod session;
+pub(crate) mod stamps;
 mod status;
 mod tables;
 pub mod tail;

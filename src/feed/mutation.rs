@@ -6,7 +6,7 @@ use bourn_protocol::{Action, ClientId, EntityKey, TransactionId};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::entity::{Columns, EntityType};
+use super::entity::{Columns, ConflictPolicy, EntityType};
 use crate::storage_error::StorageError;
 
 /// One mutation of one client.
@@ -234,4 +234,14 @@ pub enum WriteError {
     /// The database could not do it.
     #[error(transparent)]
     Storage(#[from] StorageError),
+}
+/// What is to be checked of a row before it is changed; nothing where whoever writes last wins.
+pub(crate) fn expectation<'a>(
+    entity: &EntityType,
+    expected: Option<&'a TransactionId>,
+) -> Result<Option<&'a TransactionId>, WriteError> {
+    match entity.conflict {
+        ConflictPolicy::OptimisticLock if expected.is_none() => Err(WriteError::ExpectationRequired),
+        ConflictPolicy::OptimisticLock | ConflictPolicy::LastWriteWins => Ok(expected),
+    }
 }

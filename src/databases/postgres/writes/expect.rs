@@ -15,8 +15,8 @@ use crate::databases::postgres::log::walk::{END, Walk};
 use crate::databases::postgres::tables::catalog::Table;
 use crate::databases::postgres::tables::layout::Stamps;
 use crate::databases::postgres::tables::sql::{by_key, visible};
-use crate::feed::WriteError;
-use crate::feed::entity::{ConflictPolicy, EntityType};
+use crate::feed::entity::EntityType;
+use crate::feed::{WriteError, mutation};
 use crate::storage_error::StorageError;
 
 /// How long an optimistic lock waits for capture to log the row's last change.
@@ -35,12 +35,7 @@ impl Context<'_> {
         let row = locked(connection, table, key.as_str(), &visible(table)).await?;
         let Some(row) = row else { return Err(WriteError::NotFound(key.to_string())) };
         let stamps = stamps_of(table, &row);
-        let Some(expected) = expected else {
-            return match entity.conflict {
-                ConflictPolicy::OptimisticLock => Err(WriteError::ExpectationRequired),
-                ConflictPolicy::LastWriteWins => Ok(stamps),
-            };
-        };
+        let Some(expected) = mutation::expectation(entity, expected)? else { return Ok(stamps) };
         let actual = self.current_id(connection, entity, table, key, &stamps).await?;
         if actual.as_deref() == Some(expected.as_str()) {
             return Ok(stamps);

@@ -17,6 +17,7 @@ use crate::databases::postgres::tables::layout::Stamps;
 use crate::databases::postgres::tables::sql::{by_key, texts};
 use crate::databases::postgres::{PostgresStorage, error};
 use crate::feed::entity::{Columns, EntityType};
+use crate::feed::stamps::{self, Field, Stamp};
 use crate::feed::{Mutation, Operation, WriteError, Written, undo};
 use crate::storage_error::StorageError;
 
@@ -126,20 +127,15 @@ impl Context<'_> {
         if let Some(key) = key {
             sets.values.set_text(&entity.key, Some(&key));
         }
-        let kept = &table.checked.kept;
-        if let Some(name) = &kept.transactions {
-            let stamp = undo::stamp(Some(self.transaction.as_str()), None);
-            sets.values.set(name, json_value(stamp)?);
-        }
-        if let Some(name) = &kept.last_client_id {
-            sets.values.set_text(name, self.client.map(ClientId::as_str));
-        }
-        let required = |name: &str| table.checked.column(name).is_some_and(|column| column.required);
-        if let Some(name) = kept.created_at.as_ref().filter(|name| !columns.has(name)) {
-            sets.now.push(name.clone());
-        }
-        if let Some(name) = kept.modified_at.as_ref().filter(|name| required(name)) {
-            sets.now.push(name.clone());
+        for (name, stamp) in stamps::of_new_row(&table.checked, |name| columns.has(name)) {
+            match stamp {
+                Stamp::Transaction => {
+                    let stamp = undo::stamp(Some(self.transaction.as_str()), None);
+                    sets.values.set(name, json_value(stamp)?);
+                }
+                Stamp::Client => sets.values.set_text(name, self.client.map(ClientId::as_str)),
+                Stamp::Now => sets.now.push(name.to_owned()),
+            }
         }
         let row = self.insert(connection, &table, &sets).await?;
         self.done(&table, &row)
@@ -182,10 +178,10 @@ impl Context<'_> {
         expected: Option<&TransactionId>,
     ) -> Result<Done, WriteError> {
         let table = self.storage.table(entity)?;
-        let stamps = self.expect(connection, entity, &table, key, expected).await?;
+        let known = self.expect(connection, entity, &table, key, expected).await?;
         let mut sets = Sets { values: columns.clone(), now: Vec::new() };
         sets.values.remove(&entity.key);
-        let row = self.set(connection, &table, key.as_str(), sets, &stamps, "update").await?;
+        let row = self.set(connection, &table, key.as_str(), sets, &known, Field::Update).await?;
         self.done(&table, &row)
     }
 
@@ -197,8 +193,8 @@ impl Context<'_> {
         expected: Option<&TransactionId>,
     ) -> Result<Done, WriteError> {
         let table = self.storage.table(entity)?;
-        let stamps = self.expect(connection, entity, &table, key, expected).await?;
-        let row = self.remove(connection, &table, key.as_str(), &stamps).await?;
+        let known = self.expect(connection, entity, &table, key, expected).await?;
+        let row = self.remove(connection, &table, key.as_str(), &known).await?;
         Ok(Done { key: key.to_string(), row: Some(json(&table, &row)?), ..Done::default() })
     }
 
@@ -209,28 +205,28 @@ impl Context<'_> {
         table: &Table,
         key: &str,
         mut sets: Sets,
-        stamps: &Stamps,
-        action: &str,
+        known: &Stamps,
+        field: Field,
     ) -> Result<PgRow, WriteError> {
-        let kept = &table.checked.kept;
-        let given = |sets: &Sets, name: &str| sets.values.has(name) || sets.now.iter().any(|now| now == name);
-        if let Some(column) = kept.transactions.as_ref().filter(|name| !given(&sets, name)) {
-            let own = |name: &str, known: &Option<String>| match name == action {
-                true => Some(self.transaction.to_string()),
-                false => known.clone(),
-            };
-            let stamped = serde_json::json!({
-                "insert": own("insert", &stamps.insert),
-                "update": own("update", &stamps.update),
-                "delete": own("delete", &stamps.delete),
-            });
-            sets.values.set(column, json_value(stamped.to_string())?);
-        }
-        if let Some(name) = kept.last_client_id.as_ref().filter(|name| !given(&sets, name)) {
-            sets.values.set_text(name, self.client.map(ClientId::as_str));
-        }
-        if let Some(name) = kept.modified_at.as_ref().filter(|name| !given(&sets, name)) {
-            sets.now.push(name.clone());
+        let set = |name: &str| sets.values.has(name) || sets.now.iter().any(|now| now == name);
+        let planned: Vec<_> = stamps::of_change(&table.checked, set).collect();
+        for (name, stamp) in planned {
+            match stamp {
+                Stamp::Transaction => {
+                    let own = |of: Field, known: &Option<String>| match of == field {
+                        true => Some(self.transaction.to_string()),
+                        false => known.clone(),
+                    };
+                    let stamped = serde_json::json!({
+                        "insert": own(Field::Insert, &known.insert),
+                        "update": own(Field::Update, &known.update),
+                        "delete": own(Field::Delete, &known.delete),
+                    });
+                    sets.values.set(name, json_value(stamped.to_string())?);
+                }
+                Stamp::Client => sets.values.set_text(name, self.client.map(ClientId::as_str)),
+                Stamp::Now => sets.now.push(name.to_owned()),
+            }
         }
         let record = Record::new(table, &sets.values, 3);
         let names = sets.values.iter().map(|(name, _)| ident(name));
@@ -264,11 +260,11 @@ impl Context<'_> {
         connection: &mut PgConnection,
         table: &Table,
         key: &str,
-        stamps: &Stamps,
+        known: &Stamps,
     ) -> Result<PgRow, WriteError> {
         if let Some(name) = &table.checked.kept.deleted_at {
             let sets = Sets { values: Columns::default(), now: vec![name.clone()] };
-            return self.set(connection, table, key, sets, stamps, "delete").await;
+            return self.set(connection, table, key, sets, known, Field::Delete).await;
         }
         let sql =
             format!("DELETE FROM {} AS t WHERE {} RETURNING {}", table.sql, by_key(table, 1), texts(table));

@@ -6,8 +6,8 @@ use rusqlite::OptionalExtension;
 use super::Context;
 use crate::databases::sqlite::error;
 use crate::databases::sqlite::sql::{by_key, ident, lossy, transaction_of, visible};
-use crate::feed::WriteError;
-use crate::feed::entity::{ConflictPolicy, EntityType, TableSchema};
+use crate::feed::entity::{EntityType, TableSchema};
+use crate::feed::{WriteError, mutation};
 
 impl Context<'_> {
     /// Checks that a living row is there, and that it is in the version the client expects.
@@ -35,12 +35,7 @@ impl Context<'_> {
             .and_then(|mut statement| statement.query_row([key.as_str()], |row| lossy(row, 0)).optional())
             .map_err(|e| error::write(&e))?;
         let Some(stamp) = stamp else { return Err(WriteError::NotFound(key.to_string())) };
-        let Some(expected) = expected else {
-            return match entity.conflict {
-                ConflictPolicy::OptimisticLock => Err(WriteError::ExpectationRequired),
-                ConflictPolicy::LastWriteWins => Ok(()),
-            };
-        };
+        let Some(expected) = mutation::expectation(entity, expected)? else { return Ok(()) };
         let ids = self.current_ids(entity, key, stamp).map_err(|e| error::write(&e))?;
         if ids.iter().any(|id| id == expected.as_str()) {
             return Ok(());

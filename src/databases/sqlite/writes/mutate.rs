@@ -13,6 +13,7 @@ use crate::databases::sqlite::ledger::{self, Done};
 use crate::databases::sqlite::payload::{self, bind};
 use crate::databases::sqlite::sql::{by_key, bytes, ident, is_plain, key_text, lossy, transaction_of};
 use crate::feed::entity::{Catalog, ColumnKind, Columns, EntityType, TableSchema};
+use crate::feed::stamps::{self, Field, Stamp};
 use crate::feed::{Mutation, Operation, WriteError, Written, undo};
 use crate::storage_error::StorageError;
 
@@ -103,20 +104,15 @@ impl Context<'_> {
                 set(name, bind(column, value));
             }
         }
-        let now = self.now()?;
-        let kept = &schema.kept;
-        if let Some(name) = &kept.transactions {
-            set(name, Sql::Text(undo::stamp(Some(self.transaction.as_str()), None)));
-        }
-        if let Some(name) = &kept.last_client_id {
-            set(name, text_or_null(self.client.map(ClientId::as_str)));
-        }
-        if let Some(name) = kept.created_at.as_ref().filter(|name| !columns.has(name)) {
-            set(name, Sql::Text(now.clone()));
-        }
-        let required = |name: &str| schema.column(name).is_some_and(|column| column.required);
-        if let Some(name) = kept.modified_at.as_ref().filter(|name| required(name)) {
-            set(name, Sql::Text(now));
+        for (name, stamp) in stamps::of_new_row(&schema, |name| columns.has(name)) {
+            set(
+                name,
+                match stamp {
+                    Stamp::Transaction => Sql::Text(undo::stamp(Some(self.transaction.as_str()), None)),
+                    Stamp::Client => text_or_null(self.client.map(ClientId::as_str)),
+                    Stamp::Now => Sql::Text(self.now()?),
+                },
+            );
         }
         let places = vec!["?"; values.len()].join(", ");
         let into = match names.is_empty() {
@@ -157,7 +153,7 @@ impl Context<'_> {
                 schema.column(name).map(|column| Set::new(column, bind(column, value)))
             })
             .collect();
-        self.set(entity, &schema, key.as_str(), &sets, "update")?;
+        self.set(entity, &schema, key.as_str(), &sets, Field::Update)?;
         self.done(entity, &schema, key.as_str(), before)
     }
 
@@ -180,28 +176,35 @@ impl Context<'_> {
         schema: &TableSchema,
         key: &str,
         sets: &[Set<'_>],
-        action: &str,
+        field: Field,
     ) -> Result<(), WriteError> {
         let mut parts: Vec<String> =
             sets.iter().map(|set| format!("{} = {}", ident(&set.column.name), set.source)).collect();
         let mut values: Vec<Sql> = sets.iter().map(|set| set.value.clone()).collect();
         let given = |name: &str| sets.iter().any(|set| set.column.name == name);
-        let kept = &schema.kept;
-        if let Some(name) = kept.transactions.as_ref().filter(|name| !given(name)) {
-            let fields = ["insert", "update", "delete"].map(|field| match field == action {
-                true => format!("'{field}', ?"),
-                false => format!("'{field}', {}", transaction_of(schema, &ident(&entity.table), field)),
+        for (name, stamp) in stamps::of_change(schema, given) {
+            let name_sql = ident(name);
+            values.push(match stamp {
+                Stamp::Transaction => {
+                    let fields = Field::ALL.map(|of| match of == field {
+                        true => format!("'{}', ?", of.name()),
+                        false => {
+                            let known = transaction_of(schema, &ident(&entity.table), of.name());
+                            format!("'{}', {known}", of.name())
+                        }
+                    });
+                    parts.push(format!("{name_sql} = json_object({})", fields.join(", ")));
+                    Sql::Text(self.transaction.to_string())
+                }
+                Stamp::Client => {
+                    parts.push(format!("{name_sql} = ?"));
+                    text_or_null(self.client.map(ClientId::as_str))
+                }
+                Stamp::Now => {
+                    parts.push(format!("{name_sql} = ?"));
+                    Sql::Text(self.now()?)
+                }
             });
-            parts.push(format!("{} = json_object({})", ident(name), fields.join(", ")));
-            values.push(Sql::Text(self.transaction.to_string()));
-        }
-        if let Some(name) = kept.last_client_id.as_ref().filter(|name| !given(name)) {
-            parts.push(format!("{} = ?", ident(name)));
-            values.push(text_or_null(self.client.map(ClientId::as_str)));
-        }
-        if let Some(name) = kept.modified_at.as_ref().filter(|name| !given(name)) {
-            parts.push(format!("{} = ?", ident(name)));
-            values.push(Sql::Text(self.now()?));
         }
         if parts.is_empty() {
             return Ok(());
@@ -226,7 +229,7 @@ impl Context<'_> {
         let soft = schema.kept.deleted_at.as_deref().and_then(|name| schema.column(name));
         if let Some(column) = soft {
             let now = Sql::Text(self.now()?);
-            self.set(entity, schema, key, &[Set::new(column, now)], "delete")?;
+            self.set(entity, schema, key, &[Set::new(column, now)], Field::Delete)?;
             return self.row(entity, schema, key);
         }
         let row = self.row(entity, schema, key)?;

@@ -1,0 +1,131 @@
+//! What a mutation sets in the columns that the server keeps, planned once for every database; how a value is written is the
+//! database's own business.
+
+use super::entity::TableSchema;
+
+/// The field of the column `transactions` that a mutation's id goes into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Field {
+    /// It made the row.
+    Insert,
+    /// It changed the row.
+    Update,
+    /// It deleted the row.
+    Delete,
+}
+
+impl Field {
+    /// All of them, in the order in which they are written.
+    pub(crate) const ALL: [Field; 3] = [Field::Insert, Field::Update, Field::Delete];
+
+    /// The field's name.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Field::Insert => "insert",
+            Field::Update => "update",
+            Field::Delete => "delete",
+        }
+    }
+}
+
+/// What a kept column is set to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stamp {
+    /// The mutation's id, in its field; the other fields are as they were, and null in a new row.
+    Transaction,
+    /// The client that sent it, or null.
+    Client,
+    /// The time.
+    Now,
+}
+
+/// What a new row gets beside the columns that were given.
+pub(crate) fn of_new_row(
+    schema: &TableSchema,
+    given: impl Fn(&str) -> bool,
+) -> impl Iterator<Item = (&str, Stamp)> {
+    let kept = &schema.kept;
+    let required = |name: &str| schema.column(name).is_some_and(|column| column.required);
+    planned([
+        (kept.transactions.as_deref(), Stamp::Transaction),
+        (kept.last_client_id.as_deref(), Stamp::Client),
+        (kept.created_at.as_deref().filter(|name| !given(name)), Stamp::Now),
+        // A new row has not been changed, unless its table wants to know when.
+        (kept.modified_at.as_deref().filter(|name| required(name)), Stamp::Now),
+    ])
+}
+
+/// What a row gets that is changed, beside the columns that are set; an undo may set kept columns, too.
+pub(crate) fn of_change(
+    schema: &TableSchema,
+    set: impl Fn(&str) -> bool,
+) -> impl Iterator<Item = (&str, Stamp)> {
+    let kept = &schema.kept;
+    planned([
+        (kept.transactions.as_deref().filter(|name| !set(name)), Stamp::Transaction),
+        (kept.last_client_id.as_deref().filter(|name| !set(name)), Stamp::Client),
+        (kept.modified_at.as_deref().filter(|name| !set(name)), Stamp::Now),
+    ])
+}
+
+fn planned<const N: usize>(columns: [(Option<&str>, Stamp); N]) -> impl Iterator<Item = (&str, Stamp)> {
+    columns.into_iter().filter_map(|(name, stamp)| Some((name?, stamp)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feed::entity::{Column, ColumnKind, Kept};
+
+    fn schema(modified_at_is_required: bool) -> TableSchema {
+        let column = |name: &str, required| Column {
+            name: name.into(),
+            kind: ColumnKind::Text,
+            required,
+            has_default: false,
+            generated: false,
+            rowid: false,
+            never_number: false,
+        };
+        let name = |name: &str| Some(name.to_owned());
+        TableSchema {
+            columns: vec![column("changed", modified_at_is_required), column("made", false)],
+            kept: Kept {
+                transactions: name("txs"),
+                last_client_id: None,
+                created_at: name("made"),
+                modified_at: name("changed"),
+                deleted_at: name("gone"),
+            },
+            unique: Vec::new(),
+            left_alone: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_new_row_is_stamped_and_dated_unless_a_date_was_given() {
+        let stamps = |schema: &TableSchema, given: &[&str]| -> Vec<(String, Stamp)> {
+            of_new_row(schema, |name| given.contains(&name))
+                .map(|(name, stamp)| (name.into(), stamp))
+                .collect()
+        };
+        let stamped = ("txs".to_owned(), Stamp::Transaction);
+        let made = ("made".to_owned(), Stamp::Now);
+        assert_eq!(stamps(&schema(false), &[]), [stamped.clone(), made.clone()]);
+        assert_eq!(
+            stamps(&schema(false), &["made", "txs"]),
+            std::slice::from_ref(&stamped),
+            "an id is not taken from a client"
+        );
+        assert_eq!(stamps(&schema(true), &[]), [stamped, made, ("changed".to_owned(), Stamp::Now)]);
+    }
+
+    #[test]
+    fn a_change_stamps_what_it_does_not_set_itself() {
+        let schema = schema(false);
+        let all: Vec<_> = of_change(&schema, |_| false).collect();
+        assert_eq!(all, [("txs", Stamp::Transaction), ("changed", Stamp::Now)]);
+        let undone: Vec<_> = of_change(&schema, |name| name == "changed").collect();
+        assert_eq!(undone, [("txs", Stamp::Transaction)]);
+    }
+}
