@@ -7,6 +7,8 @@
 //! curl -X POST 'http://127.0.0.1:3000/notes?text=hello'
 //! ```
 
+#![allow(clippy::print_stdout, reason = "it is a program for a terminal")]
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 

@@ -123,7 +123,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             RequestBody::Incoming(body) => body.size_hint(),
-            RequestBody::Foreign(body) => body.declared.clone(),
+            RequestBody::Foreign(body) => body.declared,
         }
     }
 }

@@ -3,7 +3,9 @@
 use bourn_testkit::Cluster;
 use serde_json::json;
 
+use crate::holder::Holder;
 use crate::site::{PAGE, PAGES, PAGES_PATH, Site, said};
+use crate::support::eventually;
 
 const BARE_PAGES: &str = "CREATE TABLE pages (id text PRIMARY KEY, organization_id text, name text NOT NULL DEFAULT '', \
      content text, transactions jsonb, last_client_id text); INSERT INTO pages (id) VALUES ('p1'), ('p2');";
@@ -129,7 +131,7 @@ async fn a_role_with_the_least_privileges_is_told_what_it_lacks_and_then_serves(
     server.kill().await;
     // The slot is lost meanwhile: the role can make it anew.
     let slot = site.slot();
-    crate::support::eventually("the slot is free", async || {
+    eventually("the slot is free", async || {
         site.try_sql(&format!("SELECT pg_drop_replication_slot('{slot}')")).is_ok()
     })
     .await;
@@ -138,7 +140,7 @@ async fn a_role_with_the_least_privileges_is_told_what_it_lacks_and_then_serves(
     site.assert_agrees(&server, "pages").await;
     drop(server);
     site.reach_by(&owner);
-    crate::support::eventually("the role can go", async || {
+    eventually("the role can go", async || {
         site.try_sql(&format!("DROP SCHEMA bourn CASCADE; DROP OWNED BY {role}; DROP ROLE {role}")).is_ok()
     })
     .await;
@@ -238,6 +240,27 @@ async fn a_start_waits_for_a_database_that_is_away() {
     waking.join().unwrap();
     site.sql("INSERT INTO pages (id) VALUES ('p1')");
     site.assert_agrees(&server, "pages").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_waits_for_a_lock_on_the_log() {
+    let mut site = Site::new(PAGES, PAGE).await.eager();
+    site.sql("INSERT INTO pages (id) VALUES ('p1')");
+    // Its log is there.
+    drop(site.server().await);
+    site.set("lock_timeout", "50ms");
+    site.set("capture_timeout", "300ms");
+    let lock = Holder::new(&site, "LOCK TABLE bourn.log IN ACCESS EXCLUSIVE MODE").await;
+    let refusals = || {
+        let log = site.database.cluster().log();
+        log.lines().filter(|line| line.contains(site.database.name()) && line.contains(" timeout")).count()
+    };
+    let release = async {
+        eventually("the start has met the lock more than once", async || refusals() > 1).await;
+        lock.commit();
+    };
+    let (server, ()) = tokio::join!(site.begin_server(), release);
+    drop(server);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,11 @@ pub(super) fn read_only(error: &sqlx::Error) -> bool {
     code(error).as_deref() == Some("25006")
 }
 
+/// Whether a statement failed because others held what it needs, or came before.
+pub(super) fn held(error: &sqlx::Error) -> bool {
+    matches!(code(error).as_deref(), Some("55P03" | "57014" | "40001" | "40P01"))
+}
+
 /// The storage error of a failed statement.
 pub(super) fn storage(error: &sqlx::Error) -> StorageError {
     match (code(error).as_deref(), error) {

@@ -30,6 +30,7 @@ use bourn_protocol::chunk::ChunkBuilder;
 use bourn_protocol::{EntityKey, Scope, Selector, Seq, TransactionId};
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -65,19 +66,25 @@ const LOGGED_PAUSE_MAX: Duration = Duration::from_millis(1024);
 /// The longest pause between two attempts to reach the database at a start.
 const START_PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// Connects, and tries again for a while where the database is away.
-async fn reach(db: &Db, most: Duration) -> Result<sqlx::PgConnection, sqlx::Error> {
-    let deadline = tokio::time::Instant::now() + most;
+/// Does a part of the start. What may succeed a moment later, because the database is away or others hold a lock, is tried
+/// again until the deadline.
+async fn patiently<T>(
+    deadline: Instant,
+    mut part: impl AsyncFnMut() -> Result<T, sqlx::Error>,
+) -> Result<T, sqlx::Error> {
     let mut pause = Duration::from_millis(100);
     loop {
-        match db.connect_directly().await {
-            Err(failure) if admin::may_come(&failure) && tokio::time::Instant::now() + pause < deadline => {
+        match part().await {
+            Err(failure)
+                if (admin::may_come(&failure) || error::held(&failure))
+                    && Instant::now() + pause < deadline =>
+            {
                 let reason = error::advice(&failure);
-                tracing::warn!(reason, "the database cannot be reached yet; it is tried again");
+                tracing::warn!(reason, "the database cannot be opened yet; it is tried again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(START_PAUSE_MAX);
             }
-            reached => return reached,
+            done => return done,
         }
     }
 }
@@ -127,11 +134,13 @@ impl PostgresStorage {
         let failed = |e: sqlx::Error| OpenError::new(&shown, &error::advice(&e));
         let db = Db::new(url, limits).map_err(failed)?;
         let limits = &admin::named(limits, &db);
-        let mut connection = reach(&db, limits.startup_timeout.get()).await.map_err(failed)?;
+        let deadline = Instant::now() + limits.startup_timeout.get();
+        let mut connection =
+            patiently(deadline, async || db.connect_directly().await).await.map_err(failed)?;
         if let Some(reason) = migrate::unfit(&mut connection).await.map_err(failed)? {
             return Err(OpenError::new(&shown, &reason));
         }
-        match migrate::migrate(&db, demo).await {
+        match patiently(deadline, async || migrate::migrate(&db, demo).await).await {
             Ok(()) => {}
             // What there is can be read all the same.
             Err(e)
@@ -145,7 +154,7 @@ impl PostgresStorage {
         if let Some(forbidden) = history::forbidden(&mut connection).await.map_err(failed)? {
             return Err(OpenError::new(&shown, &forbidden));
         }
-        let head = match log::read::head(&mut connection).await {
+        let head = match patiently(deadline, async || log::read::head(&mut connection).await).await {
             Ok(head) => head,
             Err(sqlx::Error::RowNotFound) => {
                 return Err(OpenError::new(
@@ -163,10 +172,10 @@ impl PostgresStorage {
             stored: Arc::new(Stored::new()),
             supervisor: supervisor.clone(),
         };
-        history::settle_at_start(&inner).await.map_err(failed)?;
-        inner.stored.begin(&db).await.map_err(failed)?;
-        refresh::look(&inner, true).await.map_err(failed)?;
-        follow::look(&inner).await.map_err(failed)?;
+        patiently(deadline, async || history::settle_at_start(&inner).await).await.map_err(failed)?;
+        patiently(deadline, async || inner.stored.begin(&db).await).await.map_err(failed)?;
+        patiently(deadline, async || refresh::look(&inner, true).await).await.map_err(failed)?;
+        patiently(deadline, async || follow::look(&inner).await).await.map_err(failed)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let following = Inner { db: db.watching(), ..inner.clone() };
         let follows = stop.clone();
