@@ -98,7 +98,7 @@ impl Config {
         format!("{}{entities}", self.limits.to_toml())
     }
 
-    /// The same, fit to be shown to anybody: without the passwords of databases.
+    /// The same, fit to be shown: without the passwords of databases.
     #[must_use]
     pub fn without_secrets(mut self) -> Config {
         self.limits.database = self.limits.database.without_password();

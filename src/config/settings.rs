@@ -170,7 +170,7 @@ settings! {
     lock_timeout("BOURN_LOCK_TIMEOUT"): Span = "2s";
     /// How long one statement of capturing, comparing and retention may take in PostgreSQL, its locks included.
     capture_timeout("BOURN_CAPTURE_TIMEOUT"): Span = "10m";
-    /// How long a start waits for PostgreSQL to accept connections.
+    /// How long a start waits for PostgreSQL to accept connections, and for locks on the tables of the log.
     startup_timeout("BOURN_STARTUP_TIMEOUT"): Span = "30s";
     /// How often PostgreSQL is asked how far the log reaches, should a notification have been lost.
     follow_interval("BOURN_FOLLOW_INTERVAL"): Span = "1s";

@@ -164,7 +164,7 @@ impl DatabaseUrl {
         DatabaseUrl::Postgres(url.into())
     }
 
-    /// The database as it may be shown to anybody: without the password.
+    /// The database as it may be shown: without the password.
     #[must_use]
     pub fn shown(&self) -> String {
         match self {

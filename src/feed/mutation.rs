@@ -235,7 +235,7 @@ pub enum WriteError {
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
-/// What is to be checked of a row before it is changed; nothing where whoever writes last wins.
+/// What is to be checked of a row before it is changed; none where the last write wins.
 pub(crate) fn expectation<'a>(
     entity: &EntityType,
     expected: Option<&'a TransactionId>,

@@ -76,7 +76,7 @@ pub(super) async fn json_object(
         return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     }
     let (body, mut room) = collect(limits, request, limits.body_limit, memory).await?;
-    // A body that takes more than the memory there is waits for nobody: it is done alone, or beside one other.
+    // A body that takes more than half of the memory is not refused for that: it is handled alone, or beside one other.
     let wanted = body.len().saturating_mul(COPIES);
     if !room.hold(wanted.min(limits.body_memory.bytes() / 2).max(body.len())) {
         return Err(no_room());

@@ -108,7 +108,7 @@ impl App {
     async fn handle(self: Arc<Self>, request: Request<RequestBody>) -> Reply {
         let started = Instant::now();
         let head = request.method() == Method::HEAD;
-        // Asked for only where somebody listens: this is done for every request.
+        // Cloned only where debug logging is on: this runs for every request.
         let asked = tracing::enabled!(tracing::Level::DEBUG)
             .then(|| (request.method().clone(), request.uri().clone()));
         let resuming = resuming::is_resuming(&request);

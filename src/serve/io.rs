@@ -33,7 +33,7 @@ pub(super) struct Requests {
     waits: AtomicBool,
     /// The current one's body is not all here.
     receiving: AtomicBool,
-    /// Whether somebody is to be woken when the current one is finished, and who.
+    /// The task to wake when the current one is finished, if one waits.
     wakes: AtomicBool,
     waking: Mutex<Option<Waker>>,
 }

@@ -117,7 +117,7 @@ impl Server {
         let (memory, sweep) = (limits.tail_memory.bytes(), limits.tail_sweep.get());
         let tail = Arc::new(Tail::new(database.log.clone(), &*database.capture, chunk, memory, sweep));
         let bells = Arc::new(Bells::default());
-        // Listened to before anybody can be let in.
+        // Subscribed to before the first client is served.
         let changes = [database.streams.stream_changes(), database.streams.stream_changes()];
         let (listener, address) = listen()?;
         let public_url = match (limits.public_url.trim_end_matches('/'), &listener) {

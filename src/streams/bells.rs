@@ -1,4 +1,4 @@
-//! Bells for stored streams: one for each stream that somebody follows, which says how far it has come. What the
+//! Bells for stored streams: one for each stream that has live readers, which says how far it has come. What the
 //! storage tells after its commits is passed on to whom it concerns, with what was appended where that is little; what it
 //! cannot tell makes everybody look.
 
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{StreamChange, StreamInfo};
 
-/// Bells that are kept without looking whether anybody listens.
+/// Number of bells up to which unused ones are not looked for.
 const PRUNE_LEAST: usize = 64;
 /// Maximum size in bytes of the fresh appends that all bells hold together.
 const FRESH_MOST: usize = 8 << 20;
@@ -26,7 +26,7 @@ pub struct Mark {
     pub closed: bool,
     /// It was deleted.
     pub gone: bool,
-    /// How often another server may have written: whoever has not looked since, looks.
+    /// How often another server may have written: a reader that has not looked since looks again.
     pub doubts: u64,
     /// The last appends, up to the tail.
     pub fresh: Arc<[Payload]>,
@@ -77,7 +77,7 @@ impl Registry {
         }
     }
 
-    /// Forgets the bells that nobody listens to.
+    /// Drops the bells that have no listeners.
     fn prune(&mut self) {
         self.bells.retain(|_, bell| bell.receiver_count() > 0);
         self.prune_at = PRUNE_LEAST.max(2 * self.bells.len());
@@ -95,7 +95,7 @@ impl Bells {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The bell of a stream, hung if nobody follows it yet.
+    /// The bell of a stream, created for its first live reader.
     #[must_use]
     pub fn bell(&self, stream: &StreamInfo) -> watch::Receiver<Mark> {
         let mut registry = self.lock();
@@ -107,7 +107,7 @@ impl Bells {
         registry.bells.entry(stream.id).or_insert_with(|| watch::Sender::new(mark())).subscribe()
     }
 
-    /// Passes on what happens until it is told to stop. `changes` was subscribed to before anybody could follow.
+    /// Passes on what happens until it is told to stop. `changes` was subscribed to before the first reader was served.
     pub async fn run(&self, mut changes: broadcast::Receiver<Arc<[StreamChange]>>, stop: CancellationToken) {
         loop {
             let changes = tokio::select! {

@@ -1,4 +1,4 @@
-//! A stream as whoever writes to it knows it, whatever database it is in: what its row says, and what an append makes of
+//! A stream as its writers know it, whatever database it is in: what its row says, and what an append makes of
 //! it. No I/O: the database loads it, asks, and saves what has become of it.
 
 use std::collections::HashMap;

@@ -193,7 +193,7 @@ pub enum StreamChange {
         tail: Seq,
         /// It is closed.
         closed: bool,
-        /// The last appends, up to the tail; as far as they are at hand and small. Whoever waits where they begin need
+        /// The last appends, up to the tail; as far as they are at hand and small. A reader that waits where they begin need
         /// not ask the database.
         fresh: Arc<[Payload]>,
     },

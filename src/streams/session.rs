@@ -1,5 +1,5 @@
 //! Sessions on stored streams. All that readers at one place wait for is read once, into the chunk cache, by the first
-//! that is woken; a bell says how far the stream has come, so that nobody asks the database in vain.
+//! that is woken; a bell says how far the stream has come, so that the database is not asked in vain.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};

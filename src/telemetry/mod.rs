@@ -222,7 +222,7 @@ impl Metrics {
         }
     }
 
-    /// Takes what is looked at only when somebody asks.
+    /// Takes the figures that are read on demand, when metrics are scraped.
     #[allow(clippy::cast_precision_loss, reason = "gauges are floating point")]
     pub fn gauges(&self, head: Head, tail: &Tail, capture: &CaptureStatus) {
         let set = |name: &'static str, value: Option<f64>| {

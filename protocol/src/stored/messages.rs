@@ -48,7 +48,7 @@ impl Payload {
             }
             data.extend_from_slice(message.get().as_bytes());
         }
-        // Between tokens a line's end is as good as a space, and event streams need no further lines then.
+        // Between tokens a line's end counts as a space, and event streams need no further lines then.
         for byte in &mut data {
             if matches!(*byte, b'\n' | b'\r') {
                 *byte = b' ';

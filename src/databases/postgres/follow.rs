@@ -149,7 +149,7 @@ async fn look_once(inner: &Inner) -> Result<bool, sqlx::Error> {
     inner.shared.others_stop(&inner.catalog, stops);
     let mut progress = BTreeMap::new();
     for entity in inner.catalog.iter().filter(|entity| entity.schema().is_ok()) {
-        // What nobody has looked at yet is to be compared, too.
+        // Tables that were never compared are to be compared, too.
         let (reconciled, compared) = known.get(&*entity.name).copied().unwrap_or((false, 0));
         if !reconciled {
             progress.insert(entity.name.to_string(), u64::try_from(compared).unwrap_or_default());

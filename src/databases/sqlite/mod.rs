@@ -192,7 +192,7 @@ impl SqliteStorage {
         let failed = |e: rusqlite::Error| open_error(path, &e);
         let (connection, new) = admin::open(path, busy, demo)?;
         let history = Arc::new(History::begin(path, &connection, new).map_err(failed)?);
-        // What was committed while no server ran is in the log before anybody reads it.
+        // What was committed while no server ran is in the log before the first read.
         let sealed = history.number(&connection).map_err(failed)?;
         let (head, _) = tokio::sync::watch::channel(Head { epoch: history.served().epoch, seq: sealed });
         let (version, _) = tokio::sync::watch::channel(versions::of_log(&connection).map_err(failed)?);
@@ -232,7 +232,7 @@ impl SqliteStorage {
             busy,
             streams: streams::StreamWriter::new(limits, history.clone(), stored.clone(), stream_version),
         };
-        // Done here, so that whoever gets the storage finds its tables known.
+        // Done here, so that the tables are known once the storage is open.
         let reconciles = writing.refresh(VecDeque::new());
         let failed = |error: &std::io::Error| OpenError::new(&path.display(), error);
         supervisor.thread("bourn-writer", move || writing.run(reconciles)).map_err(|e| failed(&e))?;

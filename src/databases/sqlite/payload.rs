@@ -1,7 +1,7 @@
 //! How the log keeps a row. Triggers run in whatever SQLite the writer's process has: its JSON functions may be missing
 //! or forbidden to triggers, and it may print numbers in its own way. So a trigger writes values as they are, each in a
 //! frame of its own between the names of the columns, and the JSON that goes out is made here: the same for a list and
-//! for the log, whoever wrote. A frame begins with a byte that JSON has not, and says of what type the value was; what an
+//! for the log, whichever process wrote. A frame begins with a byte that JSON has not, and says of what type the value was; what an
 //! undo puts back is that value, and not what JSON shows of it.
 //!
 //! | frame | value |

@@ -13,7 +13,7 @@ use crate::storage_error::StorageError;
 pub(super) struct ReadPool {
     history: Arc<History>,
     busy: Duration,
-    /// As many as there are connections: whoever holds one may take or open one.
+    /// One permit for each connection: its holder may take or open one.
     permits: Arc<Semaphore>,
     /// Each with the file that it was opened on.
     idle: Arc<Mutex<Vec<(u64, Connection)>>>,

@@ -14,7 +14,7 @@ use crate::streams::{Secrets, StoredSubscription, SubscriptionStore};
 impl SubscriptionJob {
     /// Does it.
     pub(super) fn run(self, connection: &Connection, history: &History) {
-        // Whoever asked may have gone.
+        // The caller may have gone.
         match self {
             SubscriptionJob::Save(subscription, answer) => {
                 let _ =

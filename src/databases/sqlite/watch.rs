@@ -115,7 +115,7 @@ impl Watcher {
             if event {
                 expected.get_or_insert_with(Expected::now).until = Instant::now();
             }
-            // A full queue is as good as none: it is tried again at the next look.
+            // If the queue is full, it is tried again at the next look.
             if self.retain_every.is_some_and(|every| retained_at.elapsed() >= every)
                 && self.jobs.try_send(Job::Retain).is_ok()
             {

@@ -74,7 +74,7 @@ pub(super) struct WriterThread {
 }
 
 impl WriterThread {
-    /// Works until it is told to stop or nobody can ask any more.
+    /// Works until it is told to stop or all senders are gone.
     pub(super) fn run(mut self, mut reconciles: VecDeque<Reconcile>) {
         let mut expired_at = Instant::now();
         // There may be something old to take out.
@@ -179,7 +179,7 @@ impl WriterThread {
         self.shared.committed(committed.as_ref());
         let more = committed.unwrap_or(false);
         metrics::histogram!("bourn_commit_seconds").record(started.elapsed().as_secs_f64());
-        // What is left to remove waits for whoever writes meanwhile.
+        // The rest waits, so that other writers are not held up.
         if more && other.is_none() {
             other = self.jobs.try_recv().ok().or(Some(Job::Stream(StreamJob::Collect)));
         }

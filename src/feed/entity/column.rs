@@ -120,7 +120,7 @@ pub struct Column {
     pub required: bool,
     /// The database fills it in when a new row has none.
     pub has_default: bool,
-    /// The database computes it; nobody writes it.
+    /// The database computes it; it cannot be written.
     pub generated: bool,
     /// It is the database's own number of the row, and never holds anything else.
     pub rowid: bool,

@@ -1,4 +1,4 @@
-//! Transactions that somebody waits for: each waiter is woken by what the tail reads, and by nothing else, so that a commit
+//! Transactions that requests wait for: each waiter is woken by what the tail reads, and by nothing else, so that a commit
 //! costs those who wait for it.
 
 use std::collections::HashMap;
@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use bourn_protocol::TransactionId;
 use tokio::sync::Notify;
 
-/// Ids that are kept without looking whether anybody still waits.
+/// Number of ids up to which abandoned ones are not looked for.
 const PRUNE_LEAST: usize = 64;
 
 /// One wait for one transaction.
@@ -40,7 +40,7 @@ impl AwaitedIds {
         Awaited(notify)
     }
 
-    /// Whether nobody waits; looks whether those who waited still do.
+    /// Whether no request waits; drops the ids whose requests are gone.
     pub(super) fn is_empty(&mut self) -> bool {
         if !self.waiting.is_empty() {
             self.prune();

@@ -1,7 +1,7 @@
 //! The live tail: the newest changes in memory, encoded once and shared by every reader.
 //!
 //! One task, [`Tail::run`], reads what the log has gained and gives each followed stream its share as one
-//! [`LiveBatch`]. The tail is an optimisation of the log and owes nobody anything: what does not fit is dropped,
+//! [`LiveBatch`]. The tail is an optimisation of the log and guarantees nothing: what does not fit is dropped,
 //! and a reader that finds its place dropped reads the log again.
 
 mod awaited;
@@ -28,7 +28,7 @@ pub use channel::{Channel, Found};
 
 /// Most activities taken from the log at once. What comes faster is left to the readers.
 const FOLLOW_ROWS: usize = 4_096;
-/// Channels that are kept without looking whether anybody follows them.
+/// Number of channels up to which unused ones are not looked for.
 const PRUNE_LEAST: usize = 64;
 /// Notes of what is held that are kept without looking whether it still is.
 const HELD_LEAST: usize = 1_024;
@@ -59,7 +59,7 @@ struct Registry {
     /// Every channel has what its stream gained up to here.
     head: Head,
     channels: HashMap<Selector, Weak<Channel>>,
-    /// How many channels there may be before those that nobody follows are looked for.
+    /// Number of channels at which unused ones are looked for.
     prune_at: usize,
     /// What all channels hold, the oldest first: the channel, and where its batch ends. Of what is not held any more
     /// there may be notes left.
@@ -68,7 +68,7 @@ struct Registry {
     sift_at: usize,
     /// Channels whose readers do not know yet whether more follows.
     in_doubt: Vec<Weak<Channel>>,
-    /// Transactions that somebody waits for.
+    /// Transactions that requests wait for.
     awaited: AwaitedIds,
 }
 
@@ -89,7 +89,7 @@ impl Tail {
         Tail { log, head: watched, chunk, sweep, memory, registry }
     }
 
-    /// The channel of a stream, made if nobody follows the stream yet.
+    /// The channel of a stream, created for its first reader.
     #[must_use]
     pub fn channel(&self, stream: &Selector) -> Arc<Channel> {
         let mut registry = self.lock();
@@ -172,7 +172,7 @@ impl Tail {
             }
             registry.prune();
             if registry.channels.is_empty() && registry.awaited.is_empty() {
-                // Nobody follows: whoever comes begins here.
+                // No readers: the next one begins here.
                 registry.head = target;
                 return Ok(false);
             }
@@ -272,7 +272,7 @@ impl Registry {
         }
     }
 
-    /// Forgets the channels that nobody follows any more.
+    /// Drops the channels that have no readers any more.
     fn prune(&mut self) {
         self.channels.retain(|_, channel| channel.strong_count() > 0);
         self.prune_at = PRUNE_LEAST.max(2 * self.channels.len());

@@ -12,7 +12,7 @@ use crate::feed::{Operation, TransactionState, Undone};
 use crate::http::respond::Build;
 use crate::http::{ApiError, Reply, RequestBody, intake};
 
-/// How often somebody who waits for a transaction asks the log without having been woken, about.
+/// About how often a waiting request asks the log without having been woken.
 const LOOK_AGAIN: Duration = Duration::from_secs(4);
 
 fn id(text: &str) -> Result<TransactionId, ApiError> {

@@ -150,7 +150,7 @@ where
     let build = |status, freshness: &str| {
         let build = Build::new(status).cache(freshness).next_offset(session.place()).closed_if(closed);
         match closed {
-            // Nobody is to come back.
+            // There is nothing to come back for.
             true => build,
             false => build.text(CURSOR, &Cursor::next(unix_secs(), cursor).get().to_string()),
         }

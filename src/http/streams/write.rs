@@ -115,7 +115,7 @@ fn content_type(given: &HeaderMap) -> Result<Option<ContentType>, ApiError> {
     }
 }
 
-/// Whether the request closes the stream. Anything but `true` is as good as nothing.
+/// Whether the request closes the stream. Any value but `true` is ignored.
 fn closes(given: &HeaderMap) -> Result<bool, ApiError> {
     Ok(intake::header(given, headers::STREAM_CLOSED)?.is_some_and(|text| text.eq_ignore_ascii_case("true")))
 }

@@ -39,7 +39,7 @@ pub fn check(text: &str, allow_private: bool) -> Result<Url, Refusal> {
     }
 }
 
-/// Whether an address is one that is not for the public: this machine, its network, or nobody at all.
+/// Whether an address is one that is not for the public: this machine, its network, or reserved.
 #[must_use]
 pub(super) fn is_inside(ip: IpAddr) -> bool {
     match ip {

@@ -224,7 +224,7 @@ impl Subscriptions {
     /// Gives the work that waits to a worker.
     ///
     /// # Errors
-    /// When somebody has it, there is none, or the database fails.
+    /// When a worker has it, there is none, or the database fails.
     pub async fn claim(&self, id: &str, worker: &str) -> Result<Value, Refusal> {
         let (subscription, tails, ()) =
             self.change(id, |subscription, tails, now| subscription.claim(worker, tails, now)).await?;

@@ -1,5 +1,5 @@
-//! What a subscription is, and how it changes. A wake begins when something waits and nobody works; its generation
-//! fences off whoever worked before. No I/O, no clock: whoever calls says where the streams end and what time it is.
+//! What a subscription is, and how it changes. A wake begins when something waits and no worker is at it; its generation
+//! fences off earlier workers. No I/O, no clock: the caller says where the streams end and what time it is.
 
 use std::collections::BTreeMap;
 
@@ -42,7 +42,7 @@ pub enum Refusal {
     /// The wake is over.
     #[error("the wake is not the current one: it was done, given back, or its lease has ended")]
     Fenced,
-    /// Somebody else works.
+    /// Another worker has it.
     #[error("another worker holds the subscription")]
     Claimed {
         /// Who.
@@ -296,7 +296,7 @@ impl Subscription {
     /// Gives the work to a worker.
     ///
     /// # Errors
-    /// When somebody has it, or there is none.
+    /// When a worker has it, or there is none.
     pub fn claim(&mut self, worker: &str, tails: &Tails, now: i64) -> Result<(), Refusal> {
         if self.configuration.delivery() != Delivery::PullWake {
             return Err(Refusal::Invalid("the subscription is not of type pull-wake".into()));

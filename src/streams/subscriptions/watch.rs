@@ -195,7 +195,7 @@ impl Subscriptions {
                     }
                 }
             }
-            // Where nobody subscribes, appends cost nothing here.
+            // Without subscriptions appends cost nothing here.
             let next = match watcher.interests.is_empty() {
                 true => None,
                 false => self.store.next_due_subscription().await.ok().flatten(),
@@ -345,7 +345,7 @@ impl Subscriptions {
         Ok(changed)
     }
 
-    /// Wakes a subscription if something waits for it and nobody works on it; `announce`: also when the wake that is under
+    /// Wakes a subscription if something waits for it and no worker has it; `announce`: also when the wake that is under
     /// way could not be announced before.
     async fn wake_if_pending(self: &Arc<Self>, id: &str, announce: bool) -> Result<(), Refusal> {
         let woken = self.change(id, |subscription, tails, now| {

@@ -368,7 +368,7 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// A transaction that appends in parts. Nobody sees any of it before its end.
+/// A transaction that appends in parts. None of it is visible before its end.
 pub(super) struct Long {
     pub(super) transaction: Session,
     pub(super) head: Seq,

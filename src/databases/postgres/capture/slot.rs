@@ -158,7 +158,7 @@ pub(super) struct Standing {
     pub(super) foreign_until: i64,
 }
 
-/// Settles the log's history, then raises the fence, so that whoever held the slot before appends no more. If the slot is
+/// Settles the log's history, then raises the fence, so that the previous holder of the slot can append no more. If the slot is
 /// ahead of the log, something was skipped: every table is to be compared.
 pub(super) async fn take_over(inner: &Inner, connection: &mut PgConnection) -> Result<Standing, Lost> {
     let slot = look(connection, &inner.limits.slot).await?;

@@ -176,7 +176,7 @@ impl Session {
     }
 
     async fn begin_with(&mut self, sql: &str) -> Result<(), sqlx::Error> {
-        // Before the statement is sent: it may be done though nobody waits for the answer any more.
+        // Before the statement is sent: it may be executed though the future was dropped.
         self.begun = true;
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(self.connection()).await.map(|_| ())
     }
@@ -234,7 +234,7 @@ impl Drop for Session {
         if !self.begun {
             return;
         }
-        // Its locks must not wait until somebody borrows the connection again.
+        // Its locks must not be held until the connection is borrowed again.
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(take_back(lent))),
             Err(_) => drop(Object::take(lent)),

@@ -5,7 +5,7 @@
 //!
 //! - Another cluster or another database: the log gets a new epoch, so that none of its offsets can be taken for an old one.
 //! - The same cluster, but its last commits may be lost (a promoted standby, a restored copy, a restart after a crash): the
-//!   log's head *leaps* past every place that can have been served. Offsets up to the old head are as good as before;
+//!   log's head *leaps* past every place that can have been served. Offsets up to the old head stay valid;
 //!   those inside the gap are gone for ever. Stored streams go on under new numbers, which their offsets carry.
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -109,7 +109,7 @@ async fn look(transaction: &mut Session) -> Result<Found, sqlx::Error> {
     })
 }
 
-/// Compares the database with the history that the log belongs to, and sees to it that nothing is served under old
+/// Compares the database with the history that the log belongs to, and makes sure that nothing is served under old
 /// offsets that was not there before. `slot_skipped`: the slot cannot give all that follows the log's position.
 pub(in super::super) async fn settle(inner: &Inner, slot_skipped: bool) -> Result<(), sqlx::Error> {
     let published = *inner.shared.head().borrow();
@@ -190,7 +190,7 @@ async fn renew(transaction: &mut Session, epoch: Epoch) -> Result<(), sqlx::Erro
 }
 
 /// A table was emptied of which the log did not have every row yet. Lists may have given out rows whose end cannot be
-/// told, as nobody knows them: the log gets a new epoch, so that clients list again.
+/// told, as the log does not know them: the log gets a new epoch, so that clients list again.
 pub(in super::super) async fn truncated(transaction: &mut Session, entity: &str) -> Result<(), sqlx::Error> {
     let epoch = Epoch::draw();
     let renewed = statement(

@@ -147,7 +147,7 @@ impl Lane {
         for job in jobs {
             let answer = answers.next().flatten();
             if let Job::Append(_, to) = job {
-                // Whoever asked may have gone.
+                // The caller may have gone.
                 let _ = to.send(answer.unwrap_or_else(|| Err(failure.clone().into())));
             }
         }
@@ -192,7 +192,7 @@ impl Lane {
         }
         batch.write(&mut transaction, &dirty, &self.counter).await?;
         transaction.commit().await.map_err(|error| {
-            // The database says so if it has not done it; if nobody says anything, it may have.
+            // An error of the database means that it was not done; any other failure leaves that open.
             let unsure = error.as_database_error().is_none();
             Failed { error, unsure }
         })?;
@@ -235,7 +235,7 @@ impl Lane {
     }
 }
 
-/// Sees to it that the streams know what they know of the producers.
+/// Loads the state of the producers into the streams' entries.
 async fn know_producers(
     connection: &mut PgConnection,
     jobs: &[Job],

@@ -1,4 +1,4 @@
-//! Removing streams. A stream that forks still need is kept without being seen; what nobody needs any more loses its path
+//! Removing streams. A stream that forks still need is kept without being seen; a stream that is not needed any more loses its path
 //! at once and its bytes little by little. Every server removes what has expired; all of it may be done twice.
 
 use std::time::Duration;

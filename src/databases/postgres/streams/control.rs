@@ -54,7 +54,7 @@ impl Worker {
                     }
                 }
             };
-            // Whoever asked may have gone.
+            // The caller may have gone.
             match job {
                 None => return,
                 Some(Job::Create(create, to)) => drop(to.send(Box::pin(self.create(&create)).await)),

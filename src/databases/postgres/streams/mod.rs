@@ -1,5 +1,5 @@
 //! Stored streams on PostgreSQL, served by any number of servers at once. Appends go through [`append`]'s lanes, many to
-//! a commit; what makes and removes streams through [`control`]; [`collect`] removes what nobody needs; [`reading`] asks
+//! a commit; what makes and removes streams through [`control`]; [`collect`] removes what is not needed any more; [`reading`] asks
 //! the database; [`news`] is how the servers tell each other.
 
 mod append;

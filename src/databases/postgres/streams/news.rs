@@ -1,7 +1,7 @@
 //! How servers tell each other what happened to streams. Each tells the others after its commits, by notifications that
-//! say which stream reaches how far, so that nobody has to ask; what happens meanwhile leaves together. A notification
+//! say which stream reaches how far, so that no server has to ask; what happens meanwhile is sent in one batch. A notification
 //! may be lost with the server that owed it, or with a connection. So each writer counts its commits in the database, in
-//! the commits themselves, and says in its notifications which of them they cover: whoever misses one then knows that
+//! the commits themselves, and says in its notifications which of them they cover: a server that misses one then knows that
 //! something has happened, and everybody there looks.
 
 use std::collections::{HashMap, HashSet};
@@ -203,7 +203,7 @@ impl Stored {
 
     fn tell_here(&self, changes: Vec<StreamChange>) {
         if !changes.is_empty() {
-            // Nobody may be listening.
+            // There may be no receiver.
             let _ = self.changes.send(changes.into());
         }
     }
@@ -288,7 +288,7 @@ impl Stored {
 
     /// Takes what there is as told.
     pub(in super::super) async fn begin(&self, db: &Db) -> Result<(), sqlx::Error> {
-        // Nobody listens yet.
+        // There is no receiver yet.
         self.look(db, false).await
     }
 

@@ -54,7 +54,7 @@ async fn attempt(storage: &PostgresStorage, mutation: &Mutation) -> Result<Writt
     let mut transaction = storage.inner.db.begin().await.map_err(|e| error::write(&e))?;
     let (name, key) = context.target(&mutation.operation)?;
     let entry = Entry { mutation, entity_type: name, entity_id: key.as_deref().unwrap_or_default() };
-    // First of all the ledger: whoever tries the same at the same time waits here for the outcome.
+    // The ledger first: a concurrent attempt at the same mutation waits here for the outcome.
     let keep = storage.inner.limits.ledger_retention.get();
     let recorded = match ledger::record(&mut transaction, &entry, keep).await {
         Err(failure) if error::names_nothing(&failure) && mutation.operation.changes() => {

@@ -44,7 +44,7 @@ impl Shared {
     /// Another process has written to streams.
     pub(super) fn foreign_commit(&self) {
         self.directory.clear();
-        // Nobody may be listening.
+        // There may be no receiver.
         let _ = self.changes.send(Arc::new([StreamChange::Unknown]));
     }
 }

@@ -475,7 +475,7 @@ async fn read_steps(inner: Inner, work: Work, steps: mpsc::Sender<Result<Step, U
     if let Err(error) = result.await {
         let _ = steps.send(Err(error)).await;
     }
-    // Whoever reads the steps lets go of this when the last is done.
+    // The receiver of the steps drops this task after the last one.
     steps.closed().await;
 }
 

@@ -1,4 +1,4 @@
-//! Removing streams. A stream that forks still need is kept without being seen; what nobody needs any more loses its path at
+//! Removing streams. A stream that forks still need is kept without being seen; a stream that is not needed any more loses its path at
 //! once and its bytes little by little, so that a large stream does not hold up the writers.
 
 use bourn_protocol::StreamPath;

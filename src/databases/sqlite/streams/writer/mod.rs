@@ -38,7 +38,7 @@ const IN_PLACE_BYTES: usize = 900;
 /// Streams as the writer knows them, and what it may let them become.
 pub(in super::super) struct StreamWriter {
     pub(super) heads: HashMap<StreamPath, Entry, foldhash::fast::RandomState>,
-    /// The version of the last commit of ours; with another one there, somebody else has written.
+    /// The version of the last commit of ours; if the database has another, another process has written.
     version: i64,
     /// The same for the watcher.
     published: Arc<AtomicI64>,
@@ -58,7 +58,7 @@ enum Answer {
 impl Answer {
     /// Gives it; or the failure of the commit.
     fn give(self, failure: Option<&StorageError>) {
-        // Whoever asked may have gone.
+        // The caller may have gone.
         match (self, failure.cloned()) {
             (Answer::Create(to, result), None) => drop(to.send(result)),
             (Answer::Append(to, result), None) => drop(to.send(result)),
@@ -143,7 +143,7 @@ impl StreamWriter {
     ) -> rusqlite::Result<bool> {
         let mut waiting = jobs.into_iter();
         let done = self.in_transaction(connection, &mut waiting, answers);
-        // Whoever was not tried any more gets the same answer.
+        // Requests that were not tried any more get the same answer.
         for job in waiting {
             answers.extend(match job {
                 StreamJob::Create(_, to) => Some(Answer::Create(to, Err(StorageError::Closed.into()))),
@@ -166,7 +166,7 @@ impl StreamWriter {
         }
         let served = self.history.served();
         let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-        // Read in the transaction: nobody else can write from here on.
+        // Read in the transaction: no other process can write from here on.
         let found = versions::of_streams(&transaction)?;
         self.history.verify(&transaction, &served)?;
         if found != self.version || self.heads.len() > MOST_HEADS {
@@ -202,7 +202,7 @@ impl StreamWriter {
         }
         self.shared.directory.committed(moved, &deleted);
         if !changes.is_empty() {
-            // Nobody may be listening.
+            // There may be no receiver.
             let _ = self.shared.changes.send(changes.into());
         }
         Ok(outcome.more)
