@@ -96,14 +96,6 @@ impl LogReader {
         Offset::new(self.epoch(), seq)
     }
 
-    /// The tail of a stream, as the database has it.
-    ///
-    /// # Errors
-    /// When the database cannot say.
-    pub async fn stream_tail(&self, stream: &Selector) -> Result<Head, StorageError> {
-        self.log.stream_tail(stream).await
-    }
-
     /// Opens a session; `live` when it is to be followed past the tail.
     ///
     /// # Errors

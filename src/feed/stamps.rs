@@ -3,35 +3,10 @@
 
 use super::entity::TableSchema;
 
-/// The field of the column `transactions` that a mutation's id goes into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Field {
-    /// It made the row.
-    Insert,
-    /// It changed the row.
-    Update,
-    /// It deleted the row.
-    Delete,
-}
-
-impl Field {
-    /// All of them, in the order in which they are written.
-    pub(crate) const ALL: [Field; 3] = [Field::Insert, Field::Update, Field::Delete];
-
-    /// The field's name.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Field::Insert => "insert",
-            Field::Update => "update",
-            Field::Delete => "delete",
-        }
-    }
-}
-
 /// What a kept column is set to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stamp {
-    /// The mutation's id, in its field; the other fields are as they were, and null in a new row.
+    /// The mutation's id, in the field of what it does (see [`bourn_protocol::Action::operation`]); the other fields are as they were, and null in a new row.
     Transaction,
     /// The client that sent it, or null.
     Client,

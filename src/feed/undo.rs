@@ -246,7 +246,7 @@ pub(crate) fn previous_columns<'a>(
         .filter_map(|column| {
             let value = previous.get(&column.name)?;
             let text = match kept.transactions.as_ref() == Some(&column.name) {
-                true => stamp(inserted_by(value).as_deref(), Some(transaction)),
+                true => stamp(inserted_by(value).as_deref(), Some(transaction), None),
                 false => value.text().to_owned(),
             };
             Some((column, RawValue::from_string(text).ok()?))
@@ -261,8 +261,8 @@ fn inserted_by(transactions: Json<'_>) -> Option<String> {
 }
 
 /// The `transactions` of a row, as JSON.
-pub(crate) fn stamp(insert: Option<&str>, update: Option<&str>) -> String {
-    serde_json::json!({ "insert": insert, "update": update, "delete": null }).to_string()
+pub(crate) fn stamp(insert: Option<&str>, update: Option<&str>, delete: Option<&str>) -> String {
+    serde_json::json!({ "insert": insert, "update": update, "delete": delete }).to_string()
 }
 
 /// What a rollback undid, as the ledger keeps it.

@@ -18,12 +18,6 @@ const SKIPPED_SHOWN: usize = 20;
 /// Characters of a database's name that the name of its slot has.
 const SLOT_NAME_MAX: usize = 50;
 
-/// Whether the database may be there a moment later.
-pub(super) fn may_come(failure: &sqlx::Error) -> bool {
-    matches!(failure, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut)
-        || matches!(error::code(failure).as_deref(), Some("57P01" | "57P02" | "57P03" | "53300"))
-}
-
 /// The settings with the name of the slot; by itself, one with the database's name in it.
 pub(super) fn named(limits: &Limits, db: &Db) -> Limits {
     let mut limits = limits.clone();

@@ -13,9 +13,13 @@ pub(super) fn read_only(error: &sqlx::Error) -> bool {
     code(error).as_deref() == Some("25006")
 }
 
-/// Whether a statement failed because others held what it needs, or came before.
-pub(super) fn held(error: &sqlx::Error) -> bool {
-    matches!(code(error).as_deref(), Some("55P03" | "57014" | "40001" | "40P01"))
+/// Whether the same may succeed a moment later: the database is away, or others held what was needed or came before.
+pub(super) fn may_pass(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut)
+        || matches!(
+            code(error).as_deref(),
+            Some("57P01" | "57P02" | "57P03" | "53300" | "55P03" | "57014" | "40001" | "40P01")
+        )
 }
 
 /// The storage error of a failed statement.

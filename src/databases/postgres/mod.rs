@@ -75,10 +75,7 @@ async fn patiently<T>(
     let mut pause = Duration::from_millis(100);
     loop {
         match part().await {
-            Err(failure)
-                if (admin::may_come(&failure) || error::held(&failure))
-                    && Instant::now() + pause < deadline =>
-            {
+            Err(failure) if error::may_pass(&failure) && Instant::now() + pause < deadline => {
                 let reason = error::advice(&failure);
                 tracing::warn!(reason, "the database cannot be opened yet; it is tried again");
                 tokio::time::sleep(pause).await;

@@ -1,6 +1,7 @@
 //! SQL text: quoting, and expressions that stand in the triggers (which run inside any process that writes the file, in
 //! whatever SQLite that brings) and in our own reads alike.
 
+use bourn_protocol::Action;
 use bourn_protocol::limits::KEY_MAX_BYTES;
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
@@ -95,13 +96,14 @@ pub(super) fn shown(schema: &TableSchema, alias: &str) -> String {
 /// One of the ids in the row's `transactions`, or NULL. Ids have no white space. They are found in the text, because the
 /// functions for JSON are forbidden to triggers where a writer distrusts the schema, up to SQLite 3.40; an id that JSON
 /// would escape is not found.
-pub(super) fn transaction_of(schema: &TableSchema, alias: &str, action: &str) -> String {
+pub(super) fn transaction_of(schema: &TableSchema, alias: &str, action: Action) -> String {
     let Some(column) = &schema.kept.transactions else { return "NULL".into() };
     let x = field(alias, column);
     format!(
         "(SELECT substr(i, 1, instr(i, '\"') - 1) FROM (SELECT substr(x, instr(x, s) + length(s)) i FROM \
-         (SELECT replace({x}, ' ', '') x, '\"{action}\":\"' s) WHERE instr(x, s)) WHERE instr(i, '\"') > 1 \
-         AND NOT instr(substr(i, 1, instr(i, '\"')), '\\'))"
+         (SELECT replace({x}, ' ', '') x, '\"{}\":\"' s) WHERE instr(x, s)) WHERE instr(i, '\"') > 1 \
+         AND NOT instr(substr(i, 1, instr(i, '\"')), '\\'))",
+        action.operation()
     )
 }
 

@@ -78,7 +78,7 @@ pub(in crate::http) async fn metadata<B>(
             feed.reader.open(stream.clone(), read.from, false).await?.read().await?;
         }
     }
-    let tail = feed.reader.stream_tail(stream).await?;
+    let tail = feed.log.stream_tail(stream).await?;
     let build = Build::new(StatusCode::OK).no_store().next_offset(tail.offset());
     Ok(build.header(CONTENT_TYPE, JSON).body(ReplyBody::empty()))
 }
@@ -100,7 +100,7 @@ pub(in crate::http) async fn serve<B>(
 
 /// `offset=now` without following: nothing, and where the tail is.
 async fn tail_only(feed: &FeedContext, stream: &Selector) -> Result<Reply, ApiError> {
-    let tail = feed.reader.stream_tail(stream).await?;
+    let tail = feed.log.stream_tail(stream).await?;
     let build = Build::new(StatusCode::OK).no_store().next_offset(tail.offset()).up_to_date();
     Ok(build.json(&b"[]"[..]))
 }

@@ -61,9 +61,6 @@ pub(super) async fn prepare(inner: &Inner) -> Result<(), Lost> {
             "the database has no publication `{publication}` that names the streamed tables; `bourn prepare --apply` makes it"
         )));
     }
-    if let Some(forbidden) = history::forbidden(connection).await? {
-        return Err(Lost::Blocked(forbidden));
-    }
     let slot = look(connection, name).await?;
     reading.commit().await?;
     match slot {
@@ -168,6 +165,9 @@ pub(super) async fn take_over(inner: &Inner, connection: &mut PgConnection) -> R
             .bind(confirmed.to_pg_string())
             .fetch_one(&mut *connection)
             .await?;
+    if let Some(forbidden) = history::forbidden(connection).await? {
+        return Err(Lost::Blocked(forbidden));
+    }
     history::settle(inner, skipped).await?;
     let row = statement(
         "UPDATE bourn.log SET fence = fence + 1 RETURNING fence, head, position::text, foreign_until",

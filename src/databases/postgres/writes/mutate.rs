@@ -1,7 +1,7 @@
 //! Mutations as SQL: each is a transaction of its own on a connection of the pool, done once whatever is
 //! retried, and capture sees it as it sees any other writer's. The ids travel with it as a logical message.
 
-use bourn_protocol::{ClientId, EntityKey, TransactionId};
+use bourn_protocol::{Action, ClientId, EntityKey, TransactionId};
 use bytes::Bytes;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
@@ -17,7 +17,7 @@ use crate::databases::postgres::tables::layout::Stamps;
 use crate::databases::postgres::tables::sql::{by_key, texts};
 use crate::databases::postgres::{PostgresStorage, error};
 use crate::feed::entity::{Columns, EntityType};
-use crate::feed::stamps::{self, Field, Stamp};
+use crate::feed::stamps::{self, Stamp};
 use crate::feed::{Mutation, Operation, WriteError, Written, undo};
 use crate::storage_error::StorageError;
 
@@ -130,7 +130,7 @@ impl Context<'_> {
         for (name, stamp) in stamps::of_new_row(&table.checked, |name| columns.has(name)) {
             match stamp {
                 Stamp::Transaction => {
-                    let stamp = undo::stamp(Some(self.transaction.as_str()), None);
+                    let stamp = undo::stamp(Some(self.transaction.as_str()), None, None);
                     sets.values.set(name, json_value(stamp)?);
                 }
                 Stamp::Client => sets.values.set_text(name, self.client.map(ClientId::as_str)),
@@ -181,7 +181,7 @@ impl Context<'_> {
         let known = self.expect(connection, entity, &table, key, expected).await?;
         let mut sets = Sets { values: columns.clone(), now: Vec::new() };
         sets.values.remove(&entity.key);
-        let row = self.set(connection, &table, key.as_str(), sets, &known, Field::Update).await?;
+        let row = self.set(connection, &table, key.as_str(), sets, &known, Action::Update).await?;
         self.done(&table, &row)
     }
 
@@ -206,23 +206,20 @@ impl Context<'_> {
         key: &str,
         mut sets: Sets,
         known: &Stamps,
-        field: Field,
+        action: Action,
     ) -> Result<PgRow, WriteError> {
         let set = |name: &str| sets.values.has(name) || sets.now.iter().any(|now| now == name);
         let planned: Vec<_> = stamps::of_change(&table.checked, set).collect();
         for (name, stamp) in planned {
             match stamp {
                 Stamp::Transaction => {
-                    let own = |of: Field, known: &Option<String>| match of == field {
-                        true => Some(self.transaction.to_string()),
-                        false => known.clone(),
-                    };
-                    let stamped = serde_json::json!({
-                        "insert": own(Field::Insert, &known.insert),
-                        "update": own(Field::Update, &known.update),
-                        "delete": own(Field::Delete, &known.delete),
-                    });
-                    sets.values.set(name, json_value(stamped.to_string())?);
+                    let own = |of: Action| (of == action).then_some(self.transaction.as_str());
+                    let stamp = undo::stamp(
+                        own(Action::Create).or(known.insert.as_deref()),
+                        own(Action::Update).or(known.update.as_deref()),
+                        own(Action::Delete).or(known.delete.as_deref()),
+                    );
+                    sets.values.set(name, json_value(stamp)?);
                 }
                 Stamp::Client => sets.values.set_text(name, self.client.map(ClientId::as_str)),
                 Stamp::Now => sets.now.push(name.to_owned()),
@@ -264,7 +261,7 @@ impl Context<'_> {
     ) -> Result<PgRow, WriteError> {
         if let Some(name) = &table.checked.kept.deleted_at {
             let sets = Sets { values: Columns::default(), now: vec![name.clone()] };
-            return self.set(connection, table, key, sets, known, Field::Delete).await;
+            return self.set(connection, table, key, sets, known, Action::Delete).await;
         }
         let sql =
             format!("DELETE FROM {} AS t WHERE {} RETURNING {}", table.sql, by_key(table, 1), texts(table));

@@ -17,7 +17,6 @@ use crate::databases::postgres::log::read::{COLUMNS, read_activity};
 use crate::databases::postgres::log::walk::{END, Walk};
 use crate::databases::postgres::tables::rows;
 use crate::feed::entity::{ColumnKind, Columns};
-use crate::feed::stamps::Field;
 use crate::feed::undo::{self, Need, Plan};
 use crate::feed::{Activity, WriteError};
 use crate::storage_error::StorageError;
@@ -155,7 +154,7 @@ async fn park(
     }
     let stamps = stamps_of(&table, &row);
     let sets = Sets { values, now: Vec::new() };
-    match context.set(transaction, &table, &activity.entity_id, sets, &stamps, Field::Update).await {
+    match context.set(transaction, &table, &activity.entity_id, sets, &stamps, Action::Update).await {
         // A rule that such a value breaks leaves it at the first refusal.
         Err(WriteError::Constraint(_)) => Err(WriteError::NotUnique),
         done => done.map(|_| ()),
@@ -246,7 +245,7 @@ async fn take_back(
             now.get(name) != previous.get(name) || table.checked.kept.transactions.as_deref() == Some(name)
         });
         let sets = Sets { values, now: Vec::new() };
-        return context.set(transaction, &table, key, sets, &stamps, Field::Update).await.map(|_| ());
+        return context.set(transaction, &table, key, sets, &stamps, Action::Update).await.map(|_| ());
     }
     values.set_text(&entity.key, Some(key));
     let sets = Sets { values, now: Vec::new() };

@@ -13,6 +13,8 @@ mod unlogged;
 
 use super::payload;
 use super::sql::{field, ident, key_text, literal, nameable, scope_text, shown, transaction_of, visible};
+use bourn_protocol::Action;
+
 use crate::feed::entity::{EntityType, TableSchema};
 
 /// The triggers of an entity type, as their names end; an older version made one for each.
@@ -188,7 +190,7 @@ impl Maker<'_> {
         self.entity.previous_values.then(|| payload::row(self.schema, "OLD"))
     }
 
-    fn transaction(&self, alias: &str, action: &str) -> String {
+    fn transaction(&self, alias: &str, action: Action) -> String {
         transaction_of(self.schema, alias, action)
     }
 
@@ -250,7 +252,7 @@ impl Maker<'_> {
     /// Nothing changed but who is about to delete the row: the delete that follows says it.
     fn announces_delete(&self) -> String {
         let kept = &self.schema.kept;
-        let (old, new) = (self.transaction("OLD", "delete"), self.transaction("NEW", "delete"));
+        let (old, new) = (self.transaction("OLD", Action::Delete), self.transaction("NEW", Action::Delete));
         let quiet = [&kept.transactions, &kept.last_client_id];
         let others: Vec<String> = self
             .schema
@@ -261,8 +263,11 @@ impl Maker<'_> {
             .collect();
         let groups: Vec<String> =
             others.chunks(20).map(|group| format!("({})", group.join(" OR "))).collect();
-        let update =
-            format!("{} IS NOT {}", self.transaction("OLD", "update"), self.transaction("NEW", "update"));
+        let update = format!(
+            "{} IS NOT {}",
+            self.transaction("OLD", Action::Update),
+            self.transaction("NEW", Action::Update)
+        );
         format!(
             "{new} IS NOT NULL AND {new} IS NOT {old} AND NOT ({update}) AND NOT ({})",
             groups.join(" OR ")

@@ -1,6 +1,6 @@
 //! What a client expects of the row that it changes: which transaction changed it last.
 
-use bourn_protocol::{EntityKey, TransactionId};
+use bourn_protocol::{Action, EntityKey, TransactionId};
 use rusqlite::OptionalExtension;
 
 use super::Context;
@@ -20,8 +20,8 @@ impl Context<'_> {
     ) -> Result<(), WriteError> {
         let stamp = format!(
             "coalesce({}, {})",
-            transaction_of(schema, "t", "update"),
-            transaction_of(schema, "t", "insert")
+            transaction_of(schema, "t", Action::Update),
+            transaction_of(schema, "t", Action::Create)
         );
         let sql = format!(
             "SELECT {stamp} FROM {} t WHERE {} AND {}",

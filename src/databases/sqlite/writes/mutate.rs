@@ -1,7 +1,7 @@
 //! Mutations as SQL: one row made, changed or deleted, inside the writer's transaction. Capture sees them as it
 //! sees any other writer's.
 
-use bourn_protocol::{ClientId, EntityKey, Seq, TransactionId};
+use bourn_protocol::{Action, ClientId, EntityKey, Seq, TransactionId};
 use bytes::Bytes;
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
@@ -13,7 +13,7 @@ use crate::databases::sqlite::ledger::{self, Done};
 use crate::databases::sqlite::payload::{self, bind};
 use crate::databases::sqlite::sql::{by_key, bytes, ident, is_plain, key_text, lossy, transaction_of};
 use crate::feed::entity::{Catalog, ColumnKind, Columns, EntityType, TableSchema};
-use crate::feed::stamps::{self, Field, Stamp};
+use crate::feed::stamps::{self, Stamp};
 use crate::feed::{Mutation, Operation, WriteError, Written, undo};
 use crate::storage_error::StorageError;
 
@@ -108,7 +108,7 @@ impl Context<'_> {
             set(
                 name,
                 match stamp {
-                    Stamp::Transaction => Sql::Text(undo::stamp(Some(self.transaction.as_str()), None)),
+                    Stamp::Transaction => Sql::Text(undo::stamp(Some(self.transaction.as_str()), None, None)),
                     Stamp::Client => text_or_null(self.client.map(ClientId::as_str)),
                     Stamp::Now => Sql::Text(self.now()?),
                 },
@@ -153,7 +153,7 @@ impl Context<'_> {
                 schema.column(name).map(|column| Set::new(column, bind(column, value)))
             })
             .collect();
-        self.set(entity, &schema, key.as_str(), &sets, Field::Update)?;
+        self.set(entity, &schema, key.as_str(), &sets, Action::Update)?;
         self.done(entity, &schema, key.as_str(), before)
     }
 
@@ -176,7 +176,7 @@ impl Context<'_> {
         schema: &TableSchema,
         key: &str,
         sets: &[Set<'_>],
-        field: Field,
+        action: Action,
     ) -> Result<(), WriteError> {
         let mut parts: Vec<String> =
             sets.iter().map(|set| format!("{} = {}", ident(&set.column.name), set.source)).collect();
@@ -186,13 +186,14 @@ impl Context<'_> {
             let name_sql = ident(name);
             values.push(match stamp {
                 Stamp::Transaction => {
-                    let fields = Field::ALL.map(|of| match of == field {
-                        true => format!("'{}', ?", of.name()),
-                        false => {
-                            let known = transaction_of(schema, &ident(&entity.table), of.name());
-                            format!("'{}', {known}", of.name())
-                        }
-                    });
+                    let fields =
+                        [Action::Create, Action::Update, Action::Delete].map(|of| match of == action {
+                            true => format!("'{}', ?", of.operation()),
+                            false => {
+                                let known = transaction_of(schema, &ident(&entity.table), of);
+                                format!("'{}', {known}", of.operation())
+                            }
+                        });
                     parts.push(format!("{name_sql} = json_object({})", fields.join(", ")));
                     Sql::Text(self.transaction.to_string())
                 }
@@ -229,7 +230,7 @@ impl Context<'_> {
         let soft = schema.kept.deleted_at.as_deref().and_then(|name| schema.column(name));
         if let Some(column) = soft {
             let now = Sql::Text(self.now()?);
-            self.set(entity, schema, key, &[Set::new(column, now)], Field::Delete)?;
+            self.set(entity, schema, key, &[Set::new(column, now)], Action::Delete)?;
             return self.row(entity, schema, key);
         }
         let row = self.row(entity, schema, key)?;

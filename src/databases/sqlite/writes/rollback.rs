@@ -16,7 +16,6 @@ use crate::databases::sqlite::log::read::{COLUMNS, read_activity};
 use crate::databases::sqlite::payload::{self, Held};
 use crate::databases::sqlite::sql::{bytes, ident, lossy};
 use crate::feed::entity::{ColumnKind, Columns};
-use crate::feed::stamps::Field;
 use crate::feed::undo::{self, Need, Plan};
 use crate::feed::{Activity, WriteError};
 
@@ -179,7 +178,7 @@ impl Context<'_> {
         if sets.is_empty() || !self.exists(entity, &schema, &activity.entity_id)? {
             return Ok(());
         }
-        match self.set(entity, &schema, &activity.entity_id, &sets, Field::Update) {
+        match self.set(entity, &schema, &activity.entity_id, &sets, Action::Update) {
             // A rule that such a value breaks leaves it at the first refusal.
             Err(WriteError::Constraint(_)) => Err(WriteError::NotUnique),
             done => done,
@@ -233,7 +232,7 @@ impl Context<'_> {
                         && shown.get(name) == shown_now.get(name));
                 !same || ids == Some(name)
             });
-            return self.set(entity, &schema, key, &sets, Field::Update);
+            return self.set(entity, &schema, key, &sets, Action::Update);
         }
         if let (Some(column), Some(value)) = (schema.column(&entity.key), held.get(&entity.key)) {
             let (source, value) = value.bind(column);
