@@ -8,11 +8,11 @@ use crate::offset::{Epoch, Offset, Seq};
 /// What a change did to its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// The row came to be, or became visible again.
+    /// The row was created, or became visible again.
     Create,
     /// The row changed.
     Update,
-    /// The row went, or was marked as deleted.
+    /// The row was deleted, or marked as deleted.
     Delete,
 }
 
@@ -53,12 +53,12 @@ pub enum MessageKind {
     Activity,
 }
 
-/// Of what a change is the last that its database transaction makes.
+/// Whether a change is the last one that its database transaction makes of its entity type, and of its scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Last {
-    /// Of its entity type.
+    /// The last of its entity type.
     pub of_type: bool,
-    /// Of its entity type and scope.
+    /// The last of its entity type and scope.
     pub of_scope: bool,
 }
 
@@ -75,16 +75,16 @@ impl Last {
 pub struct Wording {
     /// Which message it makes of an activity.
     pub kind: MessageKind,
-    /// Whether the stream is one scope's, so that `last` speaks of that.
+    /// Whether the stream is one scope's, so that `last` refers to the scope.
     pub scoped: bool,
 }
 
-/// One activity as the log holds it, borrowed from wherever it lies.
+/// One activity as the log holds it, borrowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ActivityRef<'a> {
     /// Its place in the log.
     pub seq: Seq,
-    /// What happened.
+    /// What the change did.
     pub action: Action,
     /// The entity type's name, `page`.
     pub entity_type: &'a str,
@@ -104,7 +104,7 @@ pub struct ActivityRef<'a> {
     pub previous_values: Option<&'a str>,
     /// The number of the database transaction that made the change.
     pub commit_id: i64,
-    /// Of what it is the transaction's last change.
+    /// Whether this is the transaction's last change of its entity type, and of its scope.
     pub last: Last,
     /// When it was committed, ISO 8601 in UTC.
     pub created_at: &'a str,

@@ -15,7 +15,7 @@ pub enum Freshness {
     Tail,
     /// An offset that will not come back: another log's, or behind the horizon.
     Gone,
-    /// Anything that is true only now.
+    /// Anything that is true only for the moment.
     Never,
 }
 

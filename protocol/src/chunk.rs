@@ -24,7 +24,7 @@ pub struct ChunkLimits {
 /// Whether a chunk wants more messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feed {
-    /// The next message of the stream, please.
+    /// It takes the next message of the stream.
     More,
     /// The cut is known; later messages change nothing.
     Done,
@@ -104,7 +104,7 @@ impl ChunkBuilder {
         Feed::More
     }
 
-    /// With one message more encoded but not yet marked: where to cut, if it is time.
+    /// Called with one message more encoded but not yet marked; returns where to cut, if the cut is known.
     fn decide(&mut self, next_commit: i64) -> Option<usize> {
         let last = self.marks.last()?;
         if self.overflowing {

@@ -33,7 +33,7 @@ impl Cursor {
         self.0
     }
 
-    /// Reads a client's cursor. What is not one of ours counts as none: a cursor is only a cache key.
+    /// Reads a client's cursor. One that the server did not make counts as none: a cursor is only a cache key.
     #[must_use]
     pub fn parse(text: &str) -> Option<Cursor> {
         text.parse().ok().map(Cursor)

@@ -60,15 +60,15 @@ codes! {
     InvalidForkOffset = "INVALID_FORK_OFFSET", 400;
     /// Nothing was sent to append.
     EmptyBody = "EMPTY_BODY", 400;
-    /// The webhook's URL leads where the server does not send.
+    /// The webhook's URL leads to an address that the server does not send to.
     WebhookUrlRejected = "WEBHOOK_URL_REJECTED", 400;
     /// The token is none of this subscription's.
     TokenInvalid = "TOKEN_INVALID", 401;
-    /// The token's time is over.
+    /// The token has expired.
     TokenExpired = "TOKEN_EXPIRED", 401;
-    /// A newer life of the producer has appended.
+    /// A newer epoch of the producer has appended.
     StaleProducer = "STALE_PRODUCER", 403;
-    /// The request is for a name that this server is not reached under.
+    /// The request's host is not a name of this server.
     HostNotAllowed = "HOST_NOT_ALLOWED", 403;
     /// Pages of this origin may not use the server.
     OriginNotAllowed = "ORIGIN_NOT_ALLOWED", 403;
@@ -122,7 +122,7 @@ codes! {
     AlreadyClaimed = "ALREADY_CLAIMED", 409;
     /// Nothing waits to be worked on.
     NoPendingWork = "NO_PENDING_WORK", 409;
-    /// The acknowledged offset is not one that can be.
+    /// No subscription could have acknowledged this offset.
     InvalidAck = "INVALID_OFFSET", 409;
     /// The stream was deleted and is kept for its forks alone.
     StreamGone = "STREAM_GONE", 410;

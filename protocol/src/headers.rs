@@ -6,7 +6,7 @@ pub const STREAM_NEXT_OFFSET: &str = "stream-next-offset";
 pub const STREAM_CURSOR: &str = "stream-cursor";
 /// Present, as `true`, when nothing more is in the stream now.
 pub const STREAM_UP_TO_DATE: &str = "stream-up-to-date";
-/// Present, as `true`, when the stream ends here for good; on a write, that it is to.
+/// Present, as `true`, when the stream ends here for good; on a write, to end it.
 pub const STREAM_CLOSED: &str = "stream-closed";
 /// The writer's own sequence, compared byte by byte.
 pub const STREAM_SEQ: &str = "stream-seq";
@@ -14,23 +14,23 @@ pub const STREAM_SEQ: &str = "stream-seq";
 pub const STREAM_TTL: &str = "stream-ttl";
 /// When a stream expires.
 pub const STREAM_EXPIRES_AT: &str = "stream-expires-at";
-/// The path of the stream that a new one begins as.
+/// The path of the stream that a new one is forked from.
 pub const STREAM_FORKED_FROM: &str = "stream-forked-from";
-/// Where the new stream leaves it.
+/// The place where the new stream leaves it.
 pub const STREAM_FORK_OFFSET: &str = "stream-fork-offset";
 /// How many messages or bytes past that place.
 pub const STREAM_FORK_SUB_OFFSET: &str = "stream-fork-sub-offset";
 /// How event streams carry data that is not text.
 pub const STREAM_SSE_DATA_ENCODING: &str = "stream-sse-data-encoding";
-/// Who appends, for retries.
+/// The name of the producer, for retries.
 pub const PRODUCER_ID: &str = "producer-id";
-/// Which life of the producer.
+/// The epoch of the producer.
 pub const PRODUCER_EPOCH: &str = "producer-epoch";
-/// Which append of that life.
+/// The number of an append within that epoch.
 pub const PRODUCER_SEQ: &str = "producer-seq";
-/// Which append the server waits for.
+/// The number of the append that the server expects.
 pub const PRODUCER_EXPECTED_SEQ: &str = "producer-expected-seq";
-/// Which append it was sent instead.
+/// The number of the append that it received instead.
 pub const PRODUCER_RECEIVED_SEQ: &str = "producer-received-seq";
 /// The signature of a webhook.
 pub const WEBHOOK_SIGNATURE: &str = "webhook-signature";
@@ -42,7 +42,7 @@ pub const CLIENT_ID: &str = "x-client-id";
 pub const EXPECTED_TRANSACTION_ID: &str = "x-expected-transaction-id";
 /// Present, as `true`, when the transaction had been applied before.
 pub const IDEMPOTENT_HIT: &str = "x-idempotent-hit";
-/// Where a reconnecting `EventSource` left off.
+/// The place where a reconnecting `EventSource` left off.
 pub const LAST_EVENT_ID: &str = "last-event-id";
 
 /// What `Access-Control-Expose-Headers` lists.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::limits::KEY_MAX_BYTES;
 
-/// Why an identifier was refused, as words for the one who sent it.
+/// Why an identifier was refused, as words for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} must be {rule}")]
 pub struct InvalidId {
@@ -53,7 +53,7 @@ fn printable(text: &str) -> bool {
     (1..=255).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
-/// What a database may hold and a URL can name.
+/// Whether a database may hold the text and a URL can carry it.
 fn found(text: &str) -> bool {
     (1..=KEY_MAX_BYTES).contains(&text.len()) && !text.contains('\0')
 }
@@ -67,7 +67,7 @@ identifier!(
     ClientId, "a client id", "1 to 128 visible ASCII characters", visible_ascii
 );
 identifier!(
-    /// The key of one row, as text: whatever the rows of a table may have.
+    /// The key of one row, as text: any key that the rows of a table may have.
     EntityKey, "a row's id", "1 to 4096 bytes of text without NUL", found
 );
 identifier!(
@@ -82,7 +82,7 @@ impl EntityKey {
     /// [`InvalidId`] with the rule that the text breaks.
     pub fn for_new_row(text: &str) -> Result<EntityKey, InvalidId> {
         let rule = match text {
-            // Clients take these for steps in the path.
+            // Clients resolve these as steps in the path.
             "." | ".." => "something else than `.` and `..`, which cannot stand in a URL",
             _ if !printable(text) => "1 to 255 bytes of text without control characters",
             _ => return EntityKey::new(text),

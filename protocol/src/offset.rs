@@ -53,8 +53,8 @@ impl fmt::Display for Seq {
     }
 }
 
-/// Four characters drawn when a log is created. They tell the offsets of one log from another's, so that a
-/// client of a recreated database is told to start over instead of missing changes.
+/// Four characters drawn when a log is created. They distinguish the offsets of one log from another's, so that a
+/// client of a recreated database has to start over instead of missing changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch([u8; 4]);
 
@@ -94,20 +94,21 @@ impl fmt::Display for Epoch {
 }
 
 /// The token of a place in one log, `{epoch}_{sixteen digits}`; sorts as a string in log order. Where the log does not
-/// keep what lay before some place, whoever reads from the start gets tokens that also name that place, as
-/// `.{sixteen digits}`, until it has come past it.
+/// keep what lay before some place, a reader from the start gets tokens that also name that place, as `.{sixteen
+/// digits}`, until it has passed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Offset {
     /// The log it belongs to.
     pub epoch: Epoch,
     /// The last activity that lies before this place.
     pub seq: Seq,
-    /// The reader has read all that is kept from the start, when deletions up to this place were not any more.
+    /// Set once the reader has read from the start all that is kept: deletions up to this place had been removed by
+    /// then.
     pub since: Option<Seq>,
 }
 
 impl Offset {
-    /// A place of which nothing more is to be said.
+    /// The offset of a place, without `since`.
     #[must_use]
     pub const fn new(epoch: Epoch, seq: Seq) -> Offset {
         Offset { epoch, seq, since: None }
@@ -147,7 +148,7 @@ pub(crate) fn sixteen_digits(text: &str) -> Option<Seq> {
 pub enum ReadFrom<T = Offset> {
     /// `-1`: the start of the stream.
     Start,
-    /// `now`: the tail, whatever it is.
+    /// `now`: the tail, wherever it is.
     Now,
     /// An offset that the server gave.
     At(T),

@@ -1,5 +1,5 @@
-//! Percent escapes in paths and queries. Decoded here and not by the crate `percent-encoding`, which takes a broken escape for
-//! the text that it is: two addresses would name one thing.
+//! Percent escapes in paths and queries. Decoded here and not by the crate `percent-encoding`, which leaves a broken
+//! escape as text, so that two addresses would name one thing.
 
 /// Decodes percent escapes; `None` where an escape is broken or the result is not UTF-8. `plus` makes `+` a
 /// space, as in a query string.

@@ -1,7 +1,6 @@
-//! Where reads of stored streams are cut, by the same thought as chunks of the log: the cut depends on the stream and
-//! the start alone, and readers that start at different places fall onto the same cuts after one read. A chunk
-//! ends between two appends; of the ends in the window's second half it takes the one that crosses the roundest number of
-//! bytes.
+//! Where reads of stored streams are cut, by the same idea as chunks of the log: the cut depends on the stream and the
+//! start alone, and readers that start at different places fall onto the same cuts after one read. A chunk ends between
+//! two appends; of the ends in the window's second half it takes the one that crosses the roundest number of bytes.
 
 use super::content::Form;
 use crate::chunk::Feed;
@@ -62,8 +61,8 @@ impl StoredChunkBuilder {
         feed
     }
 
-    /// Takes the length of the next append, which ends at `position`. Where the chunk ends can thus be known before
-    /// anything is read; its bytes are then to be written, up to that end.
+    /// Takes the length of the next append, which ends at `position`, so that the end of the chunk can be known before
+    /// any bytes are read. The bytes up to that end must then be written.
     pub fn plan(&mut self, length: usize, messages: usize, position: Seq) -> Feed {
         let (end, before) = self.marks.last().map_or((self.length(), 0), |mark| (mark.end, mark.messages));
         let full = self.marks.len() >= CHUNK_APPENDS_MAX || end + length > self.bytes;
@@ -76,7 +75,7 @@ impl StoredChunkBuilder {
         Feed::More
     }
 
-    /// Where it is cut is known.
+    /// Whether the cut is known.
     #[must_use]
     pub fn is_cut(&self) -> bool {
         self.cut.is_some()

@@ -23,7 +23,7 @@ pub enum Form {
 pub struct ContentType(Arc<str>);
 
 impl ContentType {
-    /// What a stream has that was created without one.
+    /// The content type of a stream that was created without one.
     #[must_use]
     pub fn octets() -> ContentType {
         ContentType("application/octet-stream".into())

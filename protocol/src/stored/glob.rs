@@ -1,8 +1,8 @@
 //! Patterns over stream paths: `*` is one segment, `**` is any number of them, anything else is itself.
 
-/// Whether a pattern matches a path. Only the last `**` that was passed is ever gone back to: what stands before it matches as
-/// early as it can, and going back further could not help. So the time is that of the path's segments times the
-/// segments between two `**`, and nothing is allocated.
+/// Whether a pattern matches a path. Only the last `**` that was passed is ever backtracked to: what stands before it
+/// matches as early as it can, and going back further could not help. So the time is that of the path's segments times
+/// the segments between two `**`, and nothing is allocated.
 #[must_use]
 pub fn matches(pattern: &str, path: &str) -> bool {
     let (mut parts, mut segments) = (pattern.split('/'), path.split('/'));
@@ -74,7 +74,7 @@ mod tests {
         assert!(started.elapsed().as_secs() < 2, "took {:?}", started.elapsed());
     }
 
-    /// By definition, whatever the time.
+    /// The definition of a match, without regard to time.
     fn by_definition(pattern: &[&str], path: &[&str]) -> bool {
         match (pattern, path) {
             ([], []) => true,

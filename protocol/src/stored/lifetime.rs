@@ -59,7 +59,7 @@ pub fn whole_number(text: &str, most: u64) -> Option<u64> {
 
 /// The last millisecond of RFC 3339's years.
 const LAST_MILLIS: i64 = 253_402_300_799_999;
-/// The library's times end a day before that. The last days are read and written as days of the same month that it knows, so
+/// The library's times end a day before that. The last days are read and written as days of a month that it knows, this
 /// many days earlier.
 const LAST_DAYS: i64 = 10;
 const DAY_MILLIS: i64 = 86_400_000;

@@ -15,7 +15,7 @@ pub use messages::{NotJson, Payload};
 pub use offset::StreamOffset;
 pub use path::{RESERVED, ROOT, StreamPath};
 
-/// Why a header or a path was refused, as words for the one who sent it.
+/// Why a header or a path was refused, as words for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(pub &'static str);

@@ -1,6 +1,6 @@
 //! Places in stored streams. A place is a number of bytes from the stream's start, and the number of the stream that
-//! owns the byte before it. A fork shares its source's places up to where it leaves it, and a stream that is made
-//! anew under an old path has other ones: a token says which bytes lie before it, whatever became of the path.
+//! owns the byte before it. A fork shares its source's places up to where it leaves it, and a stream that is recreated
+//! at an old path has other ones: a token identifies the bytes before it, whatever became of the path.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +12,7 @@ use crate::offset::{InvalidOffset, Seq, sixteen_digits};
 pub struct StreamOffset {
     /// Bytes before this place.
     pub position: Seq,
-    /// The stream that was appended to, to get here; zero at the start.
+    /// The stream that owns the byte before this place; zero at the start.
     pub owner: u64,
 }
 
