@@ -1,13 +1,13 @@
-//! How far a log reaches, and which content of it something was read from. Everything that reads or writes a log names its
-//! places by these.
+//! How far a log reaches, and which version of its content a read saw. Everything that reads or writes a log uses
+//! these.
 
 use bourn_protocol::{Epoch, Offset, Seq};
 
-/// A place in a log, with the log that it is a place of. As the head it is the last activity; its seq is zero where
-/// there is none.
+/// A place in a log, with the epoch of that log. As the head it is the last activity; its seq is zero where there is
+/// none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// The log's own mark. A log whose database went back in time gets another one.
+    /// The log's epoch. A log whose database went back in time gets another one.
     pub epoch: Epoch,
     /// The place.
     pub seq: Seq,
@@ -20,7 +20,7 @@ impl Head {
         Offset::new(self.epoch, self.seq)
     }
 
-    /// Takes a newer head: one of another log, or a later one of the same. Says whether it was newer.
+    /// Takes a newer head: one of another log, or a later one of the same. Returns whether it was newer.
     pub fn advance(&mut self, to: Head) -> bool {
         let newer = to.epoch != self.epoch || to.seq > self.seq;
         if newer {
@@ -30,11 +30,12 @@ impl Head {
     }
 }
 
-/// Which content of the log something was read from: it changes whenever something leaves the log, and with the log.
+/// The version of the log's content that a read saw: it changes whenever an activity leaves the log, and with the
+/// epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Version {
-    /// The log's own mark.
+    /// The log's epoch.
     pub epoch: Epoch,
-    /// Grows whenever something leaves the log.
+    /// Grows whenever an activity leaves the log.
     pub generation: u64,
 }

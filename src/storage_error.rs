@@ -1,5 +1,4 @@
-//! What a database may answer instead of doing its work. The database's own words are logged where they
-//! arise and go no further.
+//! Why a database did not do its work. The database's own words are logged where they arise and go no further.
 
 /// A database could not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,7 +20,7 @@ pub enum StorageError {
     /// The database cannot be written.
     #[error("the database can be read but not written")]
     ReadOnly,
-    /// The database went back in time, and no server has found out yet what that means for the log.
+    /// The database went back in time, and no server has settled yet what that means for the log.
     #[error(
         "the database went back in time or was replaced; its log cannot be used before that is settled; try again"
     )]
@@ -29,7 +28,7 @@ pub enum StorageError {
     /// The database is damaged or out of reach.
     #[error("the database is damaged or out of reach; see the server's log")]
     Unavailable,
-    /// An entity type's table is missing or does not fit; the text is ours.
+    /// An entity type's table is missing or does not fit; the text is the server's own.
     #[error("{0}")]
     Entity(String),
     /// More work is waiting than is queued.

@@ -1,14 +1,13 @@
-//! Comparing a row with what the log has of it, whatever the database.
+//! Compares a row with the log's version of it, for any database.
 
 use crate::feed::entity::Columns;
 
-/// Whether two rows are the same but for columns that one lacks and that are null in the other: a column that
-/// was added says nothing yet.
+/// Whether two rows are equal. A column that one of them lacks counts as null: an added column alone is no change.
 pub(crate) fn same(logged: Option<&str>, row: &str) -> bool {
     if logged == Some(row) {
         return true;
     }
-    // Values are compared as they are written: both were written by the same rules.
+    // Values are compared as text: the same rules wrote both.
     let parse = |json: &str| {
         let mut columns = Columns::parse(json.as_bytes()).ok()?;
         columns.retain(|_, value| !value.is_null());

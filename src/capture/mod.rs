@@ -1,3 +1,3 @@
-//! Capture without SQL: what both databases decide alike between a changed row and the log.
+//! Capture without SQL: the rules for a changed row and the log that both databases share.
 
 pub(crate) mod compare;

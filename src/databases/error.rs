@@ -1,4 +1,4 @@
-//! What opening a database, or looking at it, comes to beside what is asked for.
+//! Why a database could not be opened, and what checking one found.
 
 /// Why a database could not be opened; the text is for the operator's terminal.
 #[derive(Debug, thiserror::Error)]
@@ -9,17 +9,17 @@ pub struct OpenError {
 }
 
 impl OpenError {
-    /// Of this database, as it may be shown, for this reason.
+    /// The error of `database`, named as it may be shown, with its reason.
     pub(super) fn new(database: &dyn std::fmt::Display, reason: &dyn std::fmt::Display) -> OpenError {
         OpenError { database: database.to_string(), reason: reason.to_string() }
     }
 }
 
-/// One thing that an operator is told of a database.
+/// One finding about a database, for its operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Serving works without a change of it.
+    /// Whether the server can work without changing it.
     pub fine: bool,
-    /// What was found, in words.
+    /// What was found, as text.
     pub text: String,
 }

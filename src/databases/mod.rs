@@ -1,5 +1,6 @@
-//! The databases that Bourn works on. Which one a URL means is decided here: opening it, and what an operator asks of it
-//! before serving. What is opened is given out as the narrow traits that [`crate::feed`] and [`crate::streams`] define.
+//! The databases that Bourn works on: picks one by its URL, opens it, and runs an operator's commands that check and
+//! prepare it before serving. An open database is handed out as the narrow traits that [`crate::feed`] and
+//! [`crate::streams`] define.
 
 mod error;
 pub mod postgres;
@@ -50,7 +51,7 @@ impl Database {
     }
 }
 
-/// Opens the database and starts what fills its log; `demo` when the demo's tables may be made.
+/// Opens the database and starts capture; `demo` when the demo's tables may be made.
 ///
 /// # Errors
 /// When it cannot be reached, is not fit, or cannot be prepared.
@@ -92,7 +93,7 @@ pub async fn prepare_sql(config: &Config) -> Result<String, OpenError> {
     }
 }
 
-/// Does what [`prepare_sql`] prints; says line by line what was done.
+/// Does what [`prepare_sql`] prints; returns what was done, line by line.
 ///
 /// # Errors
 /// When it cannot be opened or written.
@@ -103,7 +104,7 @@ pub async fn prepare(config: &Config) -> Result<Vec<String>, OpenError> {
     }
 }
 
-/// Ends the stop of an entity type whose row the log refuses; gives the row's key.
+/// Ends the stop of an entity type whose row the log refuses; returns the row's key.
 ///
 /// # Errors
 /// When the database cannot be opened or written, or the entity type has not stopped.
@@ -117,8 +118,8 @@ pub async fn skip(limits: &Limits, entity_type: &str) -> Result<String, OpenErro
     }
 }
 
-/// Gives the log a new epoch: every client starts again. For an operator who knows that the database is not what it was, where
-/// that cannot be noticed.
+/// Gives the log a new epoch: every client starts again. For an operator who knows that the database was changed in a
+/// way that the server cannot notice.
 ///
 /// # Errors
 /// When it cannot be opened or written.

@@ -1,4 +1,4 @@
-//! The log as its readers need it: activities, questions about them, and the trait of a database that has them.
+//! The log as its readers need it: activities, queries of them, and the trait of a database that has them.
 
 use async_trait::async_trait;
 use bourn_protocol::chunk::ChunkBuilder;
@@ -9,16 +9,16 @@ use bourn_protocol::{
 use crate::head::{Head, Version};
 use crate::storage_error::StorageError;
 
-/// What a stream did not keep when it was read, as of the read's own snapshot.
+/// What a read cannot give of a stream any more, in the read's own snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kept {
     /// The content of the log that was read.
     pub version: Version,
-    /// Offsets below this one are gone: a deletion that followed them is not kept any more. The start is not.
+    /// Offsets below this one are gone, because a deletion after them was removed. The start of the stream is not.
     pub horizon: Seq,
     /// The place where the read began lies in a part of the log that the database has lost.
     pub lost: bool,
-    /// What was read spans such a part: another body may have been given out under the same address before.
+    /// The read spans such a part: another body may have been served under the same URL before.
     pub spans: bool,
     /// Where the newest such part ends, if it lies ahead of the place where the read began.
     pub gap: Option<Seq>,
@@ -111,7 +111,7 @@ pub struct Gained {
     pub lost: bool,
 }
 
-/// A question to the history: every given field must match.
+/// A query of the history: every given field must match.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ActivityQuery {
     /// The mutation's id.
@@ -150,8 +150,8 @@ pub trait Log: Send + Sync {
     /// The place of the last activity in a stream, or its horizon where that is further; zero when it has neither.
     async fn stream_tail(&self, stream: &Selector) -> Result<Head, StorageError>;
 
-    /// Gives the chunk what follows its position, until it is done or the log ends; and says what the stream did not
-    /// keep then, or a moment later.
+    /// Fills the chunk with what follows its position, until it is done or the log ends; returns what the stream could
+    /// not give at that moment, or shortly after.
     async fn fill(
         &self,
         stream: &Selector,

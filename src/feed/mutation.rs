@@ -20,11 +20,11 @@ pub struct Mutation {
     pub operation: Operation,
 }
 
-/// What tells one mutation from another under the same id.
+/// Distinguishes mutations that were sent under the same id.
 pub type Fingerprint = [u8; 16];
 
 impl Mutation {
-    /// What the mutation does, to which row, with which values. The expected transaction is no part of it.
+    /// Covers what the mutation does, to which row, with which values. The expected transaction is not part of it.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         let (kind, name, key, columns) = match &self.operation {
@@ -100,7 +100,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Whether it changes or deletes a row that must be there.
+    /// Whether it changes or deletes a row that must exist.
     #[must_use]
     pub const fn changes(&self) -> bool {
         matches!(self, Operation::Update { .. } | Operation::Delete { .. })
@@ -184,7 +184,7 @@ pub struct Dependent {
     pub seq: u64,
 }
 
-/// A mutation was not done; nothing was written.
+/// Why a mutation was not done; nothing was written then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
     /// No living row has the key.
@@ -203,7 +203,7 @@ pub enum WriteError {
         /// What the row has.
         actual: Option<String>,
     },
-    /// The entity type wants to be told which version of the row is changed.
+    /// The entity type requires the client to name the version of the row that it changes.
     #[error(
         "this entity type is changed under an optimistic lock; send X-Expected-Transaction-Id with the row's transaction id"
     )]
@@ -222,7 +222,7 @@ pub enum WriteError {
     /// The log has no such transaction to undo.
     #[error("the log has no transaction `{0}`")]
     UnknownTransaction(String),
-    /// Nothing tells what the rows were before.
+    /// The previous versions of the rows are not known.
     #[error("{0}")]
     NotReversible(String),
     /// Later transactions touched the same rows.
@@ -235,7 +235,7 @@ pub enum WriteError {
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
-/// What is to be checked of a row before it is changed; none where the last write wins.
+/// What to check of a row before it is changed; `None` where the last write wins.
 pub(crate) fn expectation<'a>(
     entity: &EntityType,
     expected: Option<&'a TransactionId>,

@@ -84,7 +84,7 @@ impl LogReader {
         LogReader { log, chunks, limits, tail, catalog, head, version }
     }
 
-    /// The mark of the log as it is now.
+    /// The epoch of the log as it is now.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.head.borrow().epoch
@@ -106,7 +106,7 @@ impl LogReader {
         from: ReadFrom,
         live: bool,
     ) -> Result<LogSession, ReadError> {
-        // The channel first: what is committed from here on is in the log when it is read, or in the channel.
+        // The channel is opened first, so that every later commit is in the log when it is read, or in the channel.
         let channel = live.then(|| self.tail.channel(&stream));
         let mut since = None;
         let Head { epoch, seq: position } = match from {
@@ -162,10 +162,11 @@ pub struct LogSession {
     /// The log that the place is in.
     epoch: Epoch,
     position: Seq,
-    /// Nothing of the stream lies between the position and here: a quiet stream's reader stands far behind the
-    /// log's head, and still lacks nothing.
+    /// The stream has no message between the position and this place: the reader of a quiet stream may stand far behind
+    /// the log's head and still lack nothing.
     covered: Seq,
-    /// The session has read all that is kept from the start, when deletions up to here were not any more.
+    /// Set once the session has read from the start all that is kept: deletions up to this place had been removed by
+    /// then.
     since: Option<Seq>,
     follower: Option<Follower>,
     /// Something was read.
@@ -196,7 +197,7 @@ impl LogSession {
                 return Err(ReadError::Gone(Gone::Lost));
             }
             let chunk = filled.finish();
-            // At the tail nothing is missing, so the place may be told as one past the horizon.
+            // At the tail the reader lacks nothing, so its place may be given as one past the horizon.
             let next = if chunk.sealed { chunk.next } else { chunk.next.max(horizon) };
             let since = since(next, horizon, gap);
             let mut fingerprint = stream.fingerprint();
@@ -254,14 +255,14 @@ impl Session for LogSession {
             Batch::Nothing { .. } => Seq::ZERO,
         };
         let stream = self.stream.fingerprint();
-        // A batch from the tail has the tag of the chunk that a reader at its start was given, whatever followed since.
+        // A batch from the tail has the tag of the chunk that a reader at its start got, whatever followed since.
         let sealed = !batch.up_to_date() && !matches!(batch, Batch::Live { .. });
         bourn_protocol::cache::entity_tag(self.epoch, &stream, start, self.position, sealed)
     }
 
     async fn read(&mut self) -> Result<Batch, ReadError> {
         if let Some(follower) = &mut self.follower {
-            // What is rung for from here on is news.
+            // From here on only new rings count.
             follower.bell.mark_unchanged();
             match follower.channel.after(self.covered) {
                 Found::Next { batch, last } => {
@@ -270,7 +271,7 @@ impl Session for LogSession {
                     self.since = None;
                     return Ok(Batch::Live { batch, last });
                 }
-                // The tail may not have come as far as the log when the session begins: it has no part of that yet.
+                // The tail may be behind the log when the session begins: it does not have that part yet.
                 Found::CaughtUp { .. }
                     if !std::mem::replace(&mut self.begun, true)
                         && self.covered < self.reader.head.borrow().seq
@@ -285,7 +286,8 @@ impl Session for LogSession {
         let known = self.reader.head.borrow().seq.max(rung);
         // Boxed: an event stream is in memory for a minute and reads the log once or twice.
         let chunk = Box::pin(self.chunk(known)).await?;
-        // Deletions that followed this place are not kept any more; unless nothing before them is missing either.
+        // Deletions after this place were removed, so it is gone; unless the reader started when they were removed
+        // already.
         let (start, horizon) = (self.position, chunk.horizon);
         if start != Seq::ZERO && start < horizon && self.since != Some(horizon) {
             return Err(ReadError::Gone(Gone::BehindHorizon));
@@ -308,9 +310,9 @@ impl Session for LogSession {
     }
 }
 
-/// What the token of a place carries beside it: the horizon where that lies ahead; else the end of the newest part of the
-/// log that was lost, if that lies ahead. What is read in front of such a part has addresses of its own: under
-/// the plain ones a cache may still have chunks that lead into what was lost.
+/// What a token carries beside its place: the horizon where that lies ahead, else the end of the newest lost part of
+/// the log, if that lies ahead. Reads in front of a lost part have URLs of their own: under the plain ones a cache may
+/// still have chunks that lead into the lost part.
 fn since(next: Seq, horizon: Seq, gap: Option<Seq>) -> Option<Seq> {
     if next < horizon { Some(horizon) } else { gap.filter(|gap| next < *gap) }
 }

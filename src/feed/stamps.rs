@@ -14,7 +14,7 @@ pub(crate) enum Stamp {
     Now,
 }
 
-/// What a new row gets beside the columns that were given.
+/// What is set in a new row beside the given columns.
 pub(crate) fn of_new_row(
     schema: &TableSchema,
     given: impl Fn(&str) -> bool,
@@ -25,12 +25,12 @@ pub(crate) fn of_new_row(
         (kept.transactions.as_deref(), Stamp::Transaction),
         (kept.last_client_id.as_deref(), Stamp::Client),
         (kept.created_at.as_deref().filter(|name| !given(name)), Stamp::Now),
-        // A new row has not been changed, unless its table wants to know when.
+        // A new row has no time of change, unless its table requires one.
         (kept.modified_at.as_deref().filter(|name| required(name)), Stamp::Now),
     ])
 }
 
-/// What a row gets that is changed, beside the columns that are set; an undo may set kept columns, too.
+/// What is set in a changed row beside the given columns; an undo may set kept columns, too.
 pub(crate) fn of_change(
     schema: &TableSchema,
     set: impl Fn(&str) -> bool,

@@ -1,4 +1,4 @@
-//! What others may see of capture: how far it has come, and what an operator should know.
+//! The state of capture as the rest of the server sees it: how far it has come, and what an operator should know.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub struct CaptureStatus {
     pub lag: Option<u64>,
     /// Bytes of the source's own log that are not in ours yet, where there is such a log.
     pub lag_bytes: Option<u64>,
-    /// How old the oldest change is that is not in the log yet, where that is known; zero when there is none.
+    /// The age of the oldest change that is not in the log yet, where that is known; zero when there is none.
     pub lag_seconds: Option<f64>,
     /// Keys compared so far, by the entity type whose table is being compared with the log.
     pub reconciling: BTreeMap<String, u64>,
@@ -30,7 +30,7 @@ pub struct CaptureStatus {
 pub struct Condition {
     /// The entity type's name.
     pub entity_type: String,
-    /// Its streams are not complete for as long as this stands; they are not served.
+    /// While this stands, its streams are incomplete and not served.
     pub stopped: bool,
     /// The row that it is about, if it is about one.
     pub key: Option<String>,
@@ -53,7 +53,7 @@ pub struct SlotStatus {
     pub connects: u64,
 }
 
-/// What fills the log. It runs by itself once the storage is open; this is what others may see of it.
+/// Fills the log. It runs by itself once the storage is open; the methods show how it is doing.
 pub trait Capture: Send + Sync {
     /// The head of the log as this process knows it; changes with every commit that reaches the log. Within one epoch
     /// it never goes back.

@@ -34,7 +34,7 @@ pub(crate) struct Plan {
 /// What is to be done.
 #[derive(Debug)]
 pub(crate) struct Undo {
-    /// The first change of each row, which its state goes back before; the rows changed last come first.
+    /// The first change of each row, which is reset to its state before it; the rows changed last come first.
     pub(crate) firsts: Vec<Activity>,
     /// Every change that is undone, newest first.
     pub(crate) undone: Vec<Undone>,
@@ -60,8 +60,8 @@ impl Plan {
         })
     }
 
-    /// Takes rows that would go with those that are taken back, as `ON DELETE CASCADE` has it: what happened to them since
-    /// stands in the way, or goes first.
+    /// Adds rows that `ON DELETE CASCADE` would delete with those that are undone: later changes of them block the
+    /// undo, or are undone first.
     pub(crate) fn take_along<'r>(&mut self, rows: impl IntoIterator<Item = &'r (String, String)>) {
         let Some(after) = self.waiting.iter().map(|activity| activity.seq).min() else { return };
         for (entity_type, entity_id) in rows {
@@ -70,7 +70,7 @@ impl Plan {
         }
     }
 
-    /// What must be known next; nothing when the plan is complete.
+    /// What must be known next; `None` when the plan is complete.
     pub(crate) fn need(&mut self) -> Result<Option<Need>, WriteError> {
         while self.needs.is_empty() {
             let Some(activity) = self.waiting.pop() else { return Ok(None) };
@@ -125,7 +125,7 @@ impl Plan {
         firsts.filter(|activity| activity.action == Action::Create).map(row).collect()
     }
 
-    /// Checks that each of the rows that would be deleted along is taken back itself, or stands in the way.
+    /// Checks that each row that would be deleted along is undone itself, or blocks the undo.
     pub(crate) fn check_along<'r>(
         &self,
         mut rows: impl Iterator<Item = &'r (String, String)>,
@@ -137,7 +137,7 @@ impl Plan {
         }
     }
 
-    /// What is to be done, if nothing stands in the way.
+    /// What is to be done, if no later change blocks it.
     pub(crate) fn finish(self, catalog: &Catalog) -> Result<Undo, WriteError> {
         if !self.blocking.is_empty() {
             return Err(WriteError::Blocked(self.blocking.into_values().map(dependent).collect()));
@@ -204,8 +204,8 @@ pub(crate) fn not_reversible(activity: &Activity, why: &str) -> WriteError {
     WriteError::NotReversible(format!("{} `{}`: {why}", activity.entity_type, activity.entity_id))
 }
 
-/// The row as it was before a change that is no creation. Every value that it had must have its column still: under
-/// another name it would be lost without a word.
+/// The row as it was before a change that is no creation. Each of its values must still have its column: if that was
+/// renamed, the value would be lost silently.
 pub(crate) fn previous(
     activity: &Activity,
     schema: &TableSchema,
@@ -213,7 +213,8 @@ pub(crate) fn previous(
 ) -> Result<Columns, WriteError> {
     let previous = activity.previous_values.as_deref().and_then(|json| Columns::parse(json.as_bytes()).ok());
     let previous = previous.ok_or_else(|| not_reversible(activity, "its previous values cannot be read"))?;
-    // A row that is `alive` may have a value now where it had none then: under the new name, which is another column.
+    // A row that is `alive` may have a value now where it had none then: in a renamed column, which counts as another
+    // one.
     let renamed =
         alive && schema.columns.iter().any(|column| !column.generated && !previous.has(&column.name));
     let lost = |(name, value): &(&str, Json<'_>)| !schema.has(name) && (renamed || !value.is_null());

@@ -23,7 +23,7 @@ pub struct LiveBatch {
 }
 
 impl LiveBatch {
-    /// A batch of what lies between these places.
+    /// A batch of the messages between these places.
     #[must_use]
     pub fn new(first: Seq, next: Seq, messages: usize, body: Bytes) -> LiveBatch {
         LiveBatch { first, next, messages, body, frame: OnceLock::new() }
@@ -48,12 +48,12 @@ pub enum Batch {
     Chunk(Arc<CachedChunk>),
     /// Fresh from the tail.
     Live {
-        /// What came.
+        /// The batch.
         batch: Arc<LiveBatch>,
         /// The stream has nothing more, as far as the server knows.
         last: bool,
     },
-    /// Nothing: the session is at the tail; and whether there will never be more.
+    /// Nothing: the session is at the tail.
     Nothing {
         /// The stream is closed.
         closed: bool,

@@ -9,9 +9,9 @@ use moka::future::Cache;
 
 use crate::head::Version;
 
-/// What an entry of the cache takes beside its bytes and names: key, chunk and the cache's own notes.
+/// Bytes that an entry of the cache takes beside its body and names: key, chunk and the cache's own bookkeeping.
 const OVERHEAD: usize = 768;
-/// What an event has beside the bytes of its chunk.
+/// Bytes that an event has beside those of its chunk.
 const FRAME_OVERHEAD: usize = 256;
 
 /// A chunk as the renderers need it.
@@ -29,16 +29,16 @@ pub struct CachedChunk {
     pub offset: Place,
     /// It does not reach the tail: more follows at once.
     pub sealed: bool,
-    /// It spans a part of the log that was lost: another chunk may have been given out under its address before, and a
-    /// cache may have that one.
+    /// It spans a part of the log that was lost: another chunk may have been served under its URL before, and a cache
+    /// may still have that one.
     pub spans_gap: bool,
     /// The stream ends with it for good.
     pub closed: bool,
     /// Its entity tag.
     pub etag: String,
-    /// The content of the log that it was read from; none where it is of a stored stream.
+    /// The version of the log that it was read from; `None` for a stored stream.
     pub version: Option<Version>,
-    /// What the stream did not keep when it was read: deletions up to here.
+    /// Deletions up to this place had been removed from the stream when it was read.
     pub horizon: Seq,
     /// The end of the newest part of the log that was lost, if it lies ahead of where the chunk starts.
     pub gap: Option<Seq>,
@@ -58,7 +58,7 @@ impl CachedChunk {
 pub enum StreamKey {
     /// As it was in this version of the log.
     Derived(Selector, Version),
-    /// By its number, which is never another's.
+    /// A stored stream, by its number, which is never reused.
     Stored(u64),
 }
 

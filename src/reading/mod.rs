@@ -1,5 +1,5 @@
-//! Reading a stream, whatever it is of: a session stands at a place in a stream and is given batch after batch. Both
-//! products give out sessions, and the renderers of HTTP take any of them; chunks of both are kept in one cache.
+//! Reading any kind of stream: a session stands at a place and reads batch after batch. The feed and the stored streams
+//! both provide sessions, and the HTTP renderers take any of them; one cache keeps the chunks of both.
 
 mod batch;
 mod chunks;
@@ -25,7 +25,7 @@ pub trait Session: Send + 'static {
     /// What the stream holds.
     fn content_type(&self) -> ContentType;
 
-    /// How the stream's bytes are given out.
+    /// How the stream's bytes are sent.
     fn form(&self) -> Form;
 
     /// How long a cache may keep what is read, where that ends with the stream.

@@ -1,5 +1,5 @@
-//! The order to stop, as every connection and live reader waits for it. Waiting must cost next to nothing while
-//! it does not come: a token shared by ten thousand tasks has a lock that all of them would take at every turn.
+//! The order to stop, which every connection and live reader waits for. Waiting must cost next to nothing until it
+//! comes: a token shared by ten thousand tasks has a lock that each of them would take at every poll.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,13 +28,13 @@ impl Stopping {
         self.given.load(Ordering::Acquire)
     }
 
-    /// Ends when it is given, for a part of a task that waits for it elsewhere: it wakes nobody by itself, and costs
-    /// nothing to keep.
+    /// Completes when the order is given, for a part of a task that also waits for the order elsewhere: it wakes no
+    /// task by itself, and costs nothing to keep.
     pub fn noticed(&self) -> impl Future<Output = ()> + Send + '_ {
         std::future::poll_fn(|_| if self.is_given() { Poll::Ready(()) } else { Poll::Pending })
     }
 
-    /// Ends when it is given.
+    /// Completes when the order is given.
     #[must_use]
     pub fn wait(&self) -> Stopped {
         Stopped {
@@ -49,7 +49,7 @@ impl Stopping {
 pub struct Stopped {
     given: Arc<AtomicBool>,
     inner: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Who will be woken.
+    /// The waker that is registered with the order.
     registered: Option<Waker>,
 }
 

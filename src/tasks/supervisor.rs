@@ -1,7 +1,7 @@
-//! The supervisor of the background: every task and thread that works for as long as the server runs reports to it. One that
-//! panics, or ends before the server does, is a failure: `/ready` says so, and the server stops gracefully and exits with a
-//! message, so that whatever started it starts it again with everything in place. It stands beside the flow of data and
-//! knows nothing of it.
+//! The supervisor of the background: every task and thread that works for as long as the server runs reports to it. One
+//! that panics, or ends before the server does, is a failure: `/ready` says so, and the server stops gracefully and
+//! exits with a message, so that the process manager starts it again with everything in place. The supervisor is
+//! independent of the data.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -42,12 +42,12 @@ impl Default for Supervisor {
 }
 
 impl Supervisor {
-    /// A task that must go on until the server stops.
+    /// Supervises a task that must go on until the server stops.
     pub fn watch<F: Future<Output = ()>>(&self, name: &'static str, task: F) -> Watched<F> {
         Watched { task, name, may_end: false, supervisor: self.clone() }
     }
 
-    /// A task that may end at any time, but must not panic.
+    /// Supervises a task that may end at any time, but must not panic.
     pub fn guard<F: Future<Output = ()>>(&self, name: &'static str, task: F) -> Watched<F> {
         Watched { task, name, may_end: true, supervisor: self.clone() }
     }
@@ -67,7 +67,7 @@ impl Supervisor {
         std::thread::Builder::new().name(name.into()).spawn(watched).map(|_| ())
     }
 
-    /// From here on tasks may end: the server is stopping.
+    /// The server is stopping: from here on tasks may end.
     pub fn stopping(&self) {
         self.shared.stopping.store(true, Ordering::Release);
     }

@@ -56,7 +56,7 @@ impl ColumnKind {
             }
             (ColumnKind::Blob, Kind::Text(s)) => unhex(&s).is_some(),
             (ColumnKind::Timestamp, Kind::Text(s)) => is_timestamp(&s),
-            // What JSON has no number for is given out as text, and taken back as that.
+            // Values that are no JSON numbers go out as text, and are accepted as text.
             (ColumnKind::Real | ColumnKind::Numeric, Kind::Text(s)) => NO_NUMBERS.contains(&&*s),
             _ => false,
         }
@@ -79,11 +79,11 @@ pub fn unhex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// The numbers that JSON has not.
+/// The numbers that JSON cannot express.
 const NO_NUMBERS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
 
-/// Whether the text has the shape of an ISO 8601 date, time, or both; or of what a database has beyond those: no end
-/// of time, and the years before our era.
+/// Whether the text has the shape of an ISO 8601 date, time, or both; or of a value that a database has beyond those:
+/// infinity, and the years BC.
 fn is_timestamp(text: &str) -> bool {
     if matches!(text, "infinity" | "-infinity") {
         return true;
@@ -124,7 +124,7 @@ pub struct Column {
     pub generated: bool,
     /// It is the database's own number of the row, and never holds anything else.
     pub rowid: bool,
-    /// The database turns every number into text: none of its values is one.
+    /// The database stores every number as text, so no value of the column is a number.
     pub never_number: bool,
 }
 

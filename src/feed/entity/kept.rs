@@ -40,7 +40,8 @@ impl Kept {
         self.is_read_only(column) || self.created_at.as_deref() == Some(column)
     }
 
-    /// Finds the columns in a table of entity type `table`; gives also what was left alone, in words for the operator.
+    /// Finds the columns in a table of entity type `table`; also returns, as text for the operator, the columns that it
+    /// left alone.
     ///
     /// # Errors
     /// When a column that the configuration names is missing or does not fit, in words.

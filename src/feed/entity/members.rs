@@ -1,6 +1,6 @@
-//! The columns that a request sets, or that a row had: each with its value as the JSON text that was given. No tree is built
-//! of them: what a JSON column gets is what the client sent, with its order of keys, its numbers and its escapes, and a
-//! body takes the memory of its text.
+//! The columns that a request sets, or that a row had, each with its value as the JSON text that was given. They are
+//! not parsed into a tree: a JSON column gets exactly what the client sent, with its order of keys, its numbers and its
+//! escapes, and a body takes only the memory of its text.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 /// Most members of one object; no table has as many columns, and few values of type hstore as many keys.
 const MEMBERS_MAX: usize = 20_000;
-/// How deep arrays and objects may nest within a value. SQLite takes no deeper JSON for JSON.
+/// How deep arrays and objects may nest within a value. SQLite does not accept deeper JSON.
 pub(super) const DEPTH_MAX: usize = 1_000;
 
 /// The members of a JSON object, in their order, no name twice.
@@ -64,7 +64,7 @@ impl Columns {
         }
     }
 
-    /// Keeps the columns of which this holds.
+    /// Keeps the columns for which `keep` is true.
     pub fn retain(&mut self, mut keep: impl FnMut(&str, Json<'_>) -> bool) {
         self.0.retain(|(name, value)| keep(name, Json(value.get())));
     }

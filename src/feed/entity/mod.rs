@@ -39,7 +39,7 @@ pub struct EntityType {
     pub name: Arc<str>,
     /// The table, and the name in URLs, `pages`.
     pub table: String,
-    /// The column that names a row.
+    /// The column that identifies a row.
     pub key: String,
     /// The column that splits the stream.
     pub scope: Option<String>,
@@ -50,7 +50,7 @@ pub struct EntityType {
     /// Which columns the server keeps, as configured.
     pub kept: KeptColumns,
     state: ArcSwap<TableState>,
-    /// Why changes of the table are not captured, if they are not though the table fits.
+    /// Why changes of the table are not captured although the table fits; `None` while they are captured.
     stopped: ArcSwapOption<String>,
 }
 
@@ -80,21 +80,21 @@ impl EntityType {
         }
     }
 
-    /// Whether the streams of this type have, or will have, all that was committed; if not, why.
+    /// Checks that the streams of this type have, or will have, every committed change.
     ///
     /// # Errors
-    /// The reason, as words for the client.
+    /// The reason why not, as words for the client.
     pub fn complete(&self) -> Result<(), String> {
         self.schema()?;
         self.stopped.load().as_ref().map_or(Ok(()), |reason| Err(String::clone(reason)))
     }
 
-    /// Changes of the table are not captured for this reason, or are again.
+    /// Sets why changes of the table are not captured; `None` when they are captured again.
     pub fn set_stopped(&self, reason: Option<String>) {
         self.stopped.store(reason.map(Arc::new));
     }
 
-    /// Takes what the database says of the table now.
+    /// Stores the table's state as the database has it now.
     pub fn set_state(&self, state: TableState) {
         self.state.store(Arc::new(state));
     }

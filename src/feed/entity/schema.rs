@@ -1,4 +1,4 @@
-//! The columns of a table, and what of a request's body they take.
+//! The columns of a table, and which request bodies fit them.
 
 use super::EntityType;
 use super::column::{Column, ColumnKind};
@@ -10,7 +10,7 @@ use super::members::{Columns, printable};
 pub struct UniqueColumn {
     /// Its name.
     pub name: String,
-    /// The collation by which values are the same.
+    /// The collation that decides whether two values are equal.
     pub collation: String,
 }
 
@@ -21,9 +21,9 @@ pub struct TableSchema {
     pub columns: Vec<Column>,
     /// Which of them the server keeps.
     pub kept: Kept,
-    /// The sets of columns in which no two rows may be equal, besides the text of the key; as far as a storage must know.
+    /// The sets of columns that must be unique, besides the text of the key; only those that a storage has to know.
     pub unique: Vec<Vec<UniqueColumn>>,
-    /// Columns that look as if the server should keep them, and why it does not; in words for the operator.
+    /// Columns that look as if the server should keep them, and why it does not; text for the operator.
     pub left_alone: Vec<String>,
 }
 

@@ -1,5 +1,5 @@
-//! Transactions that requests wait for: each waiter is woken by what the tail reads, and by nothing else, so that a commit
-//! costs those who wait for it.
+//! Transactions that requests wait for. The tail wakes a request only when it reads the request's transaction, so that
+//! a commit costs only the requests that wait for it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -21,7 +21,7 @@ impl Awaited {
     }
 }
 
-/// By id, those who wait.
+/// The waiting requests, by transaction id.
 #[derive(Debug, Default)]
 pub(super) struct AwaitedIds {
     waiting: HashMap<Arc<str>, Vec<Weak<Notify>>>,
@@ -48,7 +48,7 @@ impl AwaitedIds {
         self.waiting.is_empty()
     }
 
-    /// These have been read.
+    /// Wakes the requests that wait for one of these transactions.
     pub(super) fn wake<'a>(&mut self, ids: impl Iterator<Item = &'a str>) {
         if self.waiting.is_empty() {
             return;
@@ -60,7 +60,7 @@ impl AwaitedIds {
         }
     }
 
-    /// Any may have been read.
+    /// Wakes every request, as any transaction may have been read.
     pub(super) fn wake_all(&mut self) {
         self.waits = 0;
         for waiters in std::mem::take(&mut self.waiting).into_values() {
@@ -81,7 +81,7 @@ impl AwaitedIds {
 
 fn notify(waiters: &[Weak<Notify>]) {
     for waiter in waiters.iter().filter_map(Weak::upgrade) {
-        // Kept for who has not begun to wait.
+        // `notify_one` keeps the permit for a request that does not wait yet.
         waiter.notify_one();
     }
 }

@@ -1,4 +1,4 @@
-//! One followed stream's part of the tail: its newest batches, and a bell for those who wait.
+//! One followed stream's part of the tail: its newest batches, and a bell for its waiting readers.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -26,7 +26,7 @@ pub enum Found {
         /// The tail has not reached the log's end as it knows it.
         more: bool,
     },
-    /// Nothing ever: the log was replaced by another one.
+    /// Nothing will follow: the log was replaced by another one.
     Gone,
     /// The reader's place is not in memory: it must read the log.
     Behind,
@@ -49,7 +49,7 @@ struct Ring {
     base: Seq,
     batches: VecDeque<Arc<LiveBatch>>,
     bytes: usize,
-    /// When the stream gained something last, the tail knew that the log goes on: more of the stream may follow.
+    /// When the stream last gained something, the tail knew that the log goes on: more of the stream may follow.
     more: bool,
 }
 
@@ -83,7 +83,7 @@ impl Channel {
                 let last = index + 1 == ring.batches.len() && !ring.more;
                 Found::Next { batch: batch.clone(), last }
             }
-            // The reader has been further in the log than the tail had come: it has a part of this batch.
+            // The reader was further in the log than the tail: it already has a part of this batch.
             Some(_) => Found::Behind,
         }
     }
@@ -109,7 +109,7 @@ impl Channel {
         self.bell.send_replace(newest.next);
     }
 
-    /// The tail has reached the log's end as it knows it: readers that were left in doubt are informed.
+    /// The tail has reached the log's end as it knows it: rings for the readers that were left in doubt.
     pub(super) fn settle(&self) {
         let in_doubt = {
             let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);

@@ -26,11 +26,11 @@ pub use awaited::Awaited;
 use awaited::AwaitedIds;
 pub use channel::{Channel, Found};
 
-/// Most activities taken from the log at once. What comes faster is left to the readers.
+/// Most activities taken from the log at once. Readers fetch from the log what the tail had to skip.
 const FOLLOW_ROWS: usize = 4_096;
 /// Number of channels up to which unused ones are not looked for.
 const PRUNE_LEAST: usize = 64;
-/// Notes of what is held that are kept without looking whether it still is.
+/// Entries of `held` up to which it is not searched for batches that were dropped.
 const HELD_LEAST: usize = 1_024;
 /// How many deliveries may leave at once, each a sweep's time ahead, before the sweep holds them back: changes that come at a
 /// pace just below it wait for nothing.
@@ -61,10 +61,10 @@ struct Registry {
     channels: HashMap<Selector, Weak<Channel>>,
     /// Number of channels at which unused ones are looked for.
     prune_at: usize,
-    /// What all channels hold, the oldest first: the channel, and where its batch ends. Of what is not held any more
-    /// there may be notes left.
+    /// The batches that the channels hold, the oldest first: the channel, and where its batch ends. Entries of dropped
+    /// batches may remain.
     held: VecDeque<(Weak<Channel>, Seq)>,
-    /// How many notes there may be before those that are left over are looked for.
+    /// Number of entries of `held` at which those of dropped batches are removed.
     sift_at: usize,
     /// Channels whose readers do not know yet whether more follows.
     in_doubt: Vec<Weak<Channel>>,
@@ -104,7 +104,7 @@ impl Tail {
         channel
     }
 
-    /// Waits for a transaction to reach the log, from here on. Made before the log is asked for it, nothing is missed.
+    /// Waits for a transaction to reach the log, from here on. A caller that asks the log after this misses nothing.
     #[must_use]
     pub fn awaited(&self, id: &TransactionId) -> Awaited {
         self.lock().awaited.wait_for(id)
@@ -122,10 +122,10 @@ impl Tail {
         self.memory.used.load(Ordering::Relaxed)
     }
 
-    /// Follows the log until it is told to stop.
+    /// Follows the log until `stop` is cancelled.
     pub async fn run(&self, stop: CancellationToken) {
         let mut log = self.head.clone();
-        // When the deliveries so far would all have left, had each waited for a sweep.
+        // When the deliveries so far would all have left if each had waited for a sweep.
         let mut spent = Instant::now();
         loop {
             let target = *log.borrow_and_update();
@@ -190,8 +190,8 @@ impl Tail {
             let whole = activities.iter().rposition(|activity| Some(activity.commit_id) != unfinished);
             activities.truncate(whole.map_or(0, |last| last + 1));
         }
-        // Readers go to the log for a transaction that is more than the tail takes at once; and where the database has
-        // lost a part of the log, which only the log itself can tell them.
+        // Readers go to the log for a transaction that is larger than the tail takes at once; and where the database
+        // has lost a part of the log, which only a read of the log reports.
         let skips = activities.is_empty() || lost;
         let end = activities.last().filter(|_| !lost).map_or(target.seq, |activity| activity.seq);
         let batches = batches::of_streams(&activities, &followed, epoch, self.chunk);
@@ -258,7 +258,7 @@ impl Registry {
         self.head = head;
     }
 
-    /// Drops the oldest batches, whosever they are, until the channels hold no more than they may together.
+    /// Drops the oldest batches of all channels, until these hold no more than they may together.
     fn drop_oldest(&mut self, memory: &Memory) {
         while memory.used.load(Ordering::Relaxed) > memory.most {
             let Some((channel, place)) = self.held.pop_front() else { return };
