@@ -1,5 +1,5 @@
-//! What a new stream begins as: empty, or as the stream it is forked from. Decided alike for every database, between
-//! the questions that only a database can answer.
+//! What a new stream begins with: nothing, or the content of the stream it is forked from. The rules are the same for
+//! every database, which only answers their queries.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,22 +19,22 @@ pub struct Beginning {
     pub content_type: ContentType,
     /// How long it lives.
     pub lifetime: Lifetime,
-    /// Where it leaves its source.
+    /// The place where it leaves its source.
     pub base: Seq,
     /// Its source.
     pub source_id: Option<u64>,
     /// The source's lineage.
     lineage: Arc<[Segment]>,
-    /// The part of the source's next append that the fork goes on to.
+    /// The part of the source's next append that the fork includes.
     prefix: Payload,
 }
 
-/// A stream that only needs its number.
+/// A stream to be created, complete but for its number.
 #[derive(Debug, Clone)]
 pub struct Unborn {
     /// What it begins with.
     pub beginning: Beginning,
-    /// Its first appends and where they begin; those without messages are none.
+    /// Its first appends and where they begin; a part without messages is no append.
     pub parts: [(Seq, Payload); 2],
     /// How many bytes it has.
     pub tail: Seq,
@@ -42,7 +42,7 @@ pub struct Unborn {
     pub fork_offset: Option<StreamOffset>,
 }
 
-/// Where a fork leaves its source; whether an append begins there is for the database to say.
+/// Where a fork leaves its source; the database must check whether an append begins there.
 ///
 /// # Errors
 /// When it cannot be forked, or not there.
@@ -81,7 +81,7 @@ const TOO_FAR: CreateError = CreateError::ForkOffset(
 );
 
 impl Beginning {
-    /// Of a stream that is no fork.
+    /// The beginning of a stream that is no fork.
     #[must_use]
     pub fn anew(create: &CreateStream) -> Beginning {
         Beginning {
@@ -94,7 +94,8 @@ impl Beginning {
         }
     }
 
-    /// Of a fork that leaves its source at a place that [`leaves_at`] gave; `next` is the append that begins there.
+    /// The beginning of a fork that leaves its source at a place that [`leaves_at`] gave; `next` is the append that
+    /// begins there.
     ///
     /// # Errors
     /// When that is no place to leave it.
@@ -128,10 +129,10 @@ impl Beginning {
         })
     }
 
-    /// With what comes with it.
+    /// Adds the body of the request.
     ///
     /// # Errors
-    /// When that does not fit.
+    /// When the body does not fit.
     pub fn with_body(mut self, create: &CreateStream, most_bytes: u64) -> Result<Unborn, CreateError> {
         let body = Payload::take(self.content_type.form(), create.body.clone())?;
         let prefix = std::mem::take(&mut self.prefix);

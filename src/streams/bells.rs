@@ -1,6 +1,6 @@
-//! Bells for stored streams: one for each stream that has live readers, which says how far it has come. What the
-//! storage tells after its commits is passed on to whom it concerns, with what was appended where that is little; what it
-//! cannot tell makes everybody look.
+//! Bells for stored streams: each stream with live readers has one, which says how far the stream reaches. The changes
+//! that the storage reports after its commits ring the bells of their streams, and carry small appends along; a change
+//! of unknown streams rings all bells, so that every reader looks.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,20 +20,20 @@ const FRESH_MOST: usize = 8 << 20;
 /// What a bell says of its stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
-    /// It reaches this far, at least.
+    /// How far the stream reaches, at least.
     pub tail: Seq,
     /// It is closed.
     pub closed: bool,
     /// It was deleted.
     pub gone: bool,
-    /// How often another server may have written: a reader that has not looked since looks again.
+    /// Counts how often another server may have written: a reader that sees a new count looks again.
     pub doubts: u64,
     /// The last appends, up to the tail.
     pub fresh: Arc<[Payload]>,
 }
 
 impl Mark {
-    /// What was appended from a place up to the tail, if it is at hand.
+    /// The appends from a place up to the tail, if the bell has them.
     #[must_use]
     pub fn since(&self, position: Seq) -> Option<&[Payload]> {
         let bytes = Payload::bytes_of(&self.fresh);
@@ -51,23 +51,25 @@ pub struct Bells {
 struct Registry {
     bells: HashMap<u64, watch::Sender<Mark>, foldhash::fast::RandomState>,
     prune_at: usize,
-    /// The bells that hold fresh appends, in the order they got them, with the bytes; one may stand here more than once.
+    /// The bells that hold fresh appends, in the order they got them, with the bytes; a bell may stand here more than
+    /// once.
     fresh: VecDeque<(u64, usize)>,
     fresh_bytes: usize,
 }
 
 impl Registry {
-    /// Notes that a bell holds so many bytes. The bells that have held theirs for longest give them up, for the database has
-    /// them, too.
+    /// Notes that a bell holds so many bytes. Past the limit, the bells that have held theirs for longest drop them:
+    /// the database has them, too.
     fn hold(&mut self, id: u64, bytes: usize) {
-        // An empty one takes a place in the queue.
+        // An empty append takes a place in the queue, too.
         let bytes = bytes + size_of::<(u64, usize)>();
         self.fresh.push_back((id, bytes));
         self.fresh_bytes += bytes;
         while self.fresh_bytes > FRESH_MOST {
             let Some((oldest, bytes)) = self.fresh.pop_front() else { return };
             self.fresh_bytes -= bytes;
-            // Where the bell has rung since, this drops what is newer, and is counted again.
+            // Where the bell has rung since, this drops its newer appends, and the count is corrected when their turn
+            // comes.
             if let Some(bell) = self.bells.get(&oldest) {
                 bell.send_if_modified(|mark| {
                     mark.fresh = Arc::default();
@@ -107,7 +109,8 @@ impl Bells {
         registry.bells.entry(stream.id).or_insert_with(|| watch::Sender::new(mark())).subscribe()
     }
 
-    /// Passes on what happens until it is told to stop. `changes` was subscribed to before the first reader was served.
+    /// Rings the bells for changes until `stop` is cancelled. `changes` was subscribed to before the first reader was
+    /// served.
     pub async fn run(&self, mut changes: broadcast::Receiver<Arc<[StreamChange]>>, stop: CancellationToken) {
         loop {
             let changes = tokio::select! {

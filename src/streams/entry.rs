@@ -1,5 +1,5 @@
-//! A stream as its writers know it, whatever database it is in: what its row says, and what an append makes of
-//! it. No I/O: the database loads it, asks, and saves what has become of it.
+//! The state of a stream as its writers hold it, for any database: what its row says, and what an append changes. No
+//! I/O: the database loads the state, applies appends to it, and saves it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,23 +12,23 @@ use bytes::BytesMut;
 use super::rules::{Configuration, Head, ProducerState, Verdict, after, judge, offset};
 use super::{AppendError, AppendStream, Appended, Segment, StreamChange, StreamInfo};
 
-/// Maximum number of bytes that are told with the news of a stream.
+/// Maximum size in bytes of the appends that the change of one stream carries.
 const FRESH_MOST_BYTES: usize = 16 << 10;
-/// Maximum number of bytes that are told with the news of a commit, which wait for the slowest listener.
+/// Maximum size in bytes of the appends that the changes of one commit carry, which are kept for the slowest listener.
 pub const FRESH_ROOM_BYTES: usize = 64 << 10;
 
-/// A stream as a writer knows it.
+/// The state of a stream as a writer holds it.
 #[derive(Debug, Clone)]
 pub struct Entry {
     /// Its number.
     pub id: u64,
-    /// Where it is.
+    /// Its path.
     pub path: StreamPath,
     /// It is deleted, and kept for its forks.
     pub deleted: bool,
     /// What appends are judged by.
     pub head: Head,
-    /// Whose bytes it is made of.
+    /// The stretches of bytes that it is made of.
     pub lineage: Arc<[Segment]>,
     /// How long it lives.
     pub lifetime: Lifetime,
@@ -36,19 +36,19 @@ pub struct Entry {
     pub deadline: Option<i64>,
     /// What it was forked from, as far as a repeated request needs it.
     pub source: Option<StreamPath>,
-    /// Where, as it was asked.
+    /// The place of the fork, as the request gave it.
     pub fork_offset: Option<StreamOffset>,
-    /// How much further.
+    /// How far past that place, as the request gave it.
     pub fork_sub: u64,
-    /// The producers that were asked for so far; none where the stream has not heard of one.
+    /// The producers that were looked up so far; `None` for one that has not appended to the stream.
     pub producers: HashMap<String, Option<ProducerState>>,
     /// It has changed since it was saved.
     pub dirty: bool,
-    /// What was appended since it was last told of, unless it was much.
+    /// What was appended since its last change was reported, unless it was much.
     pub fresh: Vec<Payload>,
 }
 
-/// What a taken append asks of the database.
+/// What the database must do for an accepted append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taken {
     /// The answer.
@@ -60,7 +60,7 @@ pub struct Taken {
 }
 
 impl Entry {
-    /// Its tail is here now.
+    /// Moves its tail.
     pub fn move_tail(&mut self, to: Seq) {
         self.head.tail = offset(&self.lineage, to);
     }
@@ -71,17 +71,17 @@ impl Entry {
         self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
-    /// It was used: it lives on.
+    /// Notes that it was used, which extends its lifetime.
     pub fn used(&mut self, now: i64) {
         if matches!(self.lifetime, Lifetime::Idle(_)) {
-            // It may have been saved as later than it need be, for a reader's sake.
+            // For the sake of readers, a later deadline than needed may have been saved.
             self.deadline = self.deadline.max(self.lifetime.deadline(now));
         }
         self.dirty = true;
     }
 
-    /// Judges an append to a stream that has not expired and does it in memory. What is known of its producer must be in
-    /// [`Entry::producers`].
+    /// Judges an append to a stream that has not expired and applies it in memory. What is known of its producer must
+    /// be in [`Entry::producers`].
     ///
     /// # Errors
     /// With the reason to refuse it; nothing has changed then.
@@ -125,18 +125,18 @@ impl Entry {
         Ok(Taken { appended, start, producer: append.producer.is_some() })
     }
 
-    /// What it is to everybody else, used at this moment.
+    /// What readers see of it, used at this moment.
     #[must_use]
     pub fn info(&self, now: i64) -> Arc<StreamInfo> {
         let saved = self.deadline.unwrap_or(i64::MAX);
-        // What is saved may be later than it need be.
+        // The saved deadline may be later than needed.
         self.with_deadline(match self.lifetime {
             Lifetime::Idle(_) => self.lifetime.deadline(now).unwrap_or(saved),
             _ => saved,
         })
     }
 
-    /// What it is to everybody else, as it was found at this moment.
+    /// What readers see of it, as it was found at this moment.
     #[must_use]
     pub fn found(&self, now: i64) -> Arc<StreamInfo> {
         let saved = self.deadline.unwrap_or(i64::MAX);
@@ -168,7 +168,7 @@ impl Entry {
         }
     }
 
-    /// What is told of it after a commit; what was appended is told as long as there is room.
+    /// Its change as reported after a commit; with what was appended, as long as there is room.
     #[must_use]
     pub fn moved(&mut self, room: &mut usize) -> StreamChange {
         let (tail, closed) = (self.head.tail.position, self.head.closed);
@@ -197,7 +197,7 @@ impl Entry {
     }
 }
 
-/// The same in memory of its own: what arrived may be a part of something much larger.
+/// The appends in memory of their own: what arrived may be a part of something much larger.
 fn compact(fresh: &[Payload]) -> Arc<[Payload]> {
     let mut bytes = BytesMut::with_capacity(Payload::bytes_of(fresh));
     let copies = fresh.iter().map(|payload| {

@@ -8,7 +8,7 @@ use crate::storage_error::StorageError;
 /// A stream could not be created.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CreateError {
-    /// It exists, and is not what was asked for.
+    /// It exists with other properties than the request asks for.
     #[error(
         "a stream exists here with another configuration: {0} differs; read it with HEAD, or choose another path"
     )]
@@ -74,15 +74,15 @@ pub enum AppendError {
     /// Appends are missing before this one.
     #[error("the producer's next Producer-Seq is {expected}, not {received}")]
     Gap {
-        /// Which is awaited.
+        /// The number that is expected.
         expected: u64,
-        /// Which came.
+        /// The number that was received.
         received: u64,
     },
     /// It would be larger than a stream may be.
     #[error("the stream would have more than {0} bytes")]
     TooLarge(u64),
-    /// It remembers as many producers as it does.
+    /// It remembers as many producers as it may.
     #[error("the stream remembers as many producers as it can; use fewer Producer-Ids")]
     TooManyProducers,
     /// The database could not do it.

@@ -1,5 +1,5 @@
-//! Stored streams, without SQL: anyone may create and append to them. A database implements [`Streams`], whose callers know
-//! nothing of it, and [`SubscriptionStore`]; [`rules`] decides what any database must decide the same way. Read
+//! Stored streams, without SQL: any client may create them and append to them. A database is hidden behind [`Streams`]
+//! and [`SubscriptionStore`], which it implements; [`rules`] decides what every database must decide the same way. Read
 //! [`session`]s are woken by [`bells`]; [`subscriptions`] wake workers.
 
 pub mod beginning;
@@ -26,7 +26,7 @@ use crate::storage_error::StorageError;
 pub use error::{AppendError, CreateError, FillError, FindError};
 pub use subscription::{Secrets, StoredSubscription, SubscriptionStore};
 
-/// Which part of a lifetime a reader's deadline is saved later by.
+/// The fraction of a lifetime by which a reader saves its deadline later than needed.
 const SAVED_LATER: u64 = 16;
 
 /// Now, in Unix milliseconds.
@@ -52,11 +52,11 @@ pub struct Segment {
 pub struct StreamInfo {
     /// Its number, never used again.
     pub id: u64,
-    /// Where it is.
+    /// Its path.
     pub path: StreamPath,
     /// What it holds.
     pub content_type: ContentType,
-    /// Whose bytes it is made of: its root's first, its own last.
+    /// The stretches of bytes that it is made of: its root's first, its own last.
     pub lineage: Arc<[Segment]>,
     /// How many bytes it has.
     pub tail: Seq,
@@ -83,8 +83,8 @@ impl StreamInfo {
         self.deadline.load(Ordering::Relaxed) <= now
     }
 
-    /// Notes that it was read. Where the database's deadline is earlier than this makes it, one of the readers is told that
-    /// deadline and which one to save for all.
+    /// Notes that it was read. Where the database's deadline is too early then, one of the readers gets that deadline
+    /// and the one to save, on behalf of all.
     #[must_use]
     pub fn read_at(&self, now: i64) -> Option<(i64, i64)> {
         let Lifetime::Idle(ttl) = self.lifetime else { return None };
@@ -94,7 +94,7 @@ impl StreamInfo {
         if deadline <= saved {
             return None;
         }
-        // Later than it need be, so that not every read is a write.
+        // Later than needed, so that not every read is a write.
         let slack = i64::try_from(ttl.saturating_mul(1_000) / SAVED_LATER).unwrap_or(i64::MAX);
         let wanted = deadline.saturating_add(slack);
         let mine = self.saved_deadline.compare_exchange(saved, wanted, Ordering::Relaxed, Ordering::Relaxed);
@@ -116,21 +116,21 @@ pub struct Fork {
 /// A stream to be created.
 #[derive(Debug, Clone)]
 pub struct CreateStream {
-    /// Where.
+    /// Its path.
     pub path: StreamPath,
-    /// What it is to hold; none leaves it to the source, or the default.
+    /// Its content type; `None` leaves it to the source, or the default.
     pub content_type: Option<ContentType>,
     /// How long it is to live.
     pub lifetime: Lifetime,
-    /// It is to be complete with what comes with it.
+    /// Whether it is closed at once, complete with its body.
     pub closed: bool,
-    /// What it is to begin as.
+    /// The stream that it is forked from, if any.
     pub fork: Option<Fork>,
-    /// What comes with it.
+    /// The body of the request: its first content.
     pub body: Bytes,
 }
 
-/// What creating came to.
+/// The result of creating a stream.
 #[derive(Debug, Clone)]
 pub struct Created {
     /// The stream.
@@ -139,23 +139,23 @@ pub struct Created {
     pub new: bool,
 }
 
-/// Who appends, and which of its appends it is.
+/// The producer of an append, and which of its appends it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Producer {
     /// The producer's own name.
     pub id: String,
-    /// Which life of it.
+    /// The producer's epoch: a new one for each of its lives.
     pub epoch: u64,
-    /// Which append of that life.
+    /// The number of the append within that epoch.
     pub seq: u64,
 }
 
-/// Something to be appended.
+/// An append to be done.
 #[derive(Debug, Clone)]
 pub struct AppendStream {
-    /// To which stream.
+    /// The path of the stream.
     pub path: StreamPath,
-    /// What it is said to be; none where nothing is appended.
+    /// The content type that the request gives; `None` where nothing is appended.
     pub content_type: Option<ContentType>,
     /// The bytes.
     pub payload: Payload,
@@ -167,7 +167,7 @@ pub struct AppendStream {
     pub producer: Option<Producer>,
 }
 
-/// What an append came to.
+/// The result of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Appended {
     /// The stream's tail.
@@ -180,20 +180,20 @@ pub struct Appended {
     pub producer_seq: Option<u64>,
 }
 
-/// What happened to a stream, told after the commit.
+/// A change of a stream, reported after its commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamChange {
     /// It was created, appended to or closed.
     Moved {
         /// The stream.
         id: u64,
-        /// Where it is.
+        /// Its path.
         path: StreamPath,
         /// Its tail.
         tail: Seq,
         /// It is closed.
         closed: bool,
-        /// The last appends, up to the tail; as far as they are at hand and small. A reader that waits where they begin need
+        /// The last appends, up to the tail, if they are in memory and small. A reader that waits where they begin need
         /// not ask the database.
         fresh: Arc<[Payload]>,
     },
@@ -201,10 +201,10 @@ pub enum StreamChange {
     Deleted {
         /// The stream.
         id: u64,
-        /// Where it was.
+        /// The path that it had.
         path: StreamPath,
     },
-    /// Another server has written; what, is not known.
+    /// Another server has written; to which streams is not known.
     Unknown,
 }
 
@@ -226,8 +226,8 @@ pub trait Streams: Send + Sync {
     /// Notes that a stream was read, for those that expire when they are not. Never waits.
     fn touch_stream(&self, stream: &StreamInfo);
 
-    /// Gives the chunk what follows its position, until it is done or the stream ends; says whether the stream is closed,
-    /// as of the same moment.
+    /// Fills the chunk with what follows its position, until it is done or the stream ends; returns whether the stream
+    /// is closed, as of the same moment.
     async fn fill_stream(
         &self,
         stream: &StreamInfo,

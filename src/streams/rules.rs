@@ -1,5 +1,5 @@
-//! What any database must decide the same way: which byte belongs to whom, whether an append is taken, whether a stream that
-//! is there is the one that was asked for. No I/O, so that a transaction can ask while it holds its locks.
+//! What every database must decide the same way: which stream owns a byte, whether an append is accepted, whether an
+//! existing stream is the one that a request asks for. No I/O, so that a transaction can ask while it holds its locks.
 
 use std::sync::Arc;
 
@@ -60,7 +60,7 @@ pub fn lifetime_columns(lifetime: Lifetime) -> (Option<i64>, Option<i64>) {
     }
 }
 
-/// The lifetime that these columns have; none where they make no sense.
+/// The lifetime that these columns have; `None` where they make no sense.
 #[must_use]
 pub fn lifetime(ttl: Option<i64>, expires_at: Option<i64>) -> Option<Lifetime> {
     match (ttl, expires_at) {
@@ -79,7 +79,7 @@ pub struct Head {
     pub tail: StreamOffset,
     /// It is closed.
     pub closed: bool,
-    /// By which append.
+    /// The append that closed it.
     pub closed_by: Option<Producer>,
     /// The last `Stream-Seq`.
     pub writer_seq: Option<String>,
@@ -87,21 +87,21 @@ pub struct Head {
     pub producers: u32,
 }
 
-/// What a producer has come to.
+/// How far a producer has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProducerState {
-    /// Its last life.
+    /// Its latest epoch.
     pub epoch: u64,
-    /// The last append of it.
+    /// Its last append of that epoch.
     pub seq: u64,
 }
 
 /// What to do with an append.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Do it; the producer, if there is one, is new to the stream or not.
+    /// Do it.
     Take {
-        /// The stream has not heard of the producer.
+        /// The producer, if there is one, is new to the stream.
         new_producer: bool,
     },
     /// Nothing: it is done already.
@@ -174,20 +174,20 @@ pub struct Configuration {
     pub closed: bool,
     /// What it was forked from.
     pub source: Option<StreamPath>,
-    /// Where, as it was asked.
+    /// The place of the fork, as the request gave it.
     pub fork_offset: Option<StreamOffset>,
-    /// How much further.
+    /// How far past that place, as the request gave it.
     pub fork_sub: u64,
 }
 
-/// Whether a stream that is there is the one that is asked for (section 5.1).
+/// Checks that an existing stream is the one that a request asks for (section 5.1).
 ///
 /// # Errors
 /// With what differs.
 pub fn matches(there: &Configuration, asked: &CreateStream) -> Result<(), CreateError> {
     let fork = asked.fork.as_ref();
     let inherits = fork.is_some();
-    // What a fork leaves out it has from its source.
+    // What the request for a fork leaves out comes from the source.
     let content_type = match &asked.content_type {
         Some(given) => *given == there.content_type,
         None => inherits || there.content_type == ContentType::octets(),

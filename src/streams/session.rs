@@ -1,5 +1,5 @@
-//! Sessions on stored streams. All that readers at one place wait for is read once, into the chunk cache, by the first
-//! that is woken; a bell says how far the stream has come, so that the database is not asked in vain.
+//! Sessions on stored streams. The first reader that is woken at a place reads what follows into the chunk cache, for
+//! all readers at that place; a bell says how far the stream reaches, so that no reader asks the database in vain.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -70,7 +70,7 @@ pub struct StreamReader {
 }
 
 impl StreamReader {
-    /// A reader of these streams, of whose changes the bells tell.
+    /// A reader of these streams; the bells report their changes.
     #[must_use]
     pub fn new(
         streams: Arc<dyn Streams>,
@@ -101,7 +101,7 @@ pub struct StreamSession {
     stream: Arc<StreamInfo>,
     position: StreamOffset,
     bell: Option<watch::Receiver<Mark>>,
-    /// The bell's doubts that were followed up.
+    /// The bell's count of doubts at the last look at the database.
     doubts: u64,
 }
 
@@ -116,7 +116,7 @@ impl StreamSession {
         let bell = live.then(|| reader.bells.bell(&stream));
         let doubts = bell.as_ref().map_or(0, |bell| bell.borrow().doubts);
         if live {
-            // What was committed before the bell hung is known to the directory by now.
+            // Commits from before the bell was hung are known to the directory by now.
             stream = reader.streams.find_stream(path).await?;
         }
         reader.streams.touch_stream(&stream);
@@ -136,8 +136,7 @@ impl StreamSession {
         Ok(StreamSession { reader, stream, position, bell, doubts })
     }
 
-    /// How far the stream reaches and whether it is closed, as it is known here; and what the bell says, if it says as
-    /// much.
+    /// How far the stream is known to reach and whether it is closed; with what the bell says, if it says as much.
     async fn mark(&mut self) -> Result<(Seq, bool, Option<Mark>), ReadError> {
         loop {
             let Some(bell) = &mut self.bell else { return Ok((self.stream.tail, self.stream.closed, None)) };
@@ -156,8 +155,8 @@ impl StreamSession {
         }
     }
 
-    /// Looks up what the stream is now. Whether it goes on under another number, as streams do where the database may have
-    /// lost appends: then the session goes on with it if all that it has read is there.
+    /// Looks the stream up again; returns whether it goes on under another number, as streams do where the database may
+    /// have lost appends. The session then goes on with it if all that it has read is there.
     async fn find_again(&mut self) -> Result<bool, ReadError> {
         let (reader, path) = (&self.reader, &self.stream.path);
         let mut found = reader.streams.find_stream(path).await?;
@@ -167,7 +166,7 @@ impl StreamSession {
                 let bell = reader.bells.bell(&found);
                 self.doubts = bell.borrow().doubts;
                 self.bell = Some(bell);
-                // What was committed before the bell hung.
+                // This finds commits from before the bell was hung.
                 found = reader.streams.find_stream(path).await?;
             }
             let read = self.position.position;
@@ -225,7 +224,7 @@ impl Session for StreamSession {
     fn entity_tag(&self, batch: &Batch) -> String {
         match batch {
             Batch::Chunk(chunk) => chunk.etag.clone(),
-            // What is read of a stored stream is a chunk, or nothing.
+            // A read of a stored stream gives a chunk, or nothing.
             Batch::Live { .. } | Batch::Nothing { .. } => String::new(),
         }
     }
@@ -253,8 +252,8 @@ fn key(stream: &StreamInfo, start: Seq) -> ChunkKey {
     ChunkKey { stream: StreamKey::Stored(stream.id), start, head: None }
 }
 
-/// Reads the chunk that begins at a place: from the appends that are at hand, which reach the tail, together with whether the
-/// stream is closed there; else from the database.
+/// Reads the chunk that begins at a place: from the appends of the bell, which reach the tail, together with whether
+/// the stream is closed there; else from the database.
 async fn load(
     reader: &StreamReader,
     stream: &StreamInfo,

@@ -1,5 +1,5 @@
-//! What a database must do for subscriptions: keep each one's state whole, and change it only as it was read. What the
-//! state means is the business of those who keep it.
+//! What a database must do for subscriptions: store the state of each one whole, and replace it only if it is still the
+//! one that was read. The database does not interpret the state.
 
 use async_trait::async_trait;
 
@@ -12,7 +12,7 @@ pub struct StoredSubscription {
     pub id: String,
     /// Counts its changes; zero before it is first saved.
     pub version: i64,
-    /// When it wants to be looked at without anything having happened, in Unix milliseconds.
+    /// When it is due to be looked at even if nothing has happened, in Unix milliseconds.
     pub due_at: Option<i64>,
     /// Its state, as JSON.
     pub state: String,
@@ -30,7 +30,7 @@ pub struct Secrets {
 /// Subscriptions, for reading and changing.
 #[async_trait]
 pub trait SubscriptionStore: Send + Sync {
-    /// The keys; drawn when they are first asked for.
+    /// The keys; drawn at the first call.
     async fn secrets(&self) -> Result<Secrets, StorageError>;
 
     /// One subscription.
@@ -46,7 +46,7 @@ pub trait SubscriptionStore: Send + Sync {
     /// When the next one is due.
     async fn next_due_subscription(&self) -> Result<Option<i64>, StorageError>;
 
-    /// Saves a state, if the database's is still of the version given; says whether it did.
+    /// Saves a state, if the stored one still has the given version; returns whether it did.
     async fn save_subscription(&self, subscription: StoredSubscription) -> Result<bool, StorageError>;
 
     /// Removes one; says whether there was one.

@@ -1,5 +1,5 @@
-//! Where webhooks may go (section 12.8). A URL is checked when it is given; the addresses that its name stands for are
-//! checked again whenever a connection is made, so that a name cannot come to stand for something inside.
+//! Where webhooks may go (section 12.8). A URL is checked when it is given; the addresses that its name resolves to are
+//! checked again for every connection, so that the name cannot come to lead to an internal address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -39,7 +39,7 @@ pub fn check(text: &str, allow_private: bool) -> Result<Url, Refusal> {
     }
 }
 
-/// Whether an address is one that is not for the public: this machine, its network, or reserved.
+/// Whether an address is not public: this machine, its network, or reserved.
 #[must_use]
 pub(super) fn is_inside(ip: IpAddr) -> bool {
     match ip {
@@ -69,12 +69,12 @@ fn is_inside_v6(ip: Ipv6Addr) -> bool {
         is_inside_v4(Ipv4Addr::new(a, b, c, d))
     };
     match segments {
-        // What stands for an address of version 4 is as far inside as that: mapped, compatible, NAT64, 6to4.
+        // An address that embeds one of version 4 is as internal as that: mapped, compatible, NAT64, 6to4.
         [0, 0, 0, 0, 0, 0xffff | 0, high, low] => embedded(high, low) || high == 0,
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
         [0x64, 0xff9b, 1, ..] => true,
         [0x2002, high, low, ..] => embedded(high, low),
-        // Only 2000::/3 is the public's; of that, Teredo, documentation and benchmarks are not.
+        // Only 2000::/3 is public; of that, Teredo, documentation and benchmarks are not.
         [0x2001, 0 | 2 | 0xdb8, ..] => true,
         [0x3fff, second, ..] if second < 0x1000 => true,
         [first, ..] => first & 0xe000 != 0x2000,

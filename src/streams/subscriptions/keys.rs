@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::Refusal;
 use crate::streams::Secrets;
 
-/// How long a token counts, in milliseconds: longer than any lease that it is for.
+/// How long a token is valid, in milliseconds: longer than any lease that it is for.
 const TOKEN_LIFETIME: i64 = 3_600_000;
 
 pub(super) struct Keys {
@@ -51,7 +51,7 @@ impl Keys {
         format!("t={unix_secs},kid={},ed25519={signature}", self.kid)
     }
 
-    /// Any length of key will do, so there is always one.
+    /// An HMAC takes a key of any length, so this always gives one.
     fn mac(&self, payload: &str) -> Option<Hmac<Sha256>> {
         let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&self.token).ok()?;
         mac.update(payload.as_bytes());

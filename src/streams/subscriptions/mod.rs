@@ -1,7 +1,7 @@
-//! Subscriptions to stored streams (Durable Streams protocol, sections 6 and 7): cursors that wake workers, by
-//! webhook or through a stream of wakes. [`state`] says what a subscription is and how it changes, without I/O;
-//! [`Subscriptions`] applies that to the database, each change only to the state it was made from, so that any number of
-//! servers may do it at once; [`watch`] does what time and other streams' appends ask for; [`webhook`] sends.
+//! Subscriptions to stored streams (Durable Streams protocol, sections 6 and 7): cursors that wake workers, by webhook
+//! or through a stream of wakes. [`state`] says what a subscription is and how it changes, without I/O;
+//! [`Subscriptions`] applies that to the database, each change only to the state it was made from, so that any number
+//! of servers may do it at once; [`watch`] reacts to time and to other streams' appends; [`webhook`] sends.
 
 mod address;
 mod keys;
@@ -45,9 +45,9 @@ pub const TOO_MANY_STREAMS: Refusal = Refusal::TooMany("the subscription follows
 pub struct Subscriptions {
     store: Arc<dyn SubscriptionStore>,
     streams: Arc<dyn Streams>,
-    /// The head of the log, for its epoch: with another one the database is not what it was.
+    /// The head of the log: with another epoch the database is not what it was.
     head: tokio::sync::watch::Receiver<Head>,
-    /// Those that the database has; another database may be put in its place.
+    /// The keys that the database has; they change when the database is replaced.
     keys: ArcSwap<Keys>,
     /// Where the streams are reached, `https://example.com/v1/stream`.
     root: String,
@@ -63,16 +63,16 @@ pub struct Subscriptions {
     ended: CancellationToken,
     /// Counts what was changed through this server. Unlike a notification, a count cannot be missed.
     changed: tokio::sync::watch::Sender<Revision>,
-    /// What the watcher has to look at, beside what the storage reports.
+    /// What requests have the watcher look at, beside what the storage reports.
     owed: Mutex<watch::OwedLooks>,
 }
 
 /// Counts the changes of subscriptions that the watcher must know of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Revision {
-    /// Which streams the subscriptions follow, or whether their wakes could be announced.
+    /// Changes of which streams the subscriptions follow, or of whether their wakes could be announced.
     interests: u64,
-    /// Anything else: another subscription may be due first.
+    /// Any change: another subscription may be due first.
     any: u64,
 }
 
@@ -113,7 +113,7 @@ impl Subscriptions {
         self.keys.load().jwks()
     }
 
-    /// Makes a subscription, or finds it there as asked; says whether it is new.
+    /// Makes a subscription, or finds it there as asked; returns whether it is new.
     ///
     /// # Errors
     /// When there is another one of that id, too many, or the database fails.
@@ -131,7 +131,7 @@ impl Subscriptions {
         if wanted.streams.len() > self.most_streams {
             return Err(TOO_MANY_STREAMS);
         }
-        // What is appended from here on is read from the changes, where the look-ups below are too early to see it.
+        // Appends from here on, for which the look-ups below are too early, are reported as changes.
         let changes = self.streams.stream_changes();
         let pattern = wanted.pattern.clone();
         let mut paths: Vec<(StreamPath, bool)> =
@@ -150,7 +150,7 @@ impl Subscriptions {
         }
         let mut subscription = Subscription::new(wanted, unix_millis());
         for (path, explicit) in paths {
-            // What is there already has been seen.
+            // What the stream has already counts as seen.
             let tail = self.tail(&path).await?.end;
             subscription.link(&path, explicit, tail, self.most_streams)?;
         }
@@ -208,7 +208,7 @@ impl Subscriptions {
         Ok(())
     }
 
-    /// Takes back that a stream was linked by name.
+    /// Unlinks a stream that was linked by name.
     ///
     /// # Errors
     /// When there is no such subscription, or the database fails.
@@ -221,10 +221,10 @@ impl Subscriptions {
         .map(|_| ())
     }
 
-    /// Gives the work that waits to a worker.
+    /// Assigns the waiting work to a worker.
     ///
     /// # Errors
-    /// When a worker has it, there is none, or the database fails.
+    /// When another worker holds the subscription, no work waits, or the database fails.
     pub async fn claim(&self, id: &str, worker: &str) -> Result<Value, Refusal> {
         let (subscription, tails, ()) =
             self.change(id, |subscription, tails, now| subscription.claim(worker, tails, now)).await?;
@@ -238,10 +238,10 @@ impl Subscriptions {
         }))
     }
 
-    /// Takes a worker's word on what it has done; says whether there is more.
+    /// Takes a worker's acknowledgement; returns whether there is more to do.
     ///
     /// # Errors
-    /// When the word is not that of the current wake, or the database fails.
+    /// When it is not for the current wake, or the database fails.
     pub async fn acknowledge(
         self: &Arc<Self>,
         id: &str,
@@ -260,10 +260,10 @@ impl Subscriptions {
         Ok(woken)
     }
 
-    /// Gives work back undone.
+    /// Releases work that was not done.
     ///
     /// # Errors
-    /// When it is not that of the current wake, or the database fails.
+    /// When it is not the work of the current wake, or the database fails.
     pub async fn release(
         self: &Arc<Self>,
         id: &str,
@@ -281,7 +281,7 @@ impl Subscriptions {
         Ok(())
     }
 
-    /// Whether the subscription is there and takes what comes this way.
+    /// Checks that the subscription exists, that a token was sent, and that the subscription is of this type.
     async fn authorised(&self, id: &str, token: &str, by: Delivery) -> Result<(), Refusal> {
         let (subscription, _) = self.load(id).await?.ok_or(Refusal::NotFound)?;
         if token.is_empty() {
@@ -314,7 +314,7 @@ impl Subscriptions {
         Ok(saved)
     }
 
-    /// Lets the watcher know that a subscription was changed; `interests`: that it may follow other streams now.
+    /// Notifies the watcher that a subscription was changed; `interests`: that it may follow other streams now.
     fn note_change(&self, interests: bool) {
         self.changed.send_modify(|revision| {
             revision.interests += u64::from(interests);
@@ -322,13 +322,14 @@ impl Subscriptions {
         });
     }
 
-    /// Has the watcher look at a subscription: these streams have moved; without any, all may have.
+    /// Has the watcher look at a subscription, of whose streams these have moved; with `None`, at all subscriptions.
     fn look_at(&self, id: &str, moved: Option<Vec<StreamPath>>) {
         self.owed.lock().unwrap_or_else(PoisonError::into_inner).add(id, moved);
         self.note_change(false);
     }
 
-    /// Makes a change, anew for as long as another one comes first. Gives the state it came to, and the tails it saw.
+    /// Makes a change, and tries again for as long as another one comes first. Returns the resulting state, and the
+    /// tails it saw.
     async fn change<T>(
         &self,
         id: &str,
@@ -347,7 +348,7 @@ impl Subscriptions {
         Err(StorageError::Busy.into())
     }
 
-    /// Announces a wake to those who work for the subscription. A wake that cannot be announced now is announced later: a
+    /// Announces a wake to the workers of the subscription. A wake that cannot be announced now is announced later: a
     /// webhook by its next attempt or the lease that ends, a wake event when it is due (see [`Subscription::due_at`]).
     async fn announce(self: &Arc<Self>, id: &str) {
         let Ok(Some((subscription, _))) = self.load(id).await else { return };
@@ -404,7 +405,7 @@ impl Subscriptions {
         }
     }
 
-    /// What a subscription is, as it is shown.
+    /// The subscription as it is shown.
     fn describe(&self, id: &str, subscription: &Subscription) -> Value {
         let configuration = &subscription.configuration;
         let webhook = configuration.webhook.as_ref().map(|url| {
@@ -436,14 +437,14 @@ impl Subscriptions {
 /// The keys that the database has.
 async fn keys(store: &dyn SubscriptionStore) -> Result<Keys, StorageError> {
     let secrets = match store.secrets().await {
-        // Nothing can be subscribed to, nor appended: keys for this one life of the server do no harm.
+        // Nothing can be subscribed to, nor appended, so keys that last for this process alone do no harm.
         Err(StorageError::ReadOnly) => Secrets { webhook: rand::random(), token: rand::random() },
         found => found?,
     };
     Ok(Keys::new(&secrets))
 }
 
-/// The streams that have moved according to these changes and match a pattern; none when that is not known.
+/// The streams that have moved according to these changes and match a pattern; `None` when that is not known.
 fn moved(
     mut changes: broadcast::Receiver<Arc<[StreamChange]>>,
     pattern: Option<&str>,

@@ -1,5 +1,5 @@
-//! What a subscription is, and how it changes. A wake begins when something waits and no worker is at it; its generation
-//! fences off earlier workers. No I/O, no clock: the caller says where the streams end and what time it is.
+//! What a subscription is, and how it changes. A wake begins when something waits and no worker has it; its generation
+//! fences off earlier workers. No I/O, no clock: the caller passes the ends of the streams and the time.
 
 use std::collections::BTreeMap;
 
@@ -21,10 +21,10 @@ const ANNOUNCE_AGAIN: i64 = 10_000;
 /// Why a request about a subscription is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// There is none.
+    /// The subscription does not exist.
     #[error("there is no such subscription")]
     NotFound,
-    /// There is another one.
+    /// The subscription exists with another configuration.
     #[error("the subscription exists with another configuration; delete it first, or choose another id")]
     Exists,
     /// The request breaks a rule.
@@ -45,15 +45,15 @@ pub enum Refusal {
     /// Another worker has it.
     #[error("another worker holds the subscription")]
     Claimed {
-        /// Who.
+        /// That worker.
         holder: String,
-        /// On which wake.
+        /// The generation of the wake it holds.
         generation: u64,
     },
     /// There is nothing to do.
     #[error("nothing waits to be worked on")]
     NoWork,
-    /// An acknowledged place is not one that can be.
+    /// No subscription could have acknowledged this offset.
     #[error("{0}")]
     Ack(&'static str),
     /// There are as many as there may be.
@@ -64,7 +64,7 @@ pub enum Refusal {
     Storage(#[from] StorageError),
 }
 
-/// How workers are told.
+/// How workers learn of a wake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
     /// By a request to their URL.
@@ -84,12 +84,12 @@ impl Delivery {
     }
 }
 
-/// What a subscription was asked to be; the same again makes it no other one.
+/// The configuration that a subscription was made with; to ask for the same again is no conflict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configuration {
-    /// Which streams, by pattern.
+    /// The pattern of the streams that it follows.
     pub pattern: Option<String>,
-    /// Which streams, by name; sorted.
+    /// The streams that it follows by name; sorted.
     #[serde(with = "many")]
     pub streams: Vec<StreamPath>,
     /// Where webhooks go.
@@ -104,7 +104,7 @@ pub struct Configuration {
 }
 
 impl Configuration {
-    /// How workers are told.
+    /// How workers learn of a wake.
     #[must_use]
     pub fn delivery(&self) -> Delivery {
         if self.webhook.is_some() { Delivery::Webhook } else { Delivery::PullWake }
@@ -133,7 +133,7 @@ pub struct Wake {
 /// A subscription.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subscription {
-    /// What it was asked to be.
+    /// Its configuration.
     pub configuration: Configuration,
     /// When it was made, in Unix milliseconds.
     pub created_at: i64,
@@ -149,24 +149,24 @@ pub struct Subscription {
     next_attempt_at: Option<i64>,
 }
 
-/// What a worker says of a wake.
+/// A worker's request about a wake.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 pub struct WakeRequest {
-    /// Which wake.
+    /// The wake's id.
     #[serde(default)]
     pub wake_id: String,
-    /// Of which generation.
+    /// The wake's generation.
     #[serde(default)]
     pub generation: u64,
-    /// What is done.
+    /// What the worker has done.
     #[serde(default)]
     pub acks: Vec<Ack>,
-    /// The work is over.
+    /// Whether the worker has finished.
     #[serde(default)]
     pub done: bool,
 }
 
-/// One stream's part of it.
+/// How far the worker has done one stream.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Ack {
     /// The stream.
@@ -225,7 +225,7 @@ impl Subscription {
         Ok(())
     }
 
-    /// Takes back that a stream was named; a pattern that matches it still does.
+    /// Unlinks a stream by name; a pattern that matches it still does.
     pub fn unlink(&mut self, path: &StreamPath) {
         if let Some(link) = self.links.get_mut(path.as_str()) {
             link.explicit = false;
@@ -235,17 +235,17 @@ impl Subscription {
         }
     }
 
-    /// A stream is not there any more.
+    /// Forgets a stream that is gone.
     pub fn forget(&mut self, path: &StreamPath) {
         self.links.remove(path.as_str());
     }
 
-    /// Takes back what is held of streams that these are not. A place of another stream says nothing of what was done of this
-    /// one.
+    /// Resets the acknowledged places that are not of these streams. A place of another stream says nothing of what was
+    /// done of this one.
     pub fn rebase(&mut self, tails: &Tails) {
         for (path, link) in &mut self.links {
             let tail = StreamPath::new(path).ok().and_then(|path| tails.get(&path));
-            // What is missing may come back, as the same or as another.
+            // A missing stream may come back, as the same or as another one.
             let Some(tail) = tail.filter(|tail| tail.exists()) else { continue };
             let acked = link.acked.parse().unwrap_or(StreamOffset::START);
             if !tail.owns(acked) {
@@ -263,7 +263,7 @@ impl Subscription {
         self.links.iter().find(waits).map(|(path, _)| path.clone())
     }
 
-    /// Begins a wake, if something waits and none is under way; says whether it did.
+    /// Begins a wake, if something waits and none is under way; returns whether it did.
     pub fn wake(&mut self, tails: &Tails, now: i64) -> bool {
         if self.wake.is_some() || self.holder.is_some() {
             return false;
@@ -293,10 +293,10 @@ impl Subscription {
         self.next_attempt_at = None;
     }
 
-    /// Gives the work to a worker.
+    /// Assigns the work to a worker.
     ///
     /// # Errors
-    /// When a worker has it, or there is none.
+    /// When another worker has it, or nothing waits.
     pub fn claim(&mut self, worker: &str, tails: &Tails, now: i64) -> Result<(), Refusal> {
         if self.configuration.delivery() != Delivery::PullWake {
             return Err(Refusal::Invalid("the subscription is not of type pull-wake".into()));
@@ -324,10 +324,10 @@ impl Subscription {
         }
     }
 
-    /// Takes a worker's word; says whether the next wake has begun.
+    /// Takes a worker's acknowledgement; returns whether the next wake has begun.
     ///
     /// # Errors
-    /// When it is not about the current wake, or acknowledges what cannot be.
+    /// When it is not for the current wake, or acknowledges an impossible offset.
     pub fn acknowledge(
         &mut self,
         generation: u64,
@@ -365,10 +365,10 @@ impl Subscription {
         Ok(self.wake(tails, now))
     }
 
-    /// Gives work back undone; says whether the next wake has begun.
+    /// Releases work that was not done; returns whether the next wake has begun.
     ///
     /// # Errors
-    /// When it is not about the current wake.
+    /// When it is not the work of the current wake.
     pub fn release(
         &mut self,
         generation: u64,
@@ -382,7 +382,7 @@ impl Subscription {
         Ok(self.wake(tails, now))
     }
 
-    /// Ends a lease whose time is over; says whether it did.
+    /// Ends a lease whose time is over; returns whether it did.
     pub fn expire(&mut self, now: i64) -> bool {
         let over = self.lease_until.is_some_and(|until| until <= now);
         if over {
@@ -391,7 +391,7 @@ impl Subscription {
         over
     }
 
-    /// Gives a webhook that still waits to be sent another lease, so that its wake does not end before it was sent.
+    /// Extends the lease of a webhook that still waits to be sent, so that its wake does not end before it was sent.
     pub fn postpone(&mut self, now: i64, by_millis: i64) {
         let lease = self.configuration.lease_ttl_ms.cast_signed().max(by_millis);
         self.lease_until = Some(now.saturating_add(lease));
@@ -416,13 +416,13 @@ impl Subscription {
         self.attempts > 0 && self.next_attempt_at.is_some()
     }
 
-    /// Whether the watcher must know it anew: it follows other streams, or its wake events fail where they did not.
+    /// Whether the watcher must read it again: it follows other streams, or whether its wake events fail has changed.
     #[must_use]
     pub(super) fn concerns_others_than(&self, before: &Subscription) -> bool {
         !self.links.keys().eq(before.links.keys()) || self.is_unannounced() != before.is_unannounced()
     }
 
-    /// The wake event was written.
+    /// Notes that the wake event was written.
     pub fn announced(&mut self, wake_id: &str) {
         if self.wake.as_ref().is_some_and(|wake| wake.id == wake_id) {
             self.attempts = 0;
@@ -430,7 +430,7 @@ impl Subscription {
         }
     }
 
-    /// A webhook was answered; says whether the next wake has begun.
+    /// Notes that a webhook was answered; returns whether the next wake has begun.
     pub fn delivered(&mut self, wake_id: &str, done: bool, tails: &Tails, now: i64) -> bool {
         let Some(wake) = self.wake.clone().filter(|wake| wake.id == wake_id) else { return false };
         self.attempts = 0;
@@ -447,7 +447,7 @@ impl Subscription {
         self.wake(tails, now)
     }
 
-    /// An announcement failed: it is tried again later, and later each time. `jitter` is from -0.2 to 0.2.
+    /// Notes that an announcement failed: it is tried again later, and later each time. `jitter` is from -0.2 to 0.2.
     pub fn failed(&mut self, wake_id: &str, now: i64, jitter: f64) {
         if self.wake.as_ref().is_none_or(|wake| wake.id != wake_id) || self.holder.is_some() {
             return;
@@ -459,7 +459,7 @@ impl Subscription {
         self.next_attempt_at = Some(now.saturating_add(base + spread));
     }
 
-    /// When it wants to be looked at, if nothing else happens.
+    /// When it is due to be looked at, if nothing else happens.
     #[must_use]
     pub fn due_at(&self) -> Option<i64> {
         [self.lease_until, self.next_attempt_at].into_iter().flatten().min()

@@ -1,4 +1,4 @@
-//! The life of a subscription, told without a database: wakes, leases, fences and retries.
+//! The life of a subscription without a database: wakes, leases, fences and retries.
 
 use bourn_protocol::Seq;
 
@@ -14,7 +14,7 @@ fn at(position: u64) -> StreamOffset {
     StreamOffset { position: Seq::new(position).unwrap(), owner: u64::from(position > 0) }
 }
 
-/// A stream that all of it was appended to.
+/// A stream that owns all of its bytes.
 fn tails(tail: u64) -> Tails {
     made_of(&[(1, 0, Seq::MAX.get())], StreamOffset { owner: 1, ..at(tail) })
 }
@@ -132,7 +132,7 @@ fn a_place_of_another_stream_does_not_hide_what_is_in_this_one() {
     s.rebase(&restored);
     assert_eq!(acked(&s), place(100, 1).to_string());
     assert!(s.wake(&restored, 0), "what was appended in place of what was lost");
-    // A worker of before has come to a place that was lost.
+    // A worker of an earlier wake acknowledges a place that was lost.
     let mut word = word(&s, 0, true);
     word.acks[0].offset = place(110, 1).to_string();
     assert!(matches!(s.acknowledge(1, &word, &restored, 1), Err(Refusal::Ack(_))));

@@ -1,6 +1,6 @@
-//! Where linked streams end, and whose bytes they are made of. A place that a subscription holds may be one of another stream: of
-//! one that was at the path before, or of what the database has lost when it went back in time. Such a place is
-//! never compared with a tail; what it still has in common with the stream counts instead.
+//! Where linked streams end, and which streams own their bytes. A place that a subscription holds may be one of another
+//! stream: of one that was at the path before, or of the part that the database lost when it went back in time. Such a
+//! place is never compared with a tail; the bytes that it still has in common with the stream count instead.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl Tail {
         rules::offset(&self.lineage, place.position) == place
     }
 
-    /// Where the bytes before a place of any stream cease to be those of this one.
+    /// How far the bytes before a place of any stream are also those of this one.
     #[must_use]
     pub fn common(&self, place: StreamOffset) -> StreamOffset {
         match self.lineage.iter().find(|segment| segment.stream == place.owner) {
@@ -46,7 +46,7 @@ impl Tail {
         }
     }
 
-    /// Whether there is a stream.
+    /// Whether the stream exists.
     #[must_use]
     pub fn exists(&self) -> bool {
         !self.lineage.is_empty()

@@ -1,5 +1,5 @@
-//! What happens to subscriptions by itself: appends wake them, leases end, webhooks are tried again. One task does it,
-//! woken by the storage's changes and by the clock. It keeps in mind only which subscription wants to hear of which
+//! What happens to subscriptions without a request: appends wake them, leases end, webhooks are tried again. One task
+//! does it, woken by the storage's changes and by the clock. It keeps in memory only which subscription follows which
 //! stream; the database has the rest.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -15,18 +15,18 @@ use super::{LIST_PAGE, Refusal, Revision, Subscriptions, keys, parse, unix_milli
 use crate::head::Head;
 use crate::streams::StreamChange;
 
-/// The longest sleep: another server may have made a subscription, or put something on the calendar.
+/// The longest sleep: another server may have made a subscription, or made one due earlier.
 const LOOK_LEAST: Duration = Duration::from_secs(1);
 /// How long to wait before a round that failed is tried again.
 const RETRY: Duration = Duration::from_millis(250);
-/// Subscriptions that are looked at for the clock's sake at once.
+/// Subscriptions that are due and looked at in one round.
 const DUE_AT_ONCE: usize = 256;
-/// Subscriptions that may fail in one round before the others are left for the next one: the database is away.
+/// Failures after which a round leaves the other subscriptions for the next one: the database is probably away.
 const FAILURES_MOST: usize = 8;
 /// Streams that are noted one by one; when more have moved, all are looked at.
 const MOVED_MOST: usize = 100_000;
 
-/// Which streams a subscription wants to hear of.
+/// Which streams concern a subscription.
 struct Interest {
     id: String,
     pattern: Option<String>,
@@ -43,12 +43,12 @@ impl Interest {
     }
 }
 
-/// What has happened to streams since the watcher last looked.
+/// Changes of streams since the watcher last looked.
 #[derive(Default)]
 struct News {
     moved: BTreeSet<StreamPath>,
     deleted: BTreeSet<StreamPath>,
-    /// Anything may have.
+    /// Any stream may have changed.
     unknown: bool,
 }
 
@@ -72,7 +72,7 @@ impl News {
         }
     }
 
-    /// Takes all that is there already.
+    /// Takes all changes that are queued.
     fn drain(&mut self, changes: &mut broadcast::Receiver<Arc<[StreamChange]>>) {
         loop {
             match changes.try_recv() {
@@ -84,10 +84,10 @@ impl News {
     }
 }
 
-/// Looks that requests ask the watcher for: something may have happened between a look-up and a save.
+/// Looks that requests ask the watcher for: a stream may have moved between a look-up and a save.
 #[derive(Default)]
 pub(super) struct OwedLooks {
-    /// By subscription: streams that have moved.
+    /// The streams that have moved, by subscription.
     moved: BTreeMap<String, Vec<StreamPath>>,
     /// Any stream may have moved.
     all: bool,
@@ -102,7 +102,7 @@ impl OwedLooks {
     }
 }
 
-/// What one subscription has to be looked at for.
+/// Why a subscription must be looked at.
 #[derive(Default)]
 struct Owed {
     gone: BTreeSet<StreamPath>,
@@ -111,28 +111,28 @@ struct Owed {
     announce: bool,
 }
 
-/// What the task keeps in mind.
+/// The state of the task.
 struct Watcher {
     interests: Vec<Interest>,
-    /// The interests may be others by now.
+    /// The interests may have changed.
     stale: bool,
-    /// The changes made through this server that the interests include.
+    /// The revision of this server's changes that the interests include.
     revision: Revision,
     news: News,
-    /// The log that streams were looked at with.
+    /// The epoch of the log when the streams were last looked at.
     epoch: Epoch,
-    /// What could not be done yet, by subscription. Nothing is taken out before it was done.
+    /// The looks that are still to be taken, by subscription. None is removed before it succeeded.
     owed: BTreeMap<String, Owed>,
 }
 
 impl Watcher {
     fn new(revision: Revision, epoch: Epoch) -> Watcher {
-        // What happened before this task ran is found by looking at everything once.
+        // Changes from before this task ran are found by looking at everything once.
         let news = News { unknown: true, ..News::default() };
         Watcher { interests: Vec::new(), stale: true, revision, news, epoch, owed: BTreeMap::new() }
     }
 
-    /// Gives each subscription its share of the news.
+    /// Assigns the changes to the subscriptions that they concern.
     fn distribute(&mut self) {
         let News { moved, deleted, .. } = std::mem::take(&mut self.news);
         for interest in &mut self.interests {
@@ -160,8 +160,8 @@ impl Watcher {
 }
 
 impl Subscriptions {
-    /// Does what is due until it is told to stop, and ends what it has begun. `changes` was subscribed to before anybody could
-    /// append.
+    /// Does what is due until `stop` is cancelled, and then finishes what it has begun. `changes` was subscribed to
+    /// before any client could append.
     pub async fn run(
         self: Arc<Self>,
         changes: broadcast::Receiver<Arc<[StreamChange]>>,
@@ -209,7 +209,7 @@ impl Subscriptions {
                     Err(broadcast::error::RecvError::Lagged(_)) => watcher.news.unknown = true,
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
-                // The round looks which revision it is.
+                // The round reads the revision itself.
                 _ = revisions.changed() => {}
                 () = tokio::time::sleep(wait) => watcher.stale = true,
                 () = stop.cancelled() => return,
@@ -218,7 +218,7 @@ impl Subscriptions {
         }
     }
 
-    /// Does what there is to do. What could not be done is left in the watcher for the next round.
+    /// Does all that is due. What fails is left in the watcher for the next round.
     async fn round(
         self: &Arc<Self>,
         watcher: &mut Watcher,
@@ -227,12 +227,12 @@ impl Subscriptions {
     ) -> Result<(), Refusal> {
         let epoch = log.borrow().epoch;
         if watcher.epoch != epoch {
-            // The database went back in time, or is another one: so are its keys, subscriptions and streams.
+            // The database went back in time, or is another one, and so are its keys, subscriptions and streams.
             self.keys.store(Arc::new(keys(&*self.store).await?));
             (watcher.stale, watcher.news.unknown, watcher.epoch) = (true, true, epoch);
         }
-        // In this order: a subscription is saved and counted before a look at it is owed, and before anything is appended
-        // for it that the watcher has heard of.
+        // In this order: a subscription is saved and counted before a look at it is requested, and before the watcher
+        // sees a change of a stream that was appended to for it.
         let owed = std::mem::take(&mut *self.owed.lock().unwrap_or_else(PoisonError::into_inner));
         let revision = *revisions.borrow();
         watcher.news.unknown |= owed.all;
@@ -268,7 +268,7 @@ impl Subscriptions {
         self.due().await
     }
 
-    /// Looks at the subscriptions that something has happened to. One that could not be looked at stays owed.
+    /// Looks at the subscriptions that must be looked at. One that fails is looked at again in the next round.
     async fn pay(self: &Arc<Self>, watcher: &mut Watcher) -> Result<(), Refusal> {
         let ids: Vec<String> = watcher.owed.keys().cloned().collect();
         let mut failures = Vec::new();
@@ -304,8 +304,8 @@ impl Subscriptions {
             .collect())
     }
 
-    /// Links what a pattern has newly found, forgets what is gone, and wakes if something waits; says whether anything
-    /// about the links has changed.
+    /// Links what a pattern newly matches, forgets what is gone, and wakes if something waits; returns whether any link
+    /// has changed.
     async fn look(
         self: &Arc<Self>,
         id: &str,
@@ -321,7 +321,7 @@ impl Subscriptions {
                 changed |= subscription.follows(path);
                 subscription.forget(path);
             }
-            // What is here was recreated after it was gone.
+            // These streams were recreated after they were gone.
             for path in here {
                 let pattern = subscription.configuration.pattern.as_ref();
                 let matches = pattern.is_some_and(|pattern| glob::matches(pattern, path.as_str()));
@@ -367,7 +367,7 @@ impl Subscriptions {
         let mut failure = None;
         for stored in self.store.due_subscriptions(unix_millis(), DUE_AT_ONCE).await? {
             let id = stored.id;
-            // Its turn to be sent has not come: the receiver had no chance to be late.
+            // It is still queued: the receiver had no chance to be late.
             let queued = self.is_queued(&id);
             let what = self.change(&id, |subscription, tails, now| {
                 if queued {
