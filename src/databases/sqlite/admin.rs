@@ -1,4 +1,5 @@
-//! What an operator asks of a database before serving it: what is missing, and which SQL fixes it.
+//! The commands by which an operator checks and prepares a database before serving it: what is missing, and which SQL
+//! adds it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -91,7 +92,7 @@ pub fn prepare_sql(path: &Path, config: &Config) -> Result<String, OpenError> {
         let demo = config.demo && connect::is_new(&connection).map_err(failed)?;
         sql.push_str(&connect::preparation(demo));
         if demo {
-            // What the triggers are made for, without touching the file.
+            // An empty schema to make the triggers for, so that the file is not touched.
             connection = Connection::open_in_memory().map_err(failed)?;
             connection.execute_batch(connect::DEMO).map_err(failed)?;
         }
@@ -133,8 +134,8 @@ pub fn prepare(path: &Path, config: &Config) -> Result<(), OpenError> {
     transaction.commit().map_err(failed)
 }
 
-/// Gives the log a new epoch: clients start again from the beginning. For an operator who knows that the database is not what
-/// it was.
+/// Gives the log a new epoch: clients start again from the beginning. For an operator who knows that the database is
+/// not what it was.
 ///
 /// # Errors
 /// When the file cannot be opened or written.
@@ -144,13 +145,13 @@ pub fn renew_log(path: &Path, limits: &Limits) -> Result<(), OpenError> {
     let (connection, new) = open(path, limits.busy_timeout.get(), false)?;
     let history = History::begin(path, &connection, new).map_err(failed)?;
     let served = history.served();
-    // Where another server has given it one in between, that is as good.
+    // If another server has given it one in between, that is as good.
     history::renew(&connection, &history.beside, &served, served.streams).map_err(failed)?;
     Ok(())
 }
 
-/// Opens the file for writing, makes it if it is missing, and brings the log's tables up to date; says whether all of them
-/// were missing.
+/// Opens the file for writing, makes it if it is missing, and brings the log's tables up to date; returns whether all
+/// of them were missing.
 pub(super) fn open(path: &Path, busy: Duration, demo: bool) -> Result<(Connection, bool), OpenError> {
     let failed = |e: rusqlite::Error| open_error(path, &e);
     if let Some(error) = missing_file(path, demo) {
@@ -167,7 +168,7 @@ pub(super) fn open(path: &Path, busy: Duration, demo: bool) -> Result<(Connectio
     Ok((connection, new))
 }
 
-/// Brings the log's tables of a file up to date that has come to the path while the server runs.
+/// Brings the log's tables up to date in a file that replaced another one while the server runs.
 pub(super) fn take_over(mut connection: Connection) -> Result<(Connection, bool), String> {
     let words = |failure: rusqlite::Error| super::error::storage(&failure).to_string();
     if let Some(reason) = connect::unfit(&connection).map_err(words)? {

@@ -1,5 +1,5 @@
-//! What the writer thread does in the background, between other work: folding marks, comparing tables, taking out what is
-//! old; and what happens to the file as a whole: it is opened anew, or its log gets a new epoch. Each is a short
+//! What the writer thread does in the background, between other work: folding marks, comparing tables, removing what is
+//! old; and what concerns the file as a whole: opening it again, or giving its log a new epoch. Each is a short
 //! transaction that may be done again later, and none waits long for another process.
 
 use std::collections::VecDeque;
@@ -21,8 +21,8 @@ use crate::head::Head;
 const PATIENCE: Duration = Duration::from_millis(100);
 
 impl WriterThread {
-    /// Folds marks into the database until so few are left that the next commit of ours takes them along: each commit can
-    /// fail a transaction of another process.
+    /// Folds marks into the database until so few are left that the next commit of ours folds them along: each extra
+    /// commit can fail a transaction of another process.
     pub(super) fn fold(&self) {
         self.shared.fold_asked.store(false, Ordering::Relaxed);
         let folded = self.in_background(|| {
@@ -37,13 +37,13 @@ impl WriterThread {
             Ok(())
         });
         if let Err(failure) = folded {
-            // The next look at the file asks again.
+            // The next look at the file asks for it again.
             let failure = error::storage(&failure);
             tracing::debug!(%failure, "marks cannot be folded now");
         }
     }
 
-    /// Removes what has expired from the ledger; nothing is locked where nothing has.
+    /// Removes expired mutations from the ledger; takes no lock where there are none.
     pub(super) fn expire_ledger(&self) -> rusqlite::Result<()> {
         let now = unix_secs();
         let sql = "SELECT expires_at < ?1 FROM bourn_ledger ORDER BY id LIMIT 1";
@@ -74,8 +74,8 @@ impl WriterThread {
         }
     }
 
-    /// Finds out whether the log is the one that was served, gives it a new epoch if it is not, and publishes what is served
-    /// from here on.
+    /// Finds out whether the log is the one that was served, gives it a new epoch if it is not, and publishes the log
+    /// that is served from here on.
     pub(super) fn settle(&mut self, reconciles: &mut VecDeque<Reconcile>) {
         let before = self.history.served().epoch;
         let settled = self.history.settle(&self.connection);
@@ -104,7 +104,7 @@ impl WriterThread {
         self.shared.writer_stands(None);
     }
 
-    /// Goes on with the file that is at the path now. None is made there.
+    /// Goes on with the file that is at the path now. It does not make one.
     pub(super) fn reopen(&mut self, reconciles: &mut VecDeque<Reconcile>) {
         if self.history.in_place() {
             self.history.set_gone(false);
@@ -142,7 +142,7 @@ impl WriterThread {
         }
     }
 
-    /// Does what can be done again later, without waiting long for another process.
+    /// Does work that can be done again later, without waiting long for another process.
     pub(super) fn in_background<T>(&self, work: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
         self.connection.busy_timeout(PATIENCE.min(self.busy))?;
         let result = work();
@@ -150,7 +150,7 @@ impl WriterThread {
         result
     }
 
-    /// Takes out some of what is old; says whether there may be more.
+    /// Removes some old activities; returns whether there may be more.
     pub(super) fn retention_step(&self) -> bool {
         let Some(retention) = self.retention else { return false };
         let stepped = self.in_background(|| {
@@ -213,7 +213,8 @@ impl WriterThread {
                     "cannot compare the table with the log now"
                 );
                 self.shared.writer_stands(Some(reason));
-                // Busy has waited already; anything else is left for the next look at the tables.
+                // The look has waited for a busy database already; any other failure is left for the next look at the
+                // tables.
                 if !matches!(failure.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy)) {
                     reconciles.pop_front();
                     self.shared.refresh_owed.store(true, Ordering::Relaxed);

@@ -25,7 +25,7 @@ const CHECKPOINT_PAGES: i64 = 8_192;
 /// Prepared statements kept per connection.
 const STATEMENT_CACHE: usize = 128;
 
-/// The error of a statement that failed; with what would be right, where that can be told.
+/// The error of a statement that failed; with a remedy, where one is known.
 pub(super) fn open_error(path: &Path, error: &rusqlite::Error) -> OpenError {
     let advice = match error.sqlite_error_code() {
         Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) => {
@@ -68,7 +68,7 @@ fn open_writer(path: &Path, busy: Duration, more: OpenFlags) -> rusqlite::Result
 
 /// A connection that only reads.
 pub(super) fn reader(path: &Path, busy: Duration) -> rusqlite::Result<Connection> {
-    // Opened read-write all the same: a read-only connection cannot make the -shm file it may need.
+    // Opened read-write all the same: a read-only connection cannot make the -shm file that it may need.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).or_else(|_| {
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
@@ -121,7 +121,7 @@ fn applied(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("SELECT coalesce(max(version), 0) FROM bourn_migrations", [], |row| row.get(0))
 }
 
-/// Why the log's own tables cannot be used or made, in words.
+/// Why the log's own tables cannot be used or made, as text.
 pub(super) fn unfit(connection: &Connection) -> rusqlite::Result<Option<String>> {
     let done = applied(connection)?;
     if done > NEWEST {
@@ -138,14 +138,14 @@ pub(super) fn unfit(connection: &Connection) -> rusqlite::Result<Option<String>>
     Ok(None)
 }
 
-/// Makes the log's own tables, as far as they are missing; says whether all of them were.
+/// Makes the log's own tables, as far as they are missing; returns whether all of them were.
 pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<bool> {
-    // Nothing is locked where there is nothing to do: other processes may be writing.
+    // Takes no lock where nothing is to be done: other processes may be writing.
     if applied(connection)? == NEWEST {
         payload::mend_scale(connection)?;
         return Ok(false);
     }
-    // Another server on the same file may be at it, too: the write lock decides.
+    // Another server on the same file may be migrating it, too: the write lock decides.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(MIGRATIONS_TABLE)?;
     let done = applied(&transaction)?;
@@ -155,7 +155,7 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<bool> {
     Ok(done == 0)
 }
 
-/// The SQL of the log's own tables, for an operator who runs it himself; with the demo's tables, if they are to be
+/// The SQL of the log's own tables, for an operator who runs it by hand; with the demo's tables, if they are to be
 /// made.
 pub(super) fn preparation(demo: bool) -> String {
     format!("{}{MIGRATIONS_TABLE}{}", if demo { DEMO } else { "" }, statements(0, Epoch::draw()))

@@ -1,4 +1,4 @@
-//! What SQLite's result codes mean to the rest of the server. Its words are logged here and go no further.
+//! What SQLite's result codes mean to the rest of the server. Its error texts are logged here and go no further.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ use crate::storage_error::StorageError;
 
 /// How often the same failure is logged.
 const LOG_EVERY: Duration = Duration::from_secs(10);
-/// The result code of our own for a log that is not the one that was served; SQLite's are positive.
+/// Our own result code for a log that is not the one that was served; SQLite's are positive.
 const NOT_THE_LOG_SERVED: i32 = -1;
 
 /// The log is not the one that was served; see [`history`](crate::databases::sqlite::file::history).
@@ -29,7 +29,7 @@ pub(super) fn gone() -> rusqlite::Error {
     of_io(&io::ErrorKind::NotFound.into())
 }
 
-/// A failure of the file beside the database, as SQLite would name it.
+/// A failure of the file beside the database, with the code that SQLite would give it.
 pub(super) fn of_io(error: &io::Error) -> rusqlite::Error {
     let code = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ffi::SQLITE_FULL,
@@ -60,7 +60,7 @@ pub(super) fn storage(error: &rusqlite::Error) -> StorageError {
         Some(ErrorCode::DiskFull) => StorageError::Full,
         Some(ErrorCode::ReadOnly) => StorageError::ReadOnly,
         _ => {
-            // That one is reported where it is dealt with.
+            // That one is reported by the code that settles it.
             if !is_not_the_log_served(error) {
                 log(error);
             }
@@ -69,7 +69,7 @@ pub(super) fn storage(error: &rusqlite::Error) -> StorageError {
     }
 }
 
-/// The write error of a failed statement: the row's fault where a constraint refused it.
+/// The write error of a failed statement: blamed on the row where a constraint refused it.
 pub(super) fn write(error: &rusqlite::Error) -> WriteError {
     let rusqlite::Error::SqliteFailure(failure, _) = error else {
         return WriteError::Storage(storage(error));

@@ -1,4 +1,4 @@
-//! What the writer thread is asked to do.
+//! The jobs of the writer thread.
 
 use bourn_protocol::StreamPath;
 use tokio::sync::oneshot;
@@ -12,31 +12,31 @@ use crate::streams::{
 
 pub(super) type Sender = oneshot::Sender<Result<Written, WriteError>>;
 
-/// What the thread is asked to do.
+/// A job of the writer thread.
 pub(super) enum Job {
     /// Do a mutation and answer.
     Write(Box<Mutation>, Sender),
-    /// Something about stored streams.
+    /// Change stored streams.
     Stream(StreamJob),
-    /// Something about subscriptions to them.
+    /// Change subscriptions to them.
     Subscription(SubscriptionJob),
-    /// Many marks wait to be folded into the database.
+    /// Fold marks into the database, as many wait.
     Fold,
-    /// The file at the path is not the one that is open.
+    /// Open the file at the path, which is not the one that is open.
     Reopen,
-    /// The log may not be the one that was served.
+    /// Settle which log this is: it may not be the one that was served.
     Settle,
     /// Try whether the database can be written.
     Probe,
-    /// The database's schema has changed.
+    /// Look at the tables: the database's schema has changed.
     Refresh,
-    /// It is time to look for what is old.
+    /// Look for activities that are old.
     Retain,
     /// Do what is queued, then stop.
     Close(oneshot::Sender<()>),
 }
 
-/// What the writer thread is asked to do with stored streams.
+/// A job of the writer thread on stored streams.
 pub(super) enum StreamJob {
     /// Create one.
     Create(Box<CreateStream>, oneshot::Sender<Result<Created, CreateError>>),
@@ -44,15 +44,15 @@ pub(super) enum StreamJob {
     Append(Box<AppendStream>, oneshot::Sender<Result<Appended, AppendError>>),
     /// Delete one.
     Delete(StreamPath, oneshot::Sender<Result<(), FindError>>),
-    /// One was read: it lives until this time.
+    /// Note that one was read: it lives until this time.
     Touch(StreamPath, i64),
     /// Remove what has expired and what is left of deleted streams.
     Collect,
 }
 
-/// What the writer thread is asked to do with subscriptions.
+/// A job of the writer thread on subscriptions.
 pub(super) enum SubscriptionJob {
-    /// Save one, if its version is the one before.
+    /// Save one, if the stored version is the one before.
     Save(Box<StoredSubscription>, oneshot::Sender<Result<bool, StorageError>>),
     /// Remove one.
     Delete(String, oneshot::Sender<Result<bool, StorageError>>),

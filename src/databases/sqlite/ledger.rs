@@ -1,5 +1,5 @@
-//! The ledger of mutations done: what makes a retry safe. It is written in the mutation's own transaction, so
-//! a mutation is in it exactly if it was done, whatever happened to the answer.
+//! The ledger of mutations done: what makes a retry safe. It is written in the mutation's own transaction, so the
+//! ledger has a mutation exactly if it was done, whatever happened to the answer.
 
 use bourn_protocol::{Action, Seq, TransactionId};
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use super::sql::lossy;
 use crate::feed::mutation::LoggedChange;
 use crate::feed::{Fingerprint, Mutation, Operation, Undone};
 
-/// A mutation was done just now.
+/// The result of a mutation that was done just now.
 #[derive(Debug, Default)]
 pub(super) struct Done {
     pub(super) entity_type: String,
@@ -24,7 +24,7 @@ pub(super) struct Done {
 
 /// Rows of the ledger removed at a time.
 const EXPIRE_MAX: i64 = 20_000;
-/// Changes of one transaction that are looked at to know its mutation again.
+/// Changes of one transaction that are looked at to recognise its mutation.
 const LOGGED_MAX: usize = 100;
 
 /// A mutation that was done.
@@ -36,7 +36,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// What the ledger had of a mutation that only the log knows now.
+    /// The entry of a mutation that the ledger has forgotten, from what the log knows of it.
     pub(super) fn of(change: LoggedChange, operation: &Operation) -> Entry {
         let (entity_type, entity_id) = match operation {
             Operation::Rollback { .. } => (String::new(), String::new()),
@@ -81,7 +81,7 @@ pub(super) fn find(connection: &Connection, id: &TransactionId) -> rusqlite::Res
         .optional()
 }
 
-/// The place in the log after which nothing of the mutation comes.
+/// The head of the log when the mutation was done: none of its activities lies further.
 pub(super) fn place(connection: &Connection, id: &TransactionId) -> rusqlite::Result<Option<Seq>> {
     let seq: Option<i64> = connection
         .prepare_cached("SELECT seq FROM bourn_ledger WHERE transaction_id = ?1")?
@@ -116,7 +116,7 @@ pub(super) fn record(
     Ok(())
 }
 
-/// Removes some of what has expired.
+/// Removes some expired mutations.
 pub(super) fn expire(connection: &Connection, unix_secs: i64) -> rusqlite::Result<()> {
     connection
         .prepare_cached(

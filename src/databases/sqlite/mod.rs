@@ -61,13 +61,13 @@ const SHARED_DIFFERENTLY: &str =
 const SAME_CONFIGURATION: &str =
     "give all servers of the file the same version and configuration, and restart them";
 
-/// Everything [`SqliteStorage`] shares with its threads: how capture is doing, and what is asked for already.
+/// The state that [`SqliteStorage`] shares with its threads: how capture is doing, and which jobs are queued already.
 #[derive(Debug, Default)]
 struct Shared {
     status: Mutex<Status>,
     /// The writer has been asked to fold marks, and has not begun: it is asked once, not at every look.
     fold_asked: AtomicBool,
-    /// The tables are to be looked at again: the last time something stood in the way.
+    /// The tables are to be looked at again, because the last look failed.
     refresh_owed: AtomicBool,
 }
 
@@ -75,9 +75,9 @@ struct Shared {
 struct Status {
     /// What is wrong with the file as a whole.
     file: Option<&'static str>,
-    /// Why the last write was refused, where the next one would be, too.
+    /// Why the last write was refused, if the next one would be, too.
     refused: Option<String>,
-    /// What stands in the way of each thread.
+    /// Why each thread cannot go on.
     writer: Option<String>,
     watcher: Option<String>,
     lag: u64,
@@ -85,7 +85,7 @@ struct Status {
     reconciling: BTreeMap<String, u64>,
     /// Entity types whose triggers another server made for another configuration.
     shared_differently: BTreeSet<String>,
-    /// Rows that are left out, by entity type; in words.
+    /// Rows that are left out, by entity type; as text.
     left_out: BTreeMap<String, String>,
 }
 
@@ -98,7 +98,7 @@ impl Shared {
         self.with(|status| status.writer = reason);
     }
 
-    /// Notes how a commit ended. What refused it would refuse the next one unless it was another process's lock.
+    /// Notes how a commit ended. A refusal lasts for the next commit, too, unless it was another process's lock.
     fn committed<T>(&self, result: Result<&T, &StorageError>) {
         let lasting = result.err().filter(|failure| {
             matches!(failure, StorageError::Full | StorageError::ReadOnly | StorageError::Unavailable)
@@ -132,7 +132,7 @@ impl Shared {
         self.with(|status| status.lag = lag);
     }
 
-    /// Takes what there is to say of the rows of an entity type that are left out.
+    /// Notes the rows of an entity type that are left out, as text.
     fn left_out(&self, entity: &str, reason: Option<String>) {
         if let Some(reason) = &reason {
             tracing::warn!(entity, reason, remedy = introspect::LEFT_OUT_REMEDY);
@@ -192,7 +192,7 @@ impl SqliteStorage {
         let failed = |e: rusqlite::Error| open_error(path, &e);
         let (connection, new) = admin::open(path, busy, demo)?;
         let history = Arc::new(History::begin(path, &connection, new).map_err(failed)?);
-        // What was committed while no server ran is in the log before the first read.
+        // Activities that were committed while no server ran are in the log before the first read.
         let sealed = history.number(&connection).map_err(failed)?;
         let (head, _) = tokio::sync::watch::channel(Head { epoch: history.served().epoch, seq: sealed });
         let (version, _) = tokio::sync::watch::channel(versions::of_log(&connection).map_err(failed)?);
@@ -249,7 +249,7 @@ impl SqliteStorage {
         })
     }
 
-    /// Runs a read in one snapshot that is known to be of the log that is served.
+    /// Runs a read in one snapshot, after it was verified to be of the log that is served.
     async fn view<T, F>(&self, work: F) -> Result<T, StorageError>
     where
         T: Send + 'static,
@@ -278,7 +278,7 @@ fn advance(head: &tokio::sync::watch::Sender<Head>, to: Head) {
 impl Log for SqliteStorage {
     async fn bounds(&self) -> Result<Head, StorageError> {
         let history = self.history.clone();
-        // Another server may have numbered more than this one has looked at: the file beside the database decides.
+        // Another server may have numbered more than this one has seen: the file beside the database decides.
         self.pool
             .read(move |connection| {
                 let served = history.served();

@@ -1,8 +1,8 @@
 //! How the log keeps a row. Triggers run in whatever SQLite the writer's process has: its JSON functions may be missing
 //! or forbidden to triggers, and it may print numbers in its own way. So a trigger writes values as they are, each in a
-//! frame of its own between the names of the columns, and the JSON that goes out is made here: the same for a list and
-//! for the log, whichever process wrote. A frame begins with a byte that JSON has not, and says of what type the value was; what an
-//! undo puts back is that value, and not what JSON shows of it.
+//! frame of its own between the names of the columns, and the server makes the JSON: the same for a list and for the
+//! log, whichever process wrote. A frame begins with a byte that JSON does not have, and records the type of the value:
+//! an undo restores that value, and not what JSON shows of it.
 //!
 //! | frame | value |
 //! |---|---|
@@ -24,7 +24,7 @@ use super::sql::{bytes, field, literal};
 use crate::feed::entity::{Column, ColumnKind, Columns, Json, Kind, TableSchema, unhex};
 
 const MARK: u8 = 1;
-/// The power that stands for infinite numbers.
+/// The power that stands for infinity.
 const INFINITE: i64 = 9_999;
 /// Digits that a number has before its exponent is written, at least.
 const DIGITS_MIN: usize = 15;
@@ -69,13 +69,13 @@ fn value(column: &Column, alias: &str) -> String {
     )
 }
 
-/// The rows of the table of powers, as they are to be: a database that was restored from SQL text may have others.
+/// Makes the rows of the table of powers as they must be: a database that was restored from SQL text may have others.
 pub(super) fn mend_scale(connection: &Connection) -> rusqlite::Result<()> {
     let power = |exponent: i32| 2_f64.powi(exponent);
     let expected = (-108..=102).map(|j| {
         let k = 10 * j;
         let first = (50 - k).min(1_000);
-        // Below the least power that there is lies zero.
+        // Below the smallest power lies zero.
         let least = if k < -1_074 { 0.0 } else { tiny_power(k) };
         (least, i64::from(52 - k), 4.0 * power(first), power(50 - k - first))
     });
@@ -97,7 +97,7 @@ pub(super) fn mend_scale(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch("RELEASE scale")
 }
 
-/// A power of two that may be below the normal ones.
+/// A power of two that may be subnormal.
 fn tiny_power(exponent: i32) -> f64 {
     let first = exponent.max(-1_000);
     2_f64.powi(first) * 2_f64.powi(exponent - first)
@@ -107,10 +107,10 @@ fn tiny_power(exponent: i32) -> f64 {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Held {
     Text(Vec<u8>),
-    /// The bits of a number: any two of them that differ are two values.
+    /// The bits of a number: any two numbers whose bits differ are two values.
     Real(u64),
     Blob(Vec<u8>),
-    /// As JSON shows it.
+    /// The value as JSON shows it.
     Json(String),
 }
 
@@ -181,7 +181,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Hands the pieces of a payload over: what stands as it is, and frames.
+/// Passes on the pieces of a payload: plain text, and frames.
 fn pieces<'a>(payload: &'a [u8], mut plain: impl FnMut(&'a [u8]), mut frame: impl FnMut(&Frame<'a>)) {
     let mut rest = 0;
     while let Some(at) = payload[rest..].iter().position(|&byte| byte == MARK) {
@@ -192,14 +192,14 @@ fn pieces<'a>(payload: &'a [u8], mut plain: impl FnMut(&'a [u8]), mut frame: imp
                 frame(&found);
                 rest = found.end;
             }
-            // Not written by a trigger of ours.
+            // A trigger of ours did not write it.
             None => rest += 1,
         }
     }
     plain(&payload[rest..]);
 }
 
-/// The payload as the JSON that goes out.
+/// The payload as the JSON that is sent.
 pub(super) fn json(payload: &[u8]) -> Cow<'_, str> {
     if !payload.contains(&MARK) {
         return String::from_utf8_lossy(payload);
@@ -219,7 +219,7 @@ pub(super) fn json(payload: &[u8]) -> Cow<'_, str> {
 /// The values of the row as the database held them, by column.
 pub(super) fn held(payload: &[u8]) -> Option<Vec<(String, Held)>> {
     let (skeleton, frames) = (std::cell::RefCell::new(Vec::new()), std::cell::RefCell::new(Vec::new()));
-    // A frame is represented by its number in brackets: no value that stands outside frames is an array then.
+    // Each frame is replaced by its number in brackets: values outside frames are never arrays.
     pieces(
         payload,
         |plain| skeleton.borrow_mut().extend_from_slice(plain),
@@ -273,7 +273,7 @@ fn real(content: &[u8]) -> f64 {
         Some((n, whole)) => {
             let exponent = i32::try_from(-n).unwrap_or_default().clamp(-2_000, 2_000);
             let first = exponent.clamp(-1_000, 1_000);
-            // Exact: the whole number has no more digits than the floating point that it was made of.
+            // Exact: the integer has no more digits than the floating point number that it was made of.
             #[allow(clippy::cast_precision_loss, reason = "see above")]
             let whole = whole as f64;
             whole * 2_f64.powi(first) * 2_f64.powi(exponent - first)
@@ -318,8 +318,8 @@ pub(super) fn row_json(row: &Row<'_>, i: usize) -> rusqlite::Result<Option<Strin
     Ok(bytes(row, i)?.map(|payload| json(payload).into_owned()))
 }
 
-/// A JSON value as the column keeps it. Values were checked against their columns before; what a row of
-/// another writer held may still be of any type, and keeps it.
+/// A JSON value as the column stores it. A request's values were checked against their columns before; a value from
+/// another writer's row may be of any type, and keeps it.
 pub(super) fn bind(column: &Column, value: Json<'_>) -> Sql {
     let number = |text: &str| match (text.parse::<i64>(), text.parse::<f64>()) {
         (Ok(integer), _) if column.kind != ColumnKind::Real => Sql::Integer(integer),
@@ -374,7 +374,7 @@ mod tests {
         }
     }
 
-    /// What an expression of a trigger makes of any number, infinite ones and the least ones among them.
+    /// What a trigger's expression makes of any number, including infinity and the smallest ones.
     #[test]
     fn triggers_write_every_number_exactly() {
         let connection = Connection::open_in_memory().unwrap();
@@ -432,7 +432,7 @@ mod tests {
             })
         };
         assert!(compare());
-        // Powers that went through text are put right.
+        // Powers that were changed by way of text are corrected.
         let changes =
             || connection.query_row("SELECT total_changes()", [], |row| row.get::<_, i64>(0)).unwrap();
         let before = changes();

@@ -15,7 +15,7 @@ pub(super) struct ReadPool {
     busy: Duration,
     /// One permit for each connection: its holder may take or open one.
     permits: Arc<Semaphore>,
-    /// Each with the file that it was opened on.
+    /// The idle connections, each with the number of the file that it was opened on.
     idle: Arc<Mutex<Vec<(u64, Connection)>>>,
 }
 
@@ -44,7 +44,7 @@ impl ReadPool {
                 None => connect::reader(&history.path, busy).map_err(|e| error::storage(&e))?,
             };
             let result = work(&mut connection).map_err(|e| error::storage(&e));
-            // A connection on which something failed is not kept: the failure may be its own.
+            // A connection on which something failed is dropped: the failure may be its own.
             if result.is_ok() {
                 idle.lock().unwrap_or_else(PoisonError::into_inner).push((file, connection));
             }

@@ -1,5 +1,5 @@
-//! SQL text: quoting, and expressions that stand in the triggers (which run inside any process that writes the file, in
-//! whatever SQLite that brings) and in our own reads alike.
+//! SQL text: quoting, and expressions for both the triggers (which run inside any process that writes the file, in
+//! whatever SQLite that brings) and our own reads.
 
 use bourn_protocol::Action;
 use bourn_protocol::limits::KEY_MAX_BYTES;
@@ -34,7 +34,7 @@ fn real_text(x: &str) -> String {
     )
 }
 
-/// The row's key as text. Of the keys that are [`nameable`] no two have the same text.
+/// The row's key as text. No two keys that are [`nameable`] have the same text.
 pub(super) fn key_text(entity: &EntityType, schema: &TableSchema, alias: &str) -> String {
     let x = field(alias, &entity.key);
     match schema.column(&entity.key).is_some_and(|column| column.rowid || column.never_number) {
@@ -44,11 +44,12 @@ pub(super) fn key_text(entity: &EntityType, schema: &TableSchema, alias: &str) -
     }
 }
 
-/// Whether the row's key can be told as text and asked for by it: a number, or text in UTF-8 of bounded length. SQLite
-/// keeps bytes, infinite numbers and broken text in any column; the rows of such keys are left out, and counted.
+/// Whether the row's key can be written as text and looked up by it: a number, or text in UTF-8 of bounded length.
+/// SQLite stores bytes, infinite numbers and broken text in any column; rows with such keys are left out, and counted.
 pub(super) fn nameable(entity: &EntityType, alias: &str) -> String {
     let x = field(alias, &entity.key);
-    // Text beyond ASCII is compared character by character with what its code points give: what is not UTF-8 differs.
+    // Text beyond ASCII is compared character by character with its code points written as UTF-8: text that is not
+    // UTF-8 differs.
     let utf8 = format!(
         "NOT EXISTS (WITH RECURSIVE at(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM at WHERE i < length({x})) SELECT 1 FROM at \
          WHERE CAST(substr({x}, i, 1) AS BLOB) <> CAST(char(unicode(substr({x}, i, 1))) AS BLOB))"
@@ -73,7 +74,7 @@ pub(super) fn scope_text(entity: &EntityType, schema: &TableSchema, alias: &str)
     }
 }
 
-/// Whether the row is to be seen: it has a key that can be told, and is not deleted softly.
+/// Whether the row is visible: its key can be written as text, and it is not deleted softly.
 pub(super) fn visible(entity: &EntityType, schema: &TableSchema, alias: &str) -> String {
     let named = match schema.column(&entity.key).is_some_and(|column| column.rowid) {
         true => format!("{} IS NOT NULL", field(alias, &entity.key)),
@@ -93,9 +94,9 @@ pub(super) fn shown(schema: &TableSchema, alias: &str) -> String {
     }
 }
 
-/// One of the ids in the row's `transactions`, or NULL. Ids have no white space. They are found in the text, because the
-/// functions for JSON are forbidden to triggers where a writer distrusts the schema, up to SQLite 3.40; an id that JSON
-/// would escape is not found.
+/// One of the ids in the row's `transactions`, or NULL. Ids have no white space. They are searched for in the text,
+/// because the functions for JSON are forbidden to triggers where a writer distrusts the schema, up to SQLite 3.40; an
+/// id that JSON would escape is not found.
 pub(super) fn transaction_of(schema: &TableSchema, alias: &str, action: Action) -> String {
     let Some(column) = &schema.kept.transactions else { return "NULL".into() };
     let x = field(alias, column);
@@ -120,8 +121,7 @@ pub(super) fn bytes<'a>(row: &'a Row<'_>, i: usize) -> rusqlite::Result<Option<&
     })
 }
 
-/// A column's text; what is not UTF-8 in it (another process may have written anything) is shown as far as it can
-/// be.
+/// A column's text. Another process may have written text that is not UTF-8; the invalid parts are replaced.
 pub(super) fn lossy(row: &Row<'_>, i: usize) -> rusqlite::Result<Option<String>> {
     Ok(match row.get_ref(i)? {
         ValueRef::Null => None,
@@ -131,8 +131,8 @@ pub(super) fn lossy(row: &Row<'_>, i: usize) -> rusqlite::Result<Option<String>>
     })
 }
 
-/// The condition that picks a row by its key as text. The second half refuses what only an affinity would
-/// take for the same key, such as `05` for 5.
+/// The condition that picks a row by its key as text. The second half refuses a text that only the column's affinity
+/// makes equal to the key, such as `05` for 5.
 pub(super) fn by_key(entity: &EntityType, schema: &TableSchema, place: &str) -> String {
     let table = ident(&entity.table);
     let alias = if place == "?1" { "t" } else { table.as_str() };

@@ -1,5 +1,5 @@
-//! Subscriptions on SQLite: one row each, changed only as it was read. They change seldom beside what streams do, so that
-//! each change is a job of the writer's of its own.
+//! Subscriptions on SQLite: one row each, replaced only if it is still the one that was read. They change seldom
+//! compared with streams, so each change is a job of the writer of its own.
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
@@ -12,7 +12,7 @@ use crate::storage_error::StorageError;
 use crate::streams::{Secrets, StoredSubscription, SubscriptionStore};
 
 impl SubscriptionJob {
-    /// Does it.
+    /// Runs the job.
     pub(super) fn run(self, connection: &Connection, history: &History) {
         // The caller may have gone.
         match self {
@@ -33,8 +33,8 @@ impl SubscriptionJob {
     }
 }
 
-/// Does something in a transaction, if the database is still the one that is served: what is saved may hold places of the
-/// streams that were read.
+/// Runs a change in a transaction, if the database is still the one that is served: what is saved may hold places of
+/// the streams that were read.
 fn commit<T>(
     connection: &Connection,
     history: &History,

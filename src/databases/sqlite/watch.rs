@@ -1,7 +1,7 @@
 //! Watching the file for other processes: a file event says that one of them may have committed, and a slow poll is the
-//! safety net. A look then tells whether it was so, numbers what they wrote, and publishes how far the log reaches. It also
-//! notices that the file was removed or replaced, and that the log is not the one that was served; what is to be done
-//! about that is the writer thread's.
+//! safety net. A look then finds out whether it did, numbers what it wrote, and publishes how far the log reaches. The
+//! watcher also notices that the file was removed or replaced, and that the log is not the one that was served; the
+//! writer thread deals with that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -20,21 +20,22 @@ use super::{Shared, advance, connect, error, streams};
 use crate::head::{Head, Version};
 use crate::streams::unix_millis;
 
-/// How often it is looked whether stored streams have expired.
+/// How often stored streams are checked for expiry.
 const COLLECT_EVERY: Duration = Duration::from_secs(1);
-/// The same while other processes write: what has expired is not seen any more, and removing it can fail one of their
-/// transactions.
+/// The same while other processes write: expired streams are hidden already, and removing them can fail a transaction
+/// of another process.
 const COLLECT_AMONG_WRITERS: Duration = Duration::from_secs(60);
-/// How long the next look waits where the last one found another process's commit: they come in numbers.
+/// How long the next look waits after one that found another process's commit: more are likely to follow.
 const AFTER_NEWS: Duration = Duration::from_micros(500);
-/// The same where it found one of our own, or failed.
+/// The same after one that found a commit of our own, or failed.
 const AFTER_OTHERS: Duration = Duration::from_millis(3);
-/// The same where it found nothing: the pages of a commit are in the file before it counts, and that it counts is no
-/// event. The next looks come soon, and later and later; as long as there are more events, this late at most.
+/// The same after one that found nothing: the pages of a commit are in the file before the commit is visible, and no
+/// event reports that it became visible. The next looks come soon, and later and later; as long as there are more
+/// events, this late at most.
 const AFTER_NOTHING: Duration = Duration::from_micros(150);
 const AFTER_NOTHING_YET: Duration = Duration::from_millis(3);
 const AFTER_NOTHING_MOST: Duration = Duration::from_millis(25);
-/// How long after the last event a commit is waited for so; a disk that is slower is left to the poll.
+/// How long after the last event a look expects its commit; a disk that is slower is left to the poll.
 const COMMIT_PATIENCE: Duration = Duration::from_millis(250);
 
 /// What a look found.
@@ -42,7 +43,7 @@ const COMMIT_PATIENCE: Duration = Duration::from_millis(250);
 enum Look {
     /// No commit.
     Nothing,
-    /// Commits of this process, or such as changed nothing that is told.
+    /// Commits of this process, or ones that changed nothing that is streamed.
     Others,
     /// Another process's commit.
     News,
@@ -63,7 +64,7 @@ impl Expected {
         Expected { since: now, until: now }
     }
 
-    /// How long to wait before the next look; none when there is no more to wait for.
+    /// How long to wait before the next look; `None` when no commit is expected any more.
     fn pause(self, now: Instant, event: bool) -> Option<Duration> {
         let most = if event { AFTER_NOTHING_YET } else { AFTER_NOTHING_MOST };
         let pause = (now.saturating_duration_since(self.since) / 2).clamp(AFTER_NOTHING, most);
@@ -73,7 +74,7 @@ impl Expected {
 
 pub(super) struct Watcher {
     pub(super) connection: Connection,
-    /// Which of the files that were at the path the connection is to.
+    /// The number of the file that the connection was opened on.
     pub(super) file: u64,
     pub(super) busy: Duration,
     pub(super) history: Arc<History>,
@@ -86,11 +87,11 @@ pub(super) struct Watcher {
     pub(super) stream_version: Arc<AtomicI64>,
     /// The schema as it was before the writer first looked at the tables.
     pub(super) schema_version: i64,
-    /// What the database's content was counted as at the last look; below zero before the first.
+    /// The database's data version at the last look; below zero before the first.
     pub(super) data_version: i64,
-    /// How often the file is looked at although nothing happens to it.
+    /// How often the file is looked at without any event.
     pub(super) interval: Duration,
-    /// How often old activities are looked for; nothing where all are kept.
+    /// How often old activities are looked for; `None` where all are kept.
     pub(super) retain_every: Option<Duration>,
     pub(super) events: Events,
 }
@@ -155,7 +156,7 @@ impl Watcher {
                 Err(failure) => {
                     let failure = error::storage(&failure);
                     self.shared.watcher_stands(Some(failure.to_string()));
-                    // Looked at again, whatever its content is counted as.
+                    // Forces the next look to read the log, even if the data version is the same.
                     self.data_version = -1;
                     std::thread::park_timeout(AFTER_OTHERS);
                 }
@@ -163,23 +164,23 @@ impl Watcher {
         }
     }
 
-    /// Has removed what stored streams leave behind.
+    /// Asks the writer to remove expired and deleted streams.
     fn collect(&self) {
         let wanted = streams::wants_collecting(&self.connection, unix_millis());
-        // A full queue, or a failure, and it is asked for again later.
+        // If the queue is full or this fails, the next round asks again.
         if wanted.is_ok_and(|wanted| wanted) {
             let _ = self.jobs.try_send(Job::Stream(StreamJob::Collect));
         }
     }
 
-    /// Has tried whether the database can be written again, where the last write was refused.
+    /// Asks the writer whether the database can be written again, after the last write was refused.
     fn probe(&self) {
         if self.shared.with(|status| status.refused.is_some()) {
             let _ = self.jobs.try_send(Job::Probe);
         }
     }
 
-    /// One look; says what it found.
+    /// Takes one look; returns what it found.
     fn look(&mut self) -> rusqlite::Result<Look> {
         if !self.history.in_place() || self.history.is_gone() {
             // The same file may be back in its place.
@@ -216,7 +217,7 @@ impl Watcher {
         Ok(if news { Look::News } else { Look::Others })
     }
 
-    /// Numbers and publishes what there is; says whether any of it was another process's.
+    /// Numbers and publishes all activities; returns whether any of them is another process's.
     fn follow(&self) -> rusqlite::Result<bool> {
         let (head, version, stream_version, unnumbered) = {
             let snapshot = self.connection.unchecked_transaction()?;
@@ -259,7 +260,7 @@ mod tests {
         let expected = Expected::now();
         let (mut now, mut looks) = (expected.since, 0);
         while let Some(pause) = expected.pause(now, false) {
-            // Late by half of what the commit took, and no more.
+            // Late by half of the time that the commit took, and no more.
             let taken = now - expected.since;
             assert!(
                 pause <= (taken / 2).max(AFTER_NOTHING) && pause <= AFTER_NOTHING_MOST,

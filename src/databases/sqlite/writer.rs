@@ -1,7 +1,7 @@
-//! The one thread that writes. Mutations that wait while a commit is on its way share the next one: each is
-//! done under its own savepoint and gets its own answer, and none is answered before the commit is on the disk.
-//! The same thread reconciles tables and does what else is written in the background, so that all of that is in line; and it
-//! alone opens the file anew or gives the log a new epoch.
+//! The one thread that writes. Mutations that wait while a commit is on its way share the next one: each is done under
+//! its own savepoint and gets its own answer, and none is answered before the commit is on the disk. The same thread
+//! reconciles tables and does the other background writes, so that all of them are in one queue; and it alone opens the
+//! file again or gives the log a new epoch.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -29,8 +29,8 @@ use crate::storage_error::StorageError;
 
 /// How often expired rows of the ledger are looked for.
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
-/// How long a table is left alone after a step of comparing it, as a multiple of what the step took: the write lock is free
-/// for other processes in between.
+/// How long a table is left alone after a step of comparing it, as a multiple of the step's own time: other processes
+/// can take the write lock in between.
 const GAP: u32 = 1;
 /// The same while other processes write.
 const GAP_AMONG_WRITERS: u32 = 3;
@@ -50,7 +50,8 @@ type Answer = (Box<Mutation>, Sender, Result<Written, WriteError>);
 enum Failed {
     /// The database could not do it.
     Storage(StorageError),
-    /// The last mutation tried made SQLite roll everything back (a trigger may say so); the others are innocent.
+    /// The last mutation tried made SQLite roll everything back (a trigger may order that); the others are not to
+    /// blame.
     Undone,
 }
 
@@ -65,7 +66,7 @@ pub(super) struct WriterThread {
     /// Most mutations of one commit.
     pub(super) batch: usize,
     pub(super) ledger_retention: Duration,
-    /// When old activities may go; nothing where all are kept.
+    /// When old activities may leave; `None` where all are kept.
     pub(super) retention: Option<Retention>,
     /// How long a mutation waits for another process that holds the database.
     pub(super) busy: Duration,
@@ -74,14 +75,14 @@ pub(super) struct WriterThread {
 }
 
 impl WriterThread {
-    /// Works until it is told to stop or all senders are gone.
+    /// Works until it gets [`Job::Close`] or all senders are gone.
     pub(super) fn run(mut self, mut reconciles: VecDeque<Reconcile>) {
         let mut expired_at = Instant::now();
-        // There may be something old to take out.
+        // Whether there may be old activities to remove.
         let mut retaining = false;
-        // What a batch of mutations was followed by.
+        // The job that ended a batch of mutations.
         let mut next = None;
-        // When the next step of comparing may be done, and how the database's content was counted at the last one.
+        // When the next step of comparing may be done, and the data version at the last one.
         let (mut step_at, mut seen, mut foreign_at) = (Instant::now(), -1, None);
         loop {
             let job = match next.take() {
@@ -137,8 +138,8 @@ impl WriterThread {
         }
     }
 
-    /// Does a mutation and those that wait behind it, up to the batch's size or the first job of another kind,
-    /// which it gives back.
+    /// Does a mutation and those that wait behind it, up to the batch's size or the first job of another kind, which it
+    /// returns.
     fn write_batch(&mut self, first: Box<Mutation>, answer: Sender) -> Option<Job> {
         let mut waiting = VecDeque::from([(first, answer)]);
         let mut other = None;
@@ -179,7 +180,7 @@ impl WriterThread {
         self.shared.committed(committed.as_ref());
         let more = committed.unwrap_or(false);
         metrics::histogram!("bourn_commit_seconds").record(started.elapsed().as_secs_f64());
-        // The rest waits, so that other writers are not held up.
+        // The rest is queued behind other jobs, so that other writers are not held up.
         if more && other.is_none() {
             other = self.jobs.try_recv().ok().or(Some(Job::Stream(StreamJob::Collect)));
         }
@@ -202,7 +203,7 @@ impl WriterThread {
             }
             Err(Failed::Storage(failure)) => {
                 self.shared.committed(Err::<&(), _>(&failure));
-                // Nothing of the batch was written, whatever its single mutations had come to.
+                // Nothing of the batch was written, whatever the answers to its mutations were.
                 let tried = answers.into_iter().map(|(_, answer, _)| answer);
                 for answer in tried.chain(waiting.into_iter().map(|(_, answer)| answer)) {
                     let _ = answer.send(Err(WriteError::Storage(failure.clone())));
@@ -229,19 +230,20 @@ impl WriterThread {
         if !self.history.in_place() {
             return gone();
         }
-        // A mutation may ask which transaction last changed a row: its number must be in the database, too.
+        // A mutation may ask which transaction last changed a row, so the number of that must be in the database, too.
         let (transaction, pending) = self.history.begin_numbered(&self.connection).map_err(storage)?;
         let start = pending.head;
         let expires_at =
             unix_secs().saturating_add(i64::try_from(self.ledger_retention.as_secs()).unwrap_or(i64::MAX));
         let mut head = start;
-        // Where mutations of more than one activity begin and end.
+        // Where the activities of a mutation begin and end, for mutations of more than one.
         let mut wide = Vec::new();
         while let Some((mutation, answer)) = waiting.pop_front() {
             run(&transaction, "SAVEPOINT mutation").map_err(storage)?;
             let result = mutate::apply(&transaction, &self.catalog, &mutation, head, expires_at);
             if transaction.is_autocommit() {
-                // SQLite has rolled the whole transaction back by itself: a full disk or worse, or a trigger.
+                // SQLite has rolled the whole transaction back by itself: because of a full disk or worse, or a
+                // trigger.
                 let failed = match &result {
                     Err(WriteError::Storage(failure)) => Failed::Storage(failure.clone()),
                     Err(_) => Failed::Undone,
@@ -286,8 +288,8 @@ impl WriterThread {
         advance(&self.head, Head { epoch: self.history.served().epoch, seq: head });
     }
 
-    /// Looks at every table anew, and makes sure the triggers fit it; gives the tables to reconcile. Those that
-    /// are under way go on, where the table is still the same.
+    /// Looks at every table again, and makes sure the triggers fit it; returns the tables to reconcile. A comparison
+    /// that is under way goes on, where the table is still the same.
     pub(super) fn refresh(&self, mut under_way: VecDeque<Reconcile>) -> VecDeque<Reconcile> {
         let mut reconciles = VecDeque::new();
         for entity in self.catalog.iter() {
@@ -334,7 +336,7 @@ impl WriterThread {
         reconciles
     }
 
-    /// Looks for rows whose keys cannot be told.
+    /// Counts rows whose keys cannot be written as text.
     pub(super) fn count_left_out(&self, entity: &EntityType, schema: &TableSchema) {
         match introspect::left_out(&self.connection, entity, schema) {
             Ok(reason) => self.shared.left_out(&entity.name, reason),
@@ -344,8 +346,8 @@ impl WriterThread {
         }
     }
 
-    /// Looks at a table, and makes sure the triggers fit it; gives its columns, or why it cannot be streamed, and whether it is to
-    /// be compared with the log. Nothing is locked where the triggers fit.
+    /// Looks at a table, and makes sure the triggers fit it; returns its columns, or why it cannot be streamed, and
+    /// whether it is to be compared with the log. Takes no lock where the triggers fit.
     fn look_at(&self, entity: &EntityType) -> rusqlite::Result<(Result<TableSchema, String>, bool)> {
         let plan = |connection: &Connection| {
             let schema = introspect::table(connection, entity)?;
@@ -363,8 +365,8 @@ impl WriterThread {
         }
         let transaction = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
         let (schema, wanted, found) = plan(&transaction)?;
-        // The server that started last has its way, and whichever is first to notice that the table has changed: were each to
-        // insist, they would go on for ever.
+        // The server that started last wins, and so does the first one to notice that the table has changed: if every
+        // server insisted, they would replace each other's triggers for ever.
         let unchanged = matches!((&schema, entity.schema()), (Ok(now), Ok(known)) if *now == *known);
         let yields = found.others && unchanged;
         self.shared.shared_differently(&entity.name, yields);

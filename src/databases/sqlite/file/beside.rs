@@ -30,12 +30,12 @@ const WITNESS_BYTES: usize = 56;
 /// Where the marks begin.
 const MARKS_AT: u64 = 512;
 const MARK_BYTES: usize = 24;
-/// By how much the file grows at a time: what does not make it longer is on the disk sooner.
+/// By how much the file grows at a time: a write that does not make it longer is on the disk sooner.
 const GROWTH_BYTES: usize = 16 << 10;
 /// How long another server may hold the lock before marking is given up for now.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_RETRY: Duration = Duration::from_micros(200);
-/// How often a witness that is not whole is read again.
+/// How often an incomplete witness is read again.
 const WITNESS_READS: usize = 3;
 
 /// The log as it was last served.
@@ -44,7 +44,7 @@ pub(in super::super) struct Witness {
     pub(in super::super) epoch: Epoch,
     /// The database's file.
     pub(in super::super) inode: u64,
-    /// The last activity that was served, and what it was.
+    /// The last activity that was served, and its fingerprint.
     pub(in super::super) seq: Seq,
     pub(in super::super) fingerprint: u64,
     /// How many commits had touched stored streams.
@@ -63,12 +63,12 @@ pub(in super::super) struct Mark {
 pub(in super::super) struct Marks(pub(in super::super) Vec<Mark>);
 
 impl Marks {
-    /// How far they reach.
+    /// The seq up to which they reach.
     pub(in super::super) fn end(&self) -> Seq {
         self.0.last().map(|mark| mark.to).unwrap_or_default()
     }
 
-    /// The mark of an activity.
+    /// The mark that an activity falls under.
     pub(in super::super) fn of(&self, seq: Seq) -> Option<Mark> {
         let at = self.0.partition_point(|mark| mark.to < seq);
         self.0.get(at).copied().filter(|mark| mark.from < seq)
@@ -94,7 +94,7 @@ pub(in super::super) struct Locked<'a> {
 }
 
 impl Beside {
-    /// The one beside this database. It is opened when it is first needed.
+    /// The file beside this database. It is opened when it is first needed.
     pub(in super::super) fn of(database: &Path) -> Beside {
         let mut path = database.as_os_str().to_owned();
         path.push("-bourn");
@@ -106,8 +106,8 @@ impl Beside {
         }
     }
 
-    /// The marks as this process knows them. What is read from the database in a snapshot that begins after this call
-    /// agrees with them: a mark is removed only after it is folded.
+    /// The marks as this process knows them. A snapshot of the database that begins after this call agrees with them: a
+    /// mark is removed only after it is folded.
     pub(in super::super) fn marks(&self) -> Arc<Marks> {
         self.marks.load_full()
     }
@@ -117,7 +117,7 @@ impl Beside {
         Seq::new(self.folded.load(Ordering::Acquire)).unwrap_or_default()
     }
 
-    /// Notes that marks are folded into the database up to here.
+    /// Notes that marks are folded into the database up to this seq.
     pub(in super::super) fn set_folded(&self, seq: Seq) {
         self.folded.store(seq.get(), Ordering::Release);
     }
@@ -128,7 +128,7 @@ impl Beside {
         self.marks().0.iter().map(|mark| mark.to.get().saturating_sub(mark.from.max(folded).get())).sum()
     }
 
-    /// The last witness; none where it is missing or not whole.
+    /// The last witness; `None` where it is missing or incomplete.
     pub(in super::super) fn witness(&self) -> io::Result<Option<Witness>> {
         let mut file = self.hold();
         let file = match open(&self.path, &mut file, false) {
@@ -158,8 +158,8 @@ impl Beside {
         written
     }
 
-    /// Moves the witness on. One of another epoch or further on is another server's, and stays. While another server holds
-    /// the lock nothing is written: the next one is.
+    /// Moves the witness on. One of another epoch or further on is another server's, and stays. While another server
+    /// holds the lock nothing is written: a later call does.
     pub(in super::super) fn advance(&self, witness: &Witness) -> io::Result<()> {
         let mut file = self.hold();
         let file = open(&self.path, &mut file, true)?;
@@ -178,7 +178,7 @@ impl Beside {
         advanced
     }
 
-    /// Begins with a log, or with another epoch of it.
+    /// Begins with a log, or with a new epoch of it.
     pub(in super::super) fn begin(&self, epoch: Epoch) -> io::Result<()> {
         let _locked = self.lock(epoch)?;
         self.set_folded(Seq::ZERO);
@@ -196,7 +196,7 @@ impl Beside {
         Ok(locked)
     }
 
-    /// Lets go of the file: it may be another one now.
+    /// Closes the file: there may be another one at its path now.
     pub(in super::super) fn reopen(&self) {
         *self.hold() = None;
         self.set_folded(Seq::ZERO);
@@ -229,7 +229,7 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// Removes all marks, once they are folded into the database or of no use any more.
+    /// Removes all marks, once they are folded into the database or belong to no epoch any more.
     pub(in super::super) fn clear(&self) -> io::Result<()> {
         let length = self.file()?.metadata()?.len();
         if length > MARKS_AT + GROWTH_BYTES as u64 {
@@ -278,13 +278,13 @@ fn lock(file: &File) -> io::Result<()> {
     }
 }
 
-/// The open file, opened if it is not yet, and made if it may be.
+/// The open file; opened if it is not yet, and made if `make`.
 fn open<'a>(path: &Path, file: &'a mut Option<File>, make: bool) -> io::Result<&'a File> {
     let there = match file.take() {
         Some(there) => there,
         None => OpenOptions::new().read(true).write(true).create(make).truncate(false).open(path).or_else(
             |error| match error.kind() {
-                // What cannot be written can still be read.
+                // A file that cannot be written can still be read.
                 ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => File::open(path),
                 _ => Err(error),
             },
@@ -356,7 +356,7 @@ fn encode_mark(epoch: Epoch, index: u64, mark: Mark) -> [u8; MARK_BYTES] {
     bytes
 }
 
-/// The marks of this epoch; they end where one is not whole. Those that are known are not read again where the last of them
+/// The marks of this epoch, up to the first incomplete one. The known marks are not read again where the last of them
 /// is still in its place: seqs only grow, so no other marks can lie before it.
 fn read_marks(file: &File, epoch: Epoch, known: &Marks) -> io::Result<Marks> {
     let count = known.0.len();
@@ -419,7 +419,7 @@ mod tests {
         assert_eq!(one.marks().of(seq(6)), None, "it has its number in the database");
         assert_eq!(one.marks().of(seq(10)), None);
         assert!(two.lock(other).unwrap().marks().0.is_empty());
-        // A mark that was cut off by a crash is none, nor is what follows it.
+        // A mark that was cut off by a crash does not count, nor does what follows it.
         let file = OpenOptions::new().write(true).open(directory.path().join("a.db-bourn")).unwrap();
         file.write_all_at(&[0xff; 4], MARKS_AT + 24).unwrap();
         assert_eq!(two.lock(epoch).unwrap().marks().0, [mark(3, 5)]);

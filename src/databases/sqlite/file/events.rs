@@ -1,6 +1,6 @@
 //! File events: another process's commit appends to the write-ahead log, and the system reports that. The directory is
-//! watched, too, for files that come and go. Where the system has no such events, or they run out, looking every few
-//! milliseconds stands in for them.
+//! watched, too, for files that come and go. Where the system has no such events, or has no more to give, looking every
+//! few milliseconds stands in for them.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -18,14 +18,14 @@ pub(in super::super) struct Stop {
     _held: UnixStream,
 }
 
-/// What a wait ended with.
+/// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Waited {
     /// Something happened to the files.
     Event,
-    /// Nothing for as long as was waited.
+    /// Nothing happened in that time.
     Nothing,
-    /// It is to stop.
+    /// The watcher has to stop.
     Stopped,
 }
 
@@ -40,7 +40,7 @@ pub(in super::super) struct Events {
 }
 
 impl Events {
-    /// Of the database at this path.
+    /// The events of the database at this path.
     pub(in super::super) fn new(path: &Path) -> io::Result<(Stop, Events)> {
         let (held, stop) = UnixStream::pair()?;
         let mut events = Events {
@@ -65,7 +65,7 @@ mod linux {
     use super::{AsFd, Duration, Events, WITHOUT_EVENTS, Waited, beside_path};
 
     impl Events {
-        /// Watches the files that are there now. The same file twice is one watch.
+        /// Watches the files that are there now. To watch the same file twice is one watch.
         pub(crate) fn watch(&mut self) {
             if self.inotify.is_none() {
                 self.inotify = match Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC) {
@@ -96,7 +96,7 @@ mod linux {
 
         /// Waits for an event, `patience` at most.
         pub(crate) fn wait(&mut self, patience: Duration) -> Waited {
-            // Without a watch on the write-ahead log a commit is no event.
+            // Without a watch on the write-ahead log no event reports a commit.
             let blind = self.inotify.is_none() || self.log.is_none();
             let patience = if blind { patience.min(WITHOUT_EVENTS) } else { patience };
             let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);

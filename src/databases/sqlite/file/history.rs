@@ -1,11 +1,11 @@
-//! Noticing that the database is not the one that was served. A file can be restored from a backup, replaced, removed or
-//! truncated, while the server runs or while it is stopped; then offsets that clients and caches hold may name other
-//! changes. What was served last is known here and kept in the [witness](super::beside). Every read checks in its own
-//! snapshot, and every write in its own transaction, that the log still contains that; if it does not, nothing is
-//! answered, and the writer thread gives the log a new epoch before anything of it is served: old offsets are then gone.
-//! Stored streams go on as forks of what they were, so that whatever is appended from then on has offsets of its own.
-//! (Reading them needs no check: servers alone append to them, each under the check, so what a restored file has of a stream
-//! are the first of the bytes that were served.)
+//! Noticing that the database is not the one that was served. A file can be restored from a backup, replaced, removed
+//! or truncated, while the server runs or while it is stopped; then offsets that clients and caches hold may name other
+//! changes. The log that was served last is known here and kept in the [witness](super::beside). Every read checks in
+//! its own snapshot, and every write in its own transaction, that the log still contains it; if it does not, the
+//! request fails, and the writer thread gives the log a new epoch before anything of it is served: old offsets are then
+//! gone. Stored streams go on as forks of what they were, so that later appends have offsets of their own. (Reading
+//! them needs no check: servers alone append to them, each under the check, so a restored file has the first of the
+//! bytes that were served.)
 //!
 //! A log is not the one that was served if its epoch is another, its head is lower, the activity at the served head is
 //! another, fewer commits have touched stored streams, or the file has another inode. In doubt it is not.
@@ -28,19 +28,19 @@ use super::sequencer::{self, Pending};
 use super::versions;
 use crate::databases::sqlite::error;
 
-/// How long the database is left to others between two commits that only fold marks.
+/// How long the database is left to other processes between two commits that only fold marks.
 const FOLD_PAUSE: Duration = Duration::from_millis(1);
 
-/// What all connections to one database share.
+/// What all connections to one database share to know whether it is the one that was served.
 #[derive(Debug)]
 pub(in super::super) struct History {
     pub(in super::super) path: PathBuf,
     pub(in super::super) beside: Beside,
     /// The log as this process has served it.
     served: ArcSwap<Witness>,
-    /// Counts the files that were opened at the path; a connection to an earlier one is not used any more.
+    /// Counts the files that were opened at the path; a connection to an earlier one is dropped.
     file: AtomicU64,
-    /// Something was found that is not the log that was served: the writer thread has to look.
+    /// The log may not be the one that was served: the writer thread has to look.
     doubt: AtomicBool,
     /// The file is not at its path any more.
     gone: AtomicBool,
@@ -58,8 +58,8 @@ pub(in super::super) fn inode(path: &Path) -> io::Result<u64> {
 }
 
 impl History {
-    /// Of a database that was just opened for writing; `new` when its log was made by this. Gives it a new epoch where the
-    /// log is not the one that was served last.
+    /// The history of a database that was just opened for writing; `new` when its log was made just now. Gives it a new
+    /// epoch where the log is not the one that was served last.
     pub(in super::super) fn begin(
         path: &Path,
         connection: &Connection,
@@ -78,7 +78,7 @@ impl History {
         })
     }
 
-    /// The same for another file that is at the path now.
+    /// The same for another file, which is at the path now.
     pub(in super::super) fn begin_again(
         &self,
         connection: &Connection,
@@ -97,7 +97,7 @@ impl History {
         self.served.load_full()
     }
 
-    /// Which of the files that were at the path a connection opened now belongs to.
+    /// The number of the file that a connection opened now belongs to.
     pub(in super::super) fn file(&self) -> u64 {
         self.file.load(Ordering::Acquire)
     }
@@ -122,8 +122,8 @@ impl History {
         self.log_inode.store(inode, Ordering::Release);
     }
 
-    /// Renames the write-ahead log of a file that is not at the path any more: SQLite would take it for that of the file
-    /// that is there now, and damage it.
+    /// Renames the write-ahead log of a file that is not at the path any more: SQLite would apply it to the file that
+    /// is there now, and damage that.
     pub(in super::super) fn set_log_aside(&self) {
         let log = self.log_path();
         let known = self.log_inode.load(Ordering::Acquire);
@@ -142,7 +142,7 @@ impl History {
         beside_path(&self.path, "-wal")
     }
 
-    /// Whether something was found that is not the log that was served.
+    /// Whether the log may not be the one that was served.
     pub(in super::super) fn in_doubt(&self) -> bool {
         self.doubt.load(Ordering::Acquire)
     }
@@ -157,7 +157,7 @@ impl History {
         Err(error::not_the_log_served())
     }
 
-    /// Gives what other processes wrote its numbers, without writing to the database; says how far the log is numbered.
+    /// Numbers the activities of other processes without writing to the database; returns how far the log is numbered.
     pub(in super::super) fn number(&self, connection: &Connection) -> rusqlite::Result<Seq> {
         let served = self.served();
         let locked = self.beside.lock(served.epoch).map_err(|e| error::of_io(&e))?;
@@ -166,8 +166,8 @@ impl History {
         sequencer::number(snapshot, &self.path, &locked)
     }
 
-    /// Begins a write transaction of ours. What other processes wrote before has its number in the database then, so that
-    /// activities of our own may follow.
+    /// Begins a write transaction of ours. The activities that other processes wrote before have their numbers in the
+    /// database then, so that activities of our own may follow.
     pub(in super::super) fn begin_numbered<'c>(
         &self,
         connection: &'c Connection,
@@ -189,8 +189,8 @@ impl History {
         }
     }
 
-    /// Inside a write transaction of ours, gives what other processes wrote its numbers, and folds marks into at most `room`
-    /// activities of the database.
+    /// Inside a write transaction of ours, numbers the activities of other processes, and folds marks into at most
+    /// `room` activities of the database.
     pub(in super::super) fn fold(&self, connection: &Connection, room: u64) -> rusqlite::Result<Pending<'_>> {
         let served = self.served();
         self.verify(connection, &served)?;
@@ -220,8 +220,8 @@ impl History {
         Ok(())
     }
 
-    /// Finds out what is wrong with the log, in the writer thread: another server has given it a new epoch, or it is not
-    /// the log that was served and gets one now. Gives what is served from here on.
+    /// Finds out in the writer thread what is wrong with the log: another server has given it a new epoch, or it is not
+    /// the log that was served and gets one now. Returns the log that is served from here on.
     pub(in super::super) fn settle(&self, connection: &Connection) -> rusqlite::Result<Witness> {
         let served = self.served();
         let now = loop {
@@ -319,7 +319,7 @@ fn contains(connection: &Connection, served: &Witness) -> rusqlite::Result<bool>
     }
 }
 
-/// What tells an activity from another one at the same place.
+/// The hash that distinguishes an activity from another one at the same place.
 fn fingerprint(connection: &Connection, seq: Seq) -> rusqlite::Result<Option<u64>> {
     let mut statement = connection.prepare_cached(
         "SELECT action, entity_type, entity_id, created_at, transaction_id, changed_keys, octet_length(value), \
@@ -346,7 +346,7 @@ fn fingerprint(connection: &Connection, seq: Seq) -> rusqlite::Result<Option<u64
         .optional()
 }
 
-/// Gives the log a new epoch: what it holds stays, and every offset of before is gone. Does nothing where the log is not the
+/// Gives the log a new epoch: its content stays, and all older offsets are gone. Does nothing where the log is not the
 /// one that was `found` any more: another server has just done it.
 pub(in super::super) fn renew(
     connection: &Connection,
@@ -371,7 +371,7 @@ pub(in super::super) fn renew(
     // the commit fails, one more epoch is drawn.
     beside.replace(&now).map_err(io)?;
     transaction.commit()?;
-    // Marks belong to their epoch: those of before are none from here on.
+    // Marks belong to their epoch: older ones do not count from here on.
     beside.begin(epoch).map_err(io)?;
     Ok(Some(now))
 }

@@ -1,5 +1,5 @@
-//! Two servers of one file, without the servers: what the one knows of marks and epochs may be older than what the other has
-//! done.
+//! Two servers of one file, without the servers: the marks and epochs that one of them knows may be older than what the
+//! other has done.
 
 use super::*;
 use crate::databases::sqlite::log::read;

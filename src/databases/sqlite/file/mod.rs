@@ -1,4 +1,4 @@
-//! The file: which history it belongs to, what is kept beside it, where the transactions in it end, and what happens to it.
+//! The file: the history it belongs to, the file beside it, the ends of its transactions, and its events.
 
 pub(super) mod beside;
 pub(super) mod events;

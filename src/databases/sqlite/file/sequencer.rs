@@ -27,12 +27,12 @@ use rusqlite::{Connection, OptionalExtension, Transaction};
 use super::beside::{Beside, Locked, Mark, Marks};
 use crate::databases::sqlite::error;
 
-/// Most activities that are folded into the database in one commit, unless they come faster than that; and how many wait at
-/// least until it is done without another commit of ours.
+/// Most activities that are folded into the database in one commit, unless others come faster; and how many must wait
+/// before they are folded in a commit of their own.
 pub(in super::super) const FOLD_ROWS: u64 = 2_000;
 
-/// How far the log has numbers, in a snapshot, and the marks by which readers find those that the database lacks. `known` must
-/// be as of before the snapshot; they may be older.
+/// How far the log has numbers, in a snapshot, and the marks by which readers find those that the database lacks.
+/// `known` must be from before the snapshot; they may be older.
 pub(in super::super) fn sealed(
     connection: &Connection,
     known: Arc<Marks>,
@@ -66,8 +66,8 @@ pub(in super::super) fn head(connection: &Connection) -> rusqlite::Result<Seq> {
     Ok(seq.and_then(Seq::from_i64).unwrap_or_default())
 }
 
-/// Takes everything in a snapshot that lacks a number as one transaction, without writing to the database; gives the head of
-/// what has its number.
+/// Marks everything in a snapshot that lacks a number as one transaction, without writing to the database; returns the
+/// head of the numbered log.
 pub(in super::super) fn number(
     snapshot: Transaction<'_>,
     path: &Path,
@@ -79,7 +79,7 @@ pub(in super::super) fn number(
     if head <= sealed {
         return Ok(sealed);
     }
-    // What is numbered is on the disk, also where its writer does not sync.
+    // A numbered activity is on the disk, also where its writer does not sync.
     sync_log(path).map_err(io)?;
     locked.add(Mark { from: sealed, to: head }).map_err(io)?;
     Ok(head)
@@ -91,20 +91,20 @@ fn sync_log(path: &Path) -> std::io::Result<()> {
     log.push("-wal");
     match std::fs::File::open(log) {
         Ok(file) => file.sync_data(),
-        // All of it is in the database.
+        // Without that file all of it is in the database.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// What other processes wrote and the database has no numbers for, in a write transaction of ours.
+/// The activities of other processes that have no numbers in the database, in a write transaction of ours.
 pub(in super::super) struct Pending<'a> {
     beside: &'a Beside,
-    /// Held until the commit, so that no other server numbers what this transaction does.
+    /// Held until the commit, so that no other server numbers what this transaction writes.
     locked: Option<Locked<'a>>,
-    /// How far marks are in the database then.
+    /// How far marks will be in the database with the commit.
     folded: Seq,
-    /// How many activities do not have their number in the database then. Only after all have may any of our own follow.
+    /// How many activities will still lack their number in the database. Ours may follow only after all others have it.
     pub(in super::super) left: u64,
     /// The head of the log when the transaction began.
     pub(in super::super) head: Seq,
@@ -150,21 +150,21 @@ impl<'a> Pending<'a> {
         Ok(Pending { beside, locked: Some(locked), folded, left, head })
     }
 
-    /// The caller's transaction is committed: marks that are in the database are not needed any more.
+    /// The caller's transaction is committed: the marks that it has folded are not needed any more.
     pub(in super::super) fn committed(self) {
         let Some(locked) = self.locked else { return };
         self.beside.set_folded(self.folded);
         if self.left == 0
             && let Err(failure) = locked.clear()
         {
-            // They are folded again, to the same numbers.
+            // They stay, and are folded again, to the same numbers.
             tracing::debug!(%failure, "cannot remove marks from the file beside the database");
         }
     }
 }
 
-/// Copies a mark's number to at most so many of its activities that lack it, from a place on; gives how many those were, and
-/// up to where none lacks it now.
+/// Copies a mark's number to at most `most` of its activities that lack it, from a place on; returns how many those
+/// were, and up to where none lacks it now.
 fn fold(connection: &Connection, mark: Mark, from: Seq, most: u64) -> rusqlite::Result<(u64, Seq)> {
     let from = from.max(mark.from).as_i64();
     let end: Option<i64> = connection
@@ -191,7 +191,7 @@ pub(in super::super) fn last_of(alias: &str, end: &str) -> String {
     )
 }
 
-/// Takes what lies after `from`, up to `to`, as one transaction.
+/// Numbers the activities after `from`, up to `to`, as one transaction.
 pub(in super::super) fn seal(connection: &Connection, from: Seq, to: Seq) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
@@ -204,7 +204,7 @@ pub(in super::super) fn seal(connection: &Connection, from: Seq, to: Seq) -> rus
     Ok(())
 }
 
-/// Takes each stretch of activities that lack a number as one transaction. It looks at the whole log.
+/// Numbers each stretch of activities that lack a number as one transaction. It looks at the whole log.
 pub(in super::super) fn seal_gaps(connection: &Connection) -> rusqlite::Result<()> {
     let head = head(connection)?;
     let first = |after: Seq, lacking: &str| -> rusqlite::Result<Option<Seq>> {
@@ -225,7 +225,7 @@ pub(in super::super) fn seal_gaps(connection: &Connection) -> rusqlite::Result<(
     Ok(())
 }
 
-/// Takes each of what lies after `from`, up to `to`, as a transaction of its own.
+/// Numbers each of the activities after `from`, up to `to`, as a transaction of its own.
 pub(in super::super) fn seal_each(connection: &Connection, from: Seq, to: Seq) -> rusqlite::Result<()> {
     connection
         .prepare_cached("UPDATE activities SET commit_id = seq, last = 3 WHERE seq > ?1 AND seq <= ?2")?

@@ -1,12 +1,12 @@
-//! What of the database says which one it is: the version of its log and of its stored streams; and what is done to the
-//! streams when it is another one than was served.
+//! The versions of the log and of the stored streams in the database, by which it is recognised; and what is done to
+//! the streams when it is not the one that was served.
 
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension};
 
 use crate::head::Version;
 
-/// Which log this is, and how often something has left it.
+/// The log's epoch, and how often activities have left it.
 pub(in super::super) fn of_log(connection: &Connection) -> rusqlite::Result<Version> {
     connection.prepare_cached("SELECT epoch, generation FROM bourn_log")?.query_row([], |row| {
         let (epoch, generation): (String, i64) = (row.get(0)?, row.get(1)?);
@@ -17,7 +17,7 @@ pub(in super::super) fn of_log(connection: &Connection) -> rusqlite::Result<Vers
     })
 }
 
-/// How many commits have touched streams, and whether something waits to be collected.
+/// How many commits have touched streams, and whether streams wait to be collected.
 pub(in super::super) fn of_streams(connection: &Connection) -> rusqlite::Result<i64> {
     connection
         .prepare_cached("SELECT version FROM bourn_stream_totals")?
@@ -26,8 +26,8 @@ pub(in super::super) fn of_streams(connection: &Connection) -> rusqlite::Result<
         .map(Option::unwrap_or_default)
 }
 
-/// Lets every stream go on as a fork of what it is: the log has lost its end, and perhaps streams have, so what is appended
-/// from now on must have other offsets and entity tags than what was. `served` is how many commits were known to have
+/// Lets every stream go on as a fork of what it is: the log has lost its end, and perhaps streams have, so later
+/// appends must have other offsets and entity tags than the lost ones. `served` is how many commits were known to have
 /// touched streams.
 pub(in super::super) fn renumber_streams(transaction: &Connection, served: i64) -> rusqlite::Result<()> {
     transaction.execute_batch(

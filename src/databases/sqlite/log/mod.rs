@@ -1,4 +1,4 @@
-//! The log's own tables: reading it, and what leaves it.
+//! The log's own tables: reading the log, and retention.
 
 pub(super) mod read;
 pub(super) mod retention;

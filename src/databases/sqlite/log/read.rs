@@ -23,7 +23,7 @@ pub(in super::super) const COLUMNS: &str = "seq, action, entity_type, entity_id,
 /// Rows read at a time while a chunk is filled.
 const FILL_ROWS: usize = 1_100;
 
-/// A snapshot of the log, as far as its activities have their transactions' numbers.
+/// A snapshot of the log, up to the last activity that has its transaction's number.
 pub(in super::super) struct View<'a> {
     pub(in super::super) snapshot: &'a Connection,
     marks: Arc<Marks>,
@@ -33,7 +33,7 @@ pub(in super::super) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// Begins with the first look at the database, after the marks were taken, so that they agree.
+    /// Begins the snapshot with the first look at the database, after the marks were taken, so that they agree.
     pub(in super::super) fn of(snapshot: &'a Connection, history: &History) -> rusqlite::Result<View<'a>> {
         let (served, marks) = (history.served(), history.beside.marks());
         history.verify(snapshot, &served)?;
@@ -46,8 +46,8 @@ impl<'a> View<'a> {
         Head { epoch: self.version.epoch, seq: self.sealed }
     }
 
-    /// The number of the activity's transaction and of what it is the last change; from the marks where the database does
-    /// not have them yet.
+    /// The number of the activity's transaction, and whether the activity is its last change in its feed (1) and in its
+    /// entity type (2); from the marks where the database does not have them yet.
     fn ends(&self, row: &Row<'_>) -> rusqlite::Result<(i64, i64)> {
         let (seq, commit_id, last): (i64, i64, i64) = (row.get(0)?, row.get(10)?, row.get(11)?);
         let mark = Seq::from_i64(seq).filter(|_| commit_id == 0).and_then(|seq| self.marks.of(seq));
@@ -62,18 +62,18 @@ impl<'a> View<'a> {
     }
 }
 
-/// A row as an owned activity, where the database has all of it.
+/// A row as an owned activity, where the database has its number already.
 pub(in super::super) fn read_activity(row: &Row<'_>) -> rusqlite::Result<Activity> {
     with_ref(row, (row.get(10)?, row.get(11)?), Activity::of)
 }
 
-/// Hands a row to `take` as a borrowed activity: nothing is copied that needs not be.
+/// Passes a row to `take` as a borrowed activity, to copy no more than needed.
 fn with_ref<T>(
     row: &Row<'_>,
     (commit_id, last): (i64, i64),
     take: impl FnOnce(&ActivityRef<'_>) -> T,
 ) -> rusqlite::Result<T> {
-    // Another process may have written text that is not UTF-8; it is shown as far as it can be.
+    // Another process may have written text that is not UTF-8; the invalid parts are replaced.
     let text = |i: usize| -> rusqlite::Result<Option<std::borrow::Cow<'_, str>>> {
         Ok(match row.get_ref(i)? {
             ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Some(String::from_utf8_lossy(bytes)),
@@ -106,7 +106,7 @@ fn with_ref<T>(
     }))
 }
 
-/// The feeds that together make up a stream; none where it is not made of feeds.
+/// The feeds that together make up a stream; `None` where it is not made of feeds.
 fn feeds(connection: &Connection, stream: &Selector) -> rusqlite::Result<Option<Vec<i64>>> {
     let Some(scope) = &stream.scope else { return Ok(None) };
     connection
@@ -143,7 +143,7 @@ pub(in super::super) fn stream_tail(view: &View<'_>, stream: &Selector) -> rusql
     .and_then(|tail| Ok(tail.max(kept(view, stream)?.horizon)))
 }
 
-/// What a stream does not keep.
+/// What a read cannot give of a stream any more.
 pub(in super::super) fn kept(view: &View<'_>, stream: &Selector) -> rusqlite::Result<Kept> {
     let connection = view.snapshot;
     let horizon: Option<i64> = match (&stream.scope, &stream.entity_type) {
@@ -163,7 +163,7 @@ pub(in super::super) fn kept(view: &View<'_>, stream: &Selector) -> rusqlite::Re
     Ok(Kept { version: view.version, horizon, lost: false, spans: false, gap: None })
 }
 
-/// Gives the chunk what follows its position, until it is done or the stream ends.
+/// Fills the chunk with what follows its position, until it is done or the stream ends.
 pub(in super::super) fn fill(
     view: &View<'_>,
     stream: &Selector,
@@ -190,7 +190,7 @@ pub(in super::super) fn fill(
     }
 }
 
-/// Reads once; gives how many rows there were and whether the chunk is done.
+/// Reads once; returns how many rows there were and whether the chunk is done.
 fn fill_from(
     view: &View<'_>,
     condition: &str,
@@ -204,7 +204,7 @@ fn fill_from(
     push_all(view, statement.query(values)?, chunk)
 }
 
-/// Gives the chunk these rows; gives how many it took and whether it is done.
+/// Pushes these rows into the chunk; returns how many it took and whether it is done.
 fn push_all(
     view: &View<'_>,
     mut rows: Rows<'_>,
@@ -220,8 +220,8 @@ fn push_all(
     Ok((count, false))
 }
 
-/// Reads once from several feeds, in the order of the log: each is read by its own index, as far as the
-/// furthest of them could matter.
+/// Reads once from several feeds, in the order of the log: each is read by its own index, as far as the furthest of
+/// them could matter.
 fn fill_merged(
     view: &View<'_>,
     feeds: &[i64],
@@ -286,7 +286,8 @@ pub(in super::super) fn query(view: &View<'_>, query: &ActivityQuery) -> rusqlit
         values.push(Arc::new(before.as_i64()));
         conditions.push(format!("seq < ?{}", values.len()));
     }
-    // An activity does not show the row itself; what has left the streams has left the rest of its payload, too.
+    // An answer does not have the row itself; an activity that has left the streams has lost the rest of its payload,
+    // too.
     let columns = COLUMNS.replace(" value,", " NULL,");
     let bare = columns.replace(" previous_values,", " NULL,").replace(" last,", " 0,");
     let read = |columns: &str, table: &str, condition: &str| -> rusqlite::Result<Vec<Activity>> {
@@ -351,7 +352,7 @@ pub(in super::super) fn transaction(
     if let Some(seq) = logged.and_then(Seq::from_i64) {
         return Ok(TransactionState::Confirmed(seq));
     }
-    // It may have changed nothing that the log shows; then it is confirmed once the log has come so far.
+    // It may have made no activity; then it is confirmed once the log has passed the place where it was done.
     match ledger::place(connection, id)? {
         Some(place) if place <= view.sealed => Ok(TransactionState::Confirmed(place)),
         Some(_) => Ok(TransactionState::Accepted),

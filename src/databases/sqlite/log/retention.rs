@@ -1,7 +1,7 @@
 //! Retention on SQLite: past its time a version that a newer one has superseded leaves the streams, and so does a
-//! deletion. The newest version of each living row stays, so reading from the start gives the whole state, shorter.
-//! In small steps inside the writer's transactions; what it takes out is kept without its payload, as the audit
-//! trail.
+//! deletion. The newest version of each living row stays, so reading from the start gives the whole state, shorter. It
+//! works in small steps inside the writer's transactions; the activities that it removes are kept without their
+//! payload, as the audit trail.
 
 use rusqlite::{Connection, params};
 
@@ -12,12 +12,12 @@ const STEP: usize = 500;
 /// Rows of the audit trail removed in one step.
 const AUDIT_STEP: i64 = 5_000;
 
-/// What retention is told.
+/// The bounds of one step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) struct Bounds {
-    /// What is older may leave the streams; ISO 8601.
+    /// Older activities may leave the streams; ISO 8601.
     pub(in super::super) history: String,
-    /// What is older may leave the audit trail, too.
+    /// Older activities may leave the audit trail, too.
     pub(in super::super) audit: Option<String>,
 }
 
@@ -31,12 +31,12 @@ struct Leaving {
     deletion: bool,
 }
 
-/// Does one step inside the caller's write transaction; says whether there may be more to do.
+/// Does one step inside the caller's write transaction; returns whether there may be more to do.
 pub(in super::super) fn step(connection: &Connection, bounds: &Bounds) -> rusqlite::Result<bool> {
     let pruned: i64 =
         connection.prepare_cached("SELECT pruned FROM bourn_log")?.query_row([], |row| row.get(0))?;
-    // The newest activity stays whatever it is: it says how far the log reaches. So does what the database has no number for
-    // yet: its marks are folded first.
+    // The newest activity stays whatever it is: it says how far the log reaches. So do activities that have no number
+    // in the database yet: their marks are folded first.
     let head = sequencer::head(connection)?.as_i64();
     let looked_at: Vec<(i64, bool, String, String, bool)> = connection
         .prepare_cached(&format!(
@@ -52,7 +52,7 @@ pub(in super::super) fn step(connection: &Connection, bounds: &Bounds) -> rusqli
     let Some(&(to, ..)) = looked_at.last() else { return expire_audit(connection, bounds) };
     let mut left = false;
     for (seq, _, entity_type, entity_id, deletion) in &looked_at {
-        // What this one supersedes, and itself if it is a deletion: newest first, so that the mark of a
+        // The versions that this one supersedes, and itself if it is a deletion: newest first, so that the mark of a
         // transaction's last change finds the one that is the last now.
         let leaving: Vec<Leaving> = connection
             .prepare_cached(

@@ -1,5 +1,5 @@
-//! What streams are now, in memory. The writer puts in what it has committed; a reader that had to ask the database
-//! puts in what it found, unless something was taken out meanwhile: it may have looked before that.
+//! The current state of streams, in memory. The writer puts in what it has committed; a reader that had to ask the
+//! database puts in what it found, unless a stream was removed meanwhile: the reader may have looked before that.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use bourn_protocol::StreamPath;
 
 use crate::streams::StreamInfo;
 
-/// Most streams that are kept in mind.
+/// Most streams that are kept in memory.
 const MOST: usize = 50_000;
 
 #[derive(Debug, Default)]
@@ -16,7 +16,7 @@ pub(in super::super) struct Directory(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Counts the times that something was taken out.
+    /// Counts the removals.
     generation: u64,
     streams: HashMap<StreamPath, Arc<StreamInfo>, foldhash::fast::RandomState>,
 }
@@ -26,13 +26,13 @@ impl Directory {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A stream, if it is known; and what to give to [`Directory::put`] if it is not.
+    /// A stream, if it is known; and the count of removals, to pass to [`Directory::put`] if it is not.
     pub(super) fn get(&self, path: &StreamPath) -> (Option<Arc<StreamInfo>>, u64) {
         let state = self.lock();
         (state.streams.get(path).cloned(), state.generation)
     }
 
-    /// Puts in what a reader has found; gives what is to be used.
+    /// Puts in what a reader has found; returns the stream to use.
     pub(super) fn put(&self, stream: Arc<StreamInfo>, generation: u64) -> Arc<StreamInfo> {
         let mut state = self.lock();
         if state.generation != generation {
@@ -42,7 +42,7 @@ impl Directory {
         state.streams.entry(stream.path.clone()).or_insert(stream).clone()
     }
 
-    /// Puts in what was committed, and takes out what was deleted.
+    /// Puts in the streams that a commit has changed, and removes those that it deleted.
     pub(super) fn committed(&self, moved: Vec<Arc<StreamInfo>>, deleted: &[StreamPath]) {
         let mut state = self.lock();
         state.make_room();

@@ -1,5 +1,5 @@
 //! The streams that are being written to, as the writer thread knows them: read once, kept as long as no other process
-//! writes to the file, and saved once a commit however often they were appended to.
+//! writes to the file, and saved once per commit however often they were appended to.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ pub(super) fn load(connection: &Connection, path: &StreamPath) -> rusqlite::Resu
     Ok(Some(entry))
 }
 
-/// Loads the state of a producer into the stream's entry.
+/// Loads the state of a producer into the stream's state.
 pub(super) fn know_producer(connection: &Connection, entry: &mut Entry, id: &str) -> rusqlite::Result<()> {
     if entry.producers.contains_key(id) {
         return Ok(());

@@ -1,5 +1,5 @@
-//! Stored streams on SQLite. The one writer thread does all that changes them, many appends to a commit
-//! ([`writer`]); reads go through the pool ([`reading`]); what a stream is now is kept in memory, as of the last commit
+//! Stored streams on SQLite. The one writer thread makes all changes of them, many appends to a commit ([`writer`]);
+//! reads go through the pool ([`reading`]); the current state of streams is kept in memory, as of the last commit
 //! ([`directory`]), so that most requests ask the database for bytes alone.
 
 mod directory;
@@ -26,7 +26,8 @@ use directory::Directory;
 pub(super) use reading::wants_collecting;
 pub(super) use writer::StreamWriter;
 
-/// Commits whose changes are kept for who listens; who falls further behind is told that anything may have changed.
+/// Commits whose changes are kept for listeners; a listener that falls further behind has to assume that any stream has
+/// changed.
 const CHANGES_KEPT: usize = 1_024;
 
 /// What the storage and its threads share of stored streams.

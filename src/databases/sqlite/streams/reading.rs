@@ -1,4 +1,4 @@
-//! Reading stored streams: what a stream is, and its bytes, segment by segment through its lineage.
+//! Reading stored streams: their rows, and their bytes, segment by segment through the lineage.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
@@ -14,7 +14,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use crate::streams::rules::{after, lifetime, lineage};
 use crate::streams::{FillError, Segment, StreamInfo};
 
-/// What a path is found to be.
+/// The stream that is found at a path.
 pub(super) enum Found {
     Live(Arc<StreamInfo>),
     /// Deleted, and kept for its forks.
@@ -70,7 +70,7 @@ impl Base {
         })
     }
 
-    /// Whose bytes the stream is made of, from its root.
+    /// The stretches of bytes that the stream is made of, from its root.
     pub(super) fn lineage(&self, connection: &Connection) -> rusqlite::Result<Arc<[Segment]>> {
         let mut ancestors = Vec::new();
         let mut next = self.source_id;
@@ -86,7 +86,7 @@ impl Base {
     }
 }
 
-/// What is at a path.
+/// The stream at a path.
 pub(super) fn find(connection: &Connection, path: &StreamPath) -> rusqlite::Result<Option<Found>> {
     let sql = format!("SELECT {COLUMNS} FROM bourn_streams WHERE path = ?1");
     let base = connection.prepare_cached(&sql)?.query_row([path.as_str()], Base::read).optional()?;
@@ -115,8 +115,8 @@ pub(super) fn has_forks(connection: &Connection, id: u64) -> rusqlite::Result<bo
     connection.prepare_cached(sql)?.exists([id.cast_signed()])
 }
 
-/// Gives the chunk what follows its position; says whether the stream is closed. Where the chunk ends is found by the
-/// lengths alone, which are at hand without the bytes; then it reads no more than it needs.
+/// Fills the chunk with what follows its position; returns whether the stream is closed. The end of the chunk is found
+/// by the lengths alone, which are read without the bytes; then no more bytes are read than needed.
 pub(super) fn fill(
     connection: &Connection,
     id: u64,
@@ -167,7 +167,7 @@ pub(super) fn fill(
     Ok(Ok((chunk, closed)))
 }
 
-/// The appends between two places: whose they are, and where they begin.
+/// The appends between two places: the stream that owns them, and where they begin and end.
 fn parts(lineage: &[Segment], start: Seq, end: Seq) -> impl Iterator<Item = [i64; 3]> {
     let owned = lineage.iter().filter(move |segment| start < segment.to && segment.from < end);
     owned.map(move |segment| {
@@ -215,7 +215,7 @@ pub(super) fn list(
     rows.collect()
 }
 
-/// Whether something has expired or is left of a deleted stream.
+/// Whether a stream has expired or a deleted one is not fully removed.
 pub(in super::super) fn wants_collecting(connection: &Connection, now: i64) -> rusqlite::Result<bool> {
     let sql = "SELECT EXISTS (SELECT 1 FROM bourn_streams WHERE deadline <= ?1) \
                OR EXISTS (SELECT 1 FROM bourn_streams WHERE state = 2)";

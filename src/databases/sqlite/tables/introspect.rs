@@ -6,10 +6,10 @@ use rusqlite::{Connection, OptionalExtension};
 use crate::databases::sqlite::sql::{field, ident, nameable};
 use crate::feed::entity::{Column, ColumnKind, EntityType, TableSchema, UniqueColumn};
 
-/// SQLite's own bound on the expressions that our triggers are made of.
+/// Most columns of a table: SQLite bounds the expressions that our triggers are made of.
 const COLUMNS_MAX: usize = 500;
 
-/// The table's columns, or in words why it cannot be streamed.
+/// The table's columns, or the reason why it cannot be streamed, as text.
 pub(in super::super) fn table(
     connection: &Connection,
     entity: &EntityType,
@@ -98,8 +98,8 @@ pub(in super::super) fn left_out(
 pub(in super::super) const LEFT_OUT_REMEDY: &str =
     "give these rows other keys; every row whose key is changed so appears at once";
 
-/// The sets of columns in which no two rows may be equal, but for the key as its text is compared; an index over an
-/// expression is none.
+/// The sets of columns in which no two rows may be equal, except the key as its text is compared; an index over an
+/// expression is not one of them.
 fn unique(connection: &Connection, entity: &EntityType) -> rusqlite::Result<Vec<Vec<UniqueColumn>>> {
     let mut indexes =
         connection.prepare_cached("SELECT name FROM pragma_index_list(?1) WHERE \"unique\" ORDER BY name")?;
@@ -152,7 +152,7 @@ fn has_text_affinity(declared: &str) -> bool {
     !declared.contains("INT") && ["CHAR", "CLOB", "TEXT"].iter().any(|word| declared.contains(word))
 }
 
-/// The kind of a declared type: what is JSON, a boolean or a time by its name, then SQLite's own rules.
+/// The kind of a declared type: JSON, booleans and times by their names, then SQLite's own rules.
 fn kind_of(declared: &str) -> ColumnKind {
     let declared = declared.to_ascii_uppercase();
     let has = |words: &[&str]| words.iter().any(|word| declared.contains(word));

@@ -34,9 +34,9 @@ pub(in super::super) struct Reconcile {
 
 #[derive(Debug)]
 enum Phase {
-    /// The rows of the table, by key: are they in the log as they are?
+    /// The rows of the table, by key: does the log have them as they are?
     Rows(Option<Sql>),
-    /// The activities of the log, by place: is what they leave alive in the table?
+    /// The activities of the log, by place: are the rows that they leave alive in the table?
     Keys(Seq),
 }
 
@@ -53,7 +53,7 @@ impl Reconcile {
         Reconcile { entity, schema, looked_at: 0, phase: Phase::Rows(None) }
     }
 
-    /// Does one step inside the caller's write transaction; says whether that was the last.
+    /// Does one step inside the caller's write transaction; returns whether that was the last one.
     pub(in super::super) fn step(&mut self, connection: &Connection) -> rusqlite::Result<bool> {
         match &self.phase {
             Phase::Rows(after) => {
@@ -106,7 +106,7 @@ impl Reconcile {
             .collect::<Result<_, _>>()?;
         let mut compared = 0;
         for (_, key, scope, value) in &rows {
-            // At least one, or it would never come to an end.
+            // At least one row, or the comparison would never end.
             if compared > 0 && started.elapsed() >= STEP_TIME {
                 break;
             }
@@ -152,7 +152,7 @@ impl Reconcile {
                 break;
             }
             compared += 1;
-            // Only what the key's last activity leaves alive can be missing.
+            // A row can be missing only if the key's last activity leaves it alive.
             let Some(logged) =
                 self.logged(connection, key)?.filter(|logged| logged.alive && logged.seq == *seq)
             else {
@@ -184,7 +184,7 @@ impl Reconcile {
             .optional()
     }
 
-    /// Ends what the log has alive.
+    /// Logs a deletion of a row that the log has alive.
     fn append_end(&self, connection: &Connection, key: &str, logged: &Logged) -> rusqlite::Result<()> {
         self.append(connection, "delete", key, logged.scope.as_deref(), None, logged.value.as_deref())
     }
@@ -216,7 +216,7 @@ impl Reconcile {
     }
 }
 
-/// Whether a row goes out as the log has it.
+/// Whether a row is the same JSON as in the log.
 fn is_same(logged: Option<&[u8]>, row: &[u8]) -> bool {
     logged == Some(row) || same(logged.map(payload::json).as_deref(), &payload::json(row))
 }

@@ -25,7 +25,7 @@ pub(in super::super) fn list(
     let mut values = Vec::new();
     if let (Some(scope), Some(column)) = (&query.scope, &entity.scope) {
         values.push(scope.to_string());
-        // The bare comparison finds an index; the text decides.
+        // The bare comparison uses an index; the text decides.
         conditions.push(format!(
             "{} = ?{n} AND {} = ?{n} COLLATE BINARY",
             field("t", column),

@@ -1,8 +1,8 @@
-//! Triggers for rows that are replaced because of a value that must be unique, and not because of their key's text: `INSERT OR
-//! REPLACE`, `UPDATE OR REPLACE`, a column that is `UNIQUE ON CONFLICT REPLACE`, keys that differ in case only. SQLite
-//! fires no trigger for the row that goes, unless the writer has `recursive_triggers` on. So the rows that could go are
-//! noted before the new one is written; those that the log has alive and the table has no longer are deleted in the log
-//! after it. Tables without such values have no such triggers.
+//! Triggers for rows that are replaced because of a value that must be unique, and not because of their key's text:
+//! `INSERT OR REPLACE`, `UPDATE OR REPLACE`, a column that is `UNIQUE ON CONFLICT REPLACE`, keys that differ in case
+//! only. SQLite fires no trigger for the row that is removed, unless the writer has `recursive_triggers` on. So the
+//! rows that could be removed are noted before the new one is written; after that, the log gets a deletion for those
+//! that it has alive and the table has no longer. Tables without such values have no such triggers.
 
 use super::{NOW, Trigger, name};
 use crate::databases::sqlite::sql::{field, ident, key_text, literal, visible};
@@ -38,7 +38,7 @@ pub(in super::super) fn all(entity: &EntityType, schema: &TableSchema) -> Vec<Tr
     ]
 }
 
-/// Notes the rows that have a value of the new row's; `own` is the row that is not meant.
+/// Notes the rows that have a value of the new row's; `own` is the row that is changed itself.
 fn clash(entity: &EntityType, schema: &TableSchema, own: &str) -> String {
     let (name, table) = (literal(&entity.name), ident(&entity.table));
     let mut body = forget(entity);
@@ -62,7 +62,7 @@ fn clash(entity: &EntityType, schema: &TableSchema, own: &str) -> String {
     body
 }
 
-/// Deletes in the log what was noted and is gone.
+/// Logs the deletion of noted rows that are gone.
 fn ousted(entity: &EntityType, schema: &TableSchema) -> String {
     let name = literal(&entity.name);
     let previous = if entity.previous_values { "a.value" } else { "NULL" };

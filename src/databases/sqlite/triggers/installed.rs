@@ -1,4 +1,5 @@
-//! The triggers that are in the database: whether they are the wanted ones, whose they are, and making them so.
+//! The triggers that are in the database: whether they are the right ones, which server made them, and installing the
+//! right ones.
 
 use rusqlite::{Connection, OptionalExtension};
 use sha2::{Digest, Sha256};
@@ -11,7 +12,7 @@ use crate::feed::entity::EntityType;
 pub(in super::super) struct Found {
     /// By name, with their statements.
     installed: Vec<(String, String)>,
-    /// They are the wanted ones.
+    /// They are the ones that this server makes.
     pub(in super::super) fit: bool,
     /// The table is to be compared with the log, because changes may have been missed.
     pub(in super::super) compare: bool,
@@ -19,7 +20,7 @@ pub(in super::super) struct Found {
     pub(in super::super) others: bool,
 }
 
-/// Looks which triggers there are.
+/// Reads which triggers exist.
 pub(in super::super) fn look(
     connection: &Connection,
     entity: &EntityType,
@@ -38,8 +39,8 @@ pub(in super::super) fn look(
         ))?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<Result<_, _>>()?;
-    // SQLite fires the newest trigger first. Ours must be that: one of the application's that changes the row once
-    // more would be logged before the change it follows.
+    // SQLite fires the newest trigger first. Ours must be the newest: if one of the application's changes the row once
+    // more, that change would be logged before the change it follows.
     let newer: bool = connection
         .prepare_cached(
             "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE \
@@ -63,14 +64,14 @@ pub(in super::super) fn look(
             installed.iter().any(|(name, sql, _)| *name == trigger.name && *sql == trigger.sql)
         });
     let installed: Vec<_> = installed.into_iter().map(|(name, sql, _)| (name, sql)).collect();
-    // As a server made them, but not as this one makes them.
+    // A server made them, but for another configuration than this server's.
     let there = digest(entity, installed.iter().map(|(name, sql)| (name.as_str(), sql.as_str())));
     let others = !fit && made.is_some_and(|made| made == there && made != digest_of(entity, wanted));
     Ok(Found { installed, fit, compare: !reconciled, others })
 }
 
-/// Drops and makes triggers so that exactly the wanted ones are there; says whether the table is to be compared
-/// with the log. Inside the caller's transaction.
+/// Drops and makes triggers so that exactly the right ones exist; returns whether the table is to be compared with the
+/// log. Inside the caller's transaction.
 pub(in super::super) fn install(
     connection: &Connection,
     entity: &EntityType,
@@ -97,7 +98,7 @@ fn digest_of(entity: &EntityType, wanted: &[Trigger]) -> String {
     digest(entity, wanted.iter().map(|trigger| (trigger.name.as_str(), trigger.sql.as_str())))
 }
 
-/// What tells these triggers from others, apart from those that go.
+/// A digest of these triggers, without those for the time of comparing.
 fn digest<'a>(entity: &EntityType, triggers: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut triggers: Vec<_> = triggers.filter(|(name, _)| !unlogged::is_one(entity, name)).collect();
     triggers.sort_unstable();
@@ -111,8 +112,8 @@ fn digest<'a>(entity: &EntityType, triggers: impl Iterator<Item = (&'a str, &'a 
     hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The log has the entity type's table as it is: notes that, and drops the triggers that were needed until then. Inside the
-/// caller's transaction.
+/// Notes that the log has the entity type's table as it is, and drops the triggers that were needed until then. Inside
+/// the caller's transaction.
 pub(in super::super) fn compared(connection: &Connection, entity: &EntityType) -> rusqlite::Result<()> {
     for event in unlogged::EVENTS {
         connection.execute_batch(&format!("DROP TRIGGER IF EXISTS {}", ident(&name(entity, event))))?;

@@ -1,11 +1,10 @@
-//! Capture on SQLite: triggers that write each change into the log inside the writer's own transaction,
-//! whichever process that is. What was rolled back was never there; SQLite has one writer at a time, so the
-//! order of the log is the order of commits.
+//! Capture on SQLite: triggers that write each change into the log inside the writer's own transaction, in whichever
+//! process. A change that is rolled back never appears; SQLite has one writer at a time, so the order of the log is the
+//! order of commits.
 //!
-//! Two things a trigger cannot do, and who does them: it cannot know where a transaction ends (the
-//! [sequencer](crate::databases::sqlite::file::sequencer) marks that), and it does not fire for rows that `INSERT OR REPLACE` removes
-//! unless the connection has `recursive_triggers` on. A replaced row of the same key is recognised here by the
-//! log, which still has it alive.
+//! A trigger cannot know where a transaction ends; the [sequencer](crate::databases::sqlite::file::sequencer) marks
+//! that. Nor does it fire for rows that `INSERT OR REPLACE` removes, unless the connection has `recursive_triggers` on:
+//! a replaced row of the same key is recognised here by the log, which still has it alive.
 
 mod clashes;
 pub(super) mod installed;
@@ -33,7 +32,8 @@ pub(super) struct Entry<'a> {
     pub(super) action: String,
     /// Where key, scope and value come from: `NEW` or `OLD`.
     pub(super) row: &'a str,
-    /// How the row tells whose the change is: `how` of the view that entries are written through.
+    /// How the row says which transaction and client made the change: `how` of the view that activities are written
+    /// through.
     pub(super) how: char,
     pub(super) changed_keys: String,
     pub(super) previous: Option<String>,
@@ -78,8 +78,8 @@ impl Maker<'_> {
 
     fn insert(&self) -> Trigger {
         let alive = self.logged("NEW", "a.action <> 'delete'");
-        // A row of this key that the log has alive was replaced without a trigger telling: if it was in
-        // another scope, it has left that one.
+        // A row of this key that the log has alive was replaced without a trigger: if it was in another scope, it has
+        // left that one.
         let moved = format!("a.organization_id IS NOT {}", self.scope("NEW"));
         let left = self.entity.scope.as_ref().map(|_| self.left_behind("NEW", 'i', &moved));
         let entered = self.entry(&Entry {
@@ -94,14 +94,14 @@ impl Maker<'_> {
         self.trigger("insert", &visible(self.entity, self.schema, "NEW"), &body)
     }
 
-    /// A row is replaced by one that is deleted softly.
+    /// The trigger for a row that is replaced by one that is deleted softly.
     fn hide(&self) -> Trigger {
         let named = nameable(self.entity, "NEW");
         let when = format!("({named}) AND NOT {}", shown(self.schema, "NEW"));
         self.trigger("hide", &when, &[self.left_behind("NEW", 'h', "1")])
     }
 
-    /// Ends what the log has alive under the row's key, if `condition` holds for it.
+    /// Logs a deletion of what the log has alive under the row's key, if `condition` holds for it.
     pub(super) fn left_behind(&self, row: &str, how: char, condition: &str) -> String {
         let entry = Entry {
             action: "'delete'".into(),
@@ -114,7 +114,7 @@ impl Maker<'_> {
         self.entry_of(&entry, "a.entity_id", "a.organization_id", "NULL")
     }
 
-    /// How the row tells whose the change is, and what it tells.
+    /// How the row says which transaction and client made the change, and the values that say it.
     fn ids(&self, how: char) -> String {
         if how == 'n' {
             return "'n', NULL, NULL, NULL, NULL".into();
@@ -139,8 +139,8 @@ impl Maker<'_> {
         )
     }
 
-    /// Something in the row changed. If it is deleted softly, or restored, or takes another key or scope, it leaves one
-    /// place, and enters another.
+    /// The trigger for an update. If the row is deleted softly, or restored, or takes another key or scope, it leaves
+    /// one place, and enters another.
     fn update(&self) -> Trigger {
         let (old, new) = (visible(self.entity, self.schema, "OLD"), visible(self.entity, self.schema, "NEW"));
         let turned = match self.schema.kept.deleted_at {
@@ -168,7 +168,7 @@ impl Maker<'_> {
             how: 'u',
             changed_keys: format!("CASE WHEN NOT {turned} THEN {} END", self.changed_keys()),
             previous: self.previous().map(|previous| format!("CASE WHEN NOT {turned} THEN {previous} END")),
-            // Where the row stays in its place, the old one is to be seen if the new one is.
+            // A row that stays in its place was visible before if it is visible now.
             from: format!("WHERE {new}"),
         });
         self.trigger("update", &when, &[left, entered_or_changed])
@@ -209,7 +209,7 @@ impl Maker<'_> {
     }
 
     pub(super) fn differs(column: &str) -> String {
-        // Binary: under the column's own collation a change of case may be no change.
+        // Binary: under the column's own collation a change of case may count as no change.
         format!("{} COLLATE BINARY IS NOT {}", field("OLD", column), field("NEW", column))
     }
 
@@ -249,7 +249,7 @@ impl Maker<'_> {
         }
     }
 
-    /// Nothing changed but who is about to delete the row: the delete that follows says it.
+    /// The update only names who is about to delete the row: the delete that follows carries that.
     fn announces_delete(&self) -> String {
         let kept = &self.schema.kept;
         let (old, new) = (self.transaction("OLD", Action::Delete), self.transaction("NEW", Action::Delete));

@@ -1,6 +1,6 @@
-//! Triggers for the time until the log has a table as it is. A row that is changed before the comparison has come to it is
-//! logged first as it was, so that a reader from the start is never told of the change of a row that it has not got, and an
-//! undo of the change does not take the row for a new one. They go when the comparison has ended.
+//! Triggers for the time until the log has a table as it is. A row that is changed before the comparison has reached it
+//! is logged first as it was, so that a reader from the start never gets a change of a row that it does not have, and
+//! an undo of the change does not take the row for a new one. They are dropped when the comparison has ended.
 
 use super::{Entry, Maker, Trigger, name};
 use crate::databases::sqlite::sql::{ident, visible};
@@ -31,7 +31,7 @@ pub(in super::super) fn is_one(entity: &EntityType, trigger: &str) -> bool {
     EVENTS.iter().any(|event| name(entity, event) == trigger)
 }
 
-/// Logs the row as it is before the change, if the log does not have it alive where it is.
+/// Logs the row as it is before the change, unless the log has it alive in its place.
 fn log_as_it_is(maker: &Maker<'_>) -> String {
     let visible = visible(maker.entity, maker.schema, "OLD");
     let elsewhere = format!("{visible} AND a.organization_id IS NOT {}", maker.scope("OLD"));
@@ -48,7 +48,7 @@ fn log_as_it_is(maker: &Maker<'_>) -> String {
     [left, entered].join("\n")
 }
 
-/// The log may have something alive where the changed row comes to that has not been there for long.
+/// Logs a deletion of what the log has alive in the place that the changed row moves to: such an entry is out of date.
 fn clear_the_place(maker: &Maker<'_>) -> String {
     let (entity, schema) = (maker.entity, maker.schema);
     let (old, new) = (visible(entity, schema, "OLD"), visible(entity, schema, "NEW"));

@@ -1,4 +1,4 @@
-//! What a client expects of the row that it changes: which transaction changed it last.
+//! Optimistic locks: which transaction the client expects to have changed a row last.
 
 use bourn_protocol::{Action, EntityKey, TransactionId};
 use rusqlite::OptionalExtension;
@@ -44,8 +44,8 @@ impl Context<'_> {
         Err(WriteError::Conflict { row, expected: expected.to_string(), actual: ids.into_iter().next() })
     }
 
-    /// The ids by which clients may know the transaction that last changed a row, the best first. The row's own stamp is
-    /// one only if its last writer has set it: one in SQL may have left it alone.
+    /// The ids by which clients may know the transaction that last changed a row, the best first. The row's own stamp
+    /// counts only if its last writer has set it: one in SQL may have left it alone.
     fn current_ids(
         &self,
         entity: &EntityType,

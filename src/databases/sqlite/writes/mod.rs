@@ -1,4 +1,4 @@
-//! Mutations: done once, inside the writer's transaction, and undone. Here is what they are done with.
+//! Mutations: done once, inside the writer's transaction, and undone. This module has what both share.
 
 mod expect;
 pub(super) mod mutate;
@@ -23,7 +23,7 @@ impl<'a> Set<'a> {
     }
 }
 
-/// What mutations are done with.
+/// What a mutation needs to run.
 struct Context<'a> {
     connection: &'a Connection,
     catalog: &'a Catalog,

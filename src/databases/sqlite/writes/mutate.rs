@@ -1,5 +1,5 @@
-//! Mutations as SQL: one row made, changed or deleted, inside the writer's transaction. Capture sees them as it
-//! sees any other writer's.
+//! Mutations as SQL: one row made, changed or deleted, inside the writer's transaction. Capture sees them like any
+//! other writer's.
 
 use bourn_protocol::{Action, ClientId, EntityKey, Seq, TransactionId};
 use bytes::Bytes;
@@ -17,13 +17,13 @@ use crate::feed::stamps::{self, Stamp};
 use crate::feed::{Mutation, Operation, WriteError, Written, undo};
 use crate::storage_error::StorageError;
 
-/// The row is not there after it was written.
+/// The row does not exist after it was written.
 const REFUSED: WriteError =
     WriteError::Constraint("a trigger of the database refuses the row without saying so");
-/// Characters of a key that the server makes up.
+/// Length of a key that the server makes up.
 const MADE_KEY_LENGTH: usize = 21;
 
-/// Does a mutation that was not done before, or says what became of it. `before` is the head of the log.
+/// Does a mutation that was not done before, or returns its earlier result. `before` is the head of the log.
 pub(in super::super) fn apply(
     connection: &Connection,
     catalog: &Catalog,
@@ -44,7 +44,7 @@ pub(in super::super) fn apply(
         }
         return context.repeated(&entry).map(|written| (written, before));
     }
-    // The ledger forgets; the log knows an id for as long as it has what was done under it.
+    // The ledger forgets; the log recognises an id for as long as it has that transaction's changes.
     let logged = ledger::logged(connection, &mutation.transaction_id).map_err(|e| error::write(&e))?;
     if !logged.is_empty() {
         let change = logged.into_iter().find(|change| change.may_be_of(&mutation.operation));
@@ -67,7 +67,7 @@ pub(in super::super) fn apply(
     Ok((written, done.head))
 }
 
-/// The columns of an entity type's table, or a storage error with the reason there are none.
+/// The columns of an entity type's table, or a storage error with the reason why there are none.
 fn schema_of(entity: &EntityType) -> Result<std::sync::Arc<TableSchema>, WriteError> {
     entity.schema().map_err(|reason| WriteError::Storage(StorageError::Entity(reason)))
 }
@@ -119,7 +119,7 @@ impl Context<'_> {
             true => format!("INSERT INTO {} DEFAULT VALUES", ident(&entity.table)),
             false => format!("INSERT INTO {} ({}) VALUES ({places})", ident(&entity.table), names.join(", ")),
         };
-        // What is returned is the row itself, whatever triggers insert beside it.
+        // The statement returns the row itself, whatever triggers insert beside it.
         let sql = format!("{into} RETURNING {}", key_text(entity, &schema, &ident(&entity.table)));
         let mut made = None;
         self.in_context(self.needs_context(&schema), || {
@@ -220,7 +220,7 @@ impl Context<'_> {
         self.in_context(self.needs_context(schema), || self.execute(&sql, values))
     }
 
-    /// Deletes a row, softly where the table can; gives it as it last was.
+    /// Deletes a row, softly where the table can; returns it as it last was.
     pub(in super::super) fn remove(
         &self,
         entity: &EntityType,
@@ -350,25 +350,25 @@ impl Context<'_> {
             .map_err(|e| error::write(&e))
     }
 
-    /// Runs an insertion; gives the text that it returns, if it has inserted a row.
+    /// Runs an insertion; returns the text that it returns, if it has inserted a row.
     fn returned(&self, sql: &str, values: Vec<Sql>) -> Result<Option<String>, WriteError> {
         let insert = || {
             let mut statement = self.connection.prepare_cached(sql)?;
             let mut rows = statement.query(params_from_iter(values))?;
             let returned = rows.next()?.map(|row| lossy(row, 0)).transpose()?;
-            // To its end: constraints may still refuse it there.
+            // Run to its end: constraints may still refuse the row there.
             while rows.next()?.is_some() {}
             Ok(returned.flatten())
         };
         insert().map_err(|e| error::write(&e))
     }
 
-    /// Whether a row of the table cannot say which transaction has written it.
+    /// Whether the rows of the table cannot say which transaction has written them.
     pub(in super::super) fn needs_context(&self, schema: &TableSchema) -> bool {
         schema.kept.transactions.is_none() || !is_plain(self.transaction.as_str())
     }
 
-    /// Runs a statement with the transaction's and the client's ids where triggers find them, if `needed`.
+    /// Runs a statement with the ids of the transaction and the client where triggers find them, if `needed`.
     pub(in super::super) fn in_context(
         &self,
         needed: bool,

@@ -1,5 +1,5 @@
-//! Undoing a transaction: its changes are taken back, newest first, as one new transaction. What later
-//! transactions built on the same rows blocks it, or is undone with it.
+//! Undoing a transaction: its changes are reverted, newest first, as one new transaction. Later transactions on the
+//! same rows block it, or are undone with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,12 +19,12 @@ use crate::feed::entity::{ColumnKind, Columns};
 use crate::feed::undo::{self, Need, Plan};
 use crate::feed::{Activity, WriteError};
 
-/// Characters of a value that a row has until it gets its own.
+/// Length of the temporary value that a row has until it gets its own.
 const PARKED_LENGTH: usize = 21;
-/// How often a plan may grow by rows that would be deleted with those that it takes back.
+/// How often a plan may grow by rows that would be deleted with those that it reverts.
 const ROUNDS_MAX: usize = 16;
 
-/// Undoes `target`, and with `cascade` whatever depends on it.
+/// Undoes `target`, and with `cascade` everything that depends on it.
 pub(in super::super) fn undo(
     context: &Context<'_>,
     target: &TransactionId,
@@ -85,8 +85,7 @@ impl Context<'_> {
             .map_err(|e| error::write(&e))
     }
 
-    /// The activities of a transaction, by the id it gave or by the number that streams show for one that
-    /// gave none.
+    /// The activities of a transaction, by the id it gave or, if it gave none, by the number that streams show for it.
     fn transaction_activities(&self, txid: &str) -> Result<Vec<Activity>, WriteError> {
         let named = self.select("transaction_id = ?1", &[&txid])?;
         match txid.parse::<i64>() {
@@ -115,7 +114,7 @@ impl Context<'_> {
         }
     }
 
-    /// The rows that were deleted with those that were taken back, as `ON DELETE CASCADE` has it.
+    /// The rows that `ON DELETE CASCADE` has deleted with those that were reverted.
     fn taken_along(&self, firsts: &[Activity], before: Seq) -> Result<Vec<(String, String)>, WriteError> {
         let sql = "SELECT DISTINCT entity_type, entity_id FROM activities WHERE seq > ?1 AND action = 'delete' ORDER BY seq";
         let deleted: Vec<(String, String)> = self
@@ -133,7 +132,7 @@ impl Context<'_> {
         Ok(deleted.into_iter().filter(|row| !planned(row)).collect())
     }
 
-    /// Takes all back; rows that wait for another row to give a unique value free come after it.
+    /// Reverts all; rows that wait for another row to give up a unique value come after it.
     fn take_all_back(&self, firsts: &[Activity]) -> Result<(), WriteError> {
         let mut left: Vec<&Activity> = firsts.iter().collect();
         let mut parked = BTreeSet::new();
@@ -146,7 +145,7 @@ impl Context<'_> {
                 }
             }
             if refused.len() == left.len() {
-                // They have each other's values, or another row has one.
+                // The rows have each other's values, or another row has one.
                 let mut candidates = refused.iter().filter(|first| parked.insert(first.seq));
                 let first = candidates.next().ok_or(WriteError::NotUnique)?;
                 self.park(first)?;
@@ -156,7 +155,7 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// Takes its unique values from a row that is about to get its earlier ones.
+    /// Replaces the unique values of a row that is about to get its earlier ones.
     fn park(&self, activity: &Activity) -> Result<(), WriteError> {
         let Some(entity) = self.catalog.by_name(&activity.entity_type) else { return Ok(()) };
         let schema = entity.schema().map_err(|reason| undo::not_reversible(activity, &reason))?;
@@ -179,7 +178,7 @@ impl Context<'_> {
             return Ok(());
         }
         match self.set(entity, &schema, &activity.entity_id, &sets, Action::Update) {
-            // A rule that such a value breaks leaves it at the first refusal.
+            // If such a value breaks a rule, the first refusal stands.
             Err(WriteError::Constraint(_)) => Err(WriteError::NotUnique),
             done => done,
         }
@@ -221,7 +220,7 @@ impl Context<'_> {
             sets.push(Set { column, source, value });
         }
         if let Some(row) = row {
-            // Only what differs is set. An older version of the server kept values as JSON shows them.
+            // Sets only what differs. An older version of the server kept values as JSON shows them.
             let shown_now = Columns::parse(payload::json(&row).as_bytes()).unwrap_or_default();
             let held_now: BTreeMap<String, Held> =
                 payload::held(&row).unwrap_or_default().into_iter().collect();

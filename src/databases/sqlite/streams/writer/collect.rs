@@ -1,4 +1,4 @@
-//! Removing streams. A stream that forks still need is kept without being seen; a stream that is not needed any more loses its path at
+//! Removing streams. A stream that forks still need stays, hidden; one that is not needed any more loses its path at
 //! once and its bytes little by little, so that a large stream does not hold up the writers.
 
 use bourn_protocol::StreamPath;
@@ -11,10 +11,10 @@ use crate::databases::sqlite::streams::reading::has_forks;
 const EXPIRED_AT_ONCE: i64 = 100;
 /// Appends that are removed in one step.
 const ROWS_AT_ONCE: i64 = 1_000;
-/// Their bytes; of one append it may be more.
+/// Bytes of appends that are removed in one step; a single append may have more.
 const BYTES_AT_ONCE: i64 = 8 << 20;
 
-/// Removes a stream that is there; gives false if it is kept for its forks.
+/// Removes a stream that exists; returns false if it is kept for its forks.
 pub(in super::super) fn remove(
     writer: &mut StreamWriter,
     transaction: &Connection,
@@ -37,10 +37,10 @@ pub(in super::super) fn remove(
             )?
             .query_row([id], |row| row.get(0))?;
         transaction.prepare_cached("UPDATE bourn_stream_totals SET streams = streams - 1")?.execute([])?;
-        // What the source was kept for may have been this stream alone.
+        // The source may have been kept for this stream alone.
         next = match source {
             Some(source) if !has_forks(transaction, source.cast_unsigned())? => {
-                // It has no path where it is what a stream was before the log's epoch changed.
+                // A stream without a path holds what another one was before the log's epoch changed.
                 let kept: Option<Option<String>> = transaction
                     .prepare_cached("SELECT path FROM bourn_streams WHERE id = ?1 AND state = 1")?
                     .query_row([source], |row| row.get(0))
@@ -56,7 +56,7 @@ pub(in super::super) fn remove(
     Ok(true)
 }
 
-/// Removes some of what is to be removed; says whether there is more.
+/// Removes some of what is to be removed; returns whether there is more.
 pub(in super::super) fn step(
     writer: &mut StreamWriter,
     transaction: &Connection,
@@ -68,7 +68,7 @@ pub(in super::super) fn step(
         .query_map(params![now, EXPIRED_AT_ONCE], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     for path in expired.iter().filter_map(|path| StreamPath::new(path).ok()) {
-        // Asked once more: it may have been used in this very transaction.
+        // Checked again: it may have been used in this very transaction.
         if writer.entry(transaction, &path)?.is_some_and(|entry| entry.expired(now)) {
             remove(writer, transaction, &path, outcome)?;
         }

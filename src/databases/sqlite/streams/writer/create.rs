@@ -1,4 +1,4 @@
-//! Creating streams: anew, or as forks of others.
+//! Creating streams: new ones, and forks of others.
 
 use rusqlite::{Connection, params};
 

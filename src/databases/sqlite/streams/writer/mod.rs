@@ -1,6 +1,6 @@
-//! The writer thread's work on stored streams. What waits while a commit is on its way shares the next one; nothing is
-//! answered before that commit is on the disk. A request that is refused has written nothing, so there is nothing to
-//! take back; if the database itself fails, nothing of the commit was done.
+//! The writer thread's work on stored streams. Requests that wait while a commit is on its way share the next one; none
+//! is answered before that commit is on the disk. A request that is refused has written nothing, so there is nothing to
+//! roll back; if the database itself fails, nothing of the commit was done.
 
 mod collect;
 mod create;
@@ -27,20 +27,20 @@ use crate::streams::{
     AppendError, AppendStream, Appended, CreateError, Created, FindError, StreamChange, unix_millis,
 };
 
-/// Most streams that the writer keeps in mind.
+/// Most streams that the writer keeps in memory.
 const MOST_HEADS: usize = 10_000;
-/// How long what is to be removed is removed in one commit.
+/// How long one commit goes on removing streams.
 const COLLECT_SLICE: Duration = Duration::from_millis(5);
 /// Maximum size in bytes of an append that its row holds itself. With the row's other columns they must fit into a page, of whose 4 KiB
 /// SQLite gives a row of such a table a quarter.
 const IN_PLACE_BYTES: usize = 900;
 
-/// Streams as the writer knows them, and what it may let them become.
+/// The streams as the writer knows them, and the limits that they must keep.
 pub(in super::super) struct StreamWriter {
     pub(super) heads: HashMap<StreamPath, Entry, foldhash::fast::RandomState>,
-    /// The version of the last commit of ours; if the database has another, another process has written.
+    /// The version of the last commit of ours; if the database has another one, another process has written.
     version: i64,
-    /// The same for the watcher.
+    /// The same version for the watcher.
     published: Arc<AtomicI64>,
     history: Arc<History>,
     shared: Arc<Shared>,
@@ -56,7 +56,7 @@ enum Answer {
 }
 
 impl Answer {
-    /// Gives it; or the failure of the commit.
+    /// Sends the answer, or the failure of the commit.
     fn give(self, failure: Option<&StorageError>) {
         // The caller may have gone.
         match (self, failure.cloned()) {
@@ -70,13 +70,13 @@ impl Answer {
     }
 }
 
-/// What a commit comes to.
+/// The results of a commit.
 #[derive(Default)]
 pub(super) struct Outcome {
     pub(super) deleted: Vec<(u64, StreamPath)>,
     /// Streams that were used, some of them more than once.
     pub(super) used: Vec<StreamPath>,
-    /// A deadline was moved that other servers must know of.
+    /// A deadline was moved that other servers must see.
     touched: bool,
     /// There is more to collect.
     pub(super) more: bool,
@@ -104,12 +104,12 @@ impl StreamWriter {
     pub(in super::super) fn served_anew(&mut self, connection: &Connection) {
         self.heads.clear();
         self.version = -1;
-        // Where it cannot be read, the next commit does.
+        // If it cannot be read now, the next commit reads it.
         self.published.store(versions::of_streams(connection).unwrap_or(-1), Ordering::Relaxed);
         self.shared.foreign_commit();
     }
 
-    /// Does these together; says whether more is to be collected.
+    /// Commits these jobs together; returns whether more is to be collected.
     pub(in super::super) fn commit(
         &mut self,
         connection: &Connection,
@@ -124,7 +124,7 @@ impl StreamWriter {
                 Ok(more)
             }
             Err(failed) => {
-                // What was done in memory was not done.
+                // The changes in memory were not committed.
                 self.heads.clear();
                 let failure = error::storage(&failed);
                 for answer in answers {
@@ -143,7 +143,7 @@ impl StreamWriter {
     ) -> rusqlite::Result<bool> {
         let mut waiting = jobs.into_iter();
         let done = self.in_transaction(connection, &mut waiting, answers);
-        // Requests that were not tried any more get the same answer.
+        // Requests that were not tried get the same answer.
         for job in waiting {
             answers.extend(match job {
                 StreamJob::Create(_, to) => Some(Answer::Create(to, Err(StorageError::Closed.into()))),
@@ -216,7 +216,7 @@ impl StreamWriter {
         answers: &mut Vec<Answer>,
         outcome: &mut Outcome,
     ) -> rusqlite::Result<()> {
-        // The answer is there before anything is tried, so that a failure finds it.
+        // The answer is registered before anything is tried, so that a failure finds it.
         let unanswered = StorageError::Unavailable;
         match job {
             StreamJob::Create(create, to) => {
@@ -248,7 +248,7 @@ impl StreamWriter {
                 }
             }
             StreamJob::Collect => {
-                // Some steps together: each commit can fail a transaction of another process.
+                // Several steps in one commit: each commit can fail a transaction of another process.
                 let started = Instant::now();
                 let mut more = true;
                 while more && started.elapsed() < COLLECT_SLICE {
@@ -301,7 +301,7 @@ impl StreamWriter {
         }
         let taken = match entry.append(append, now, most_bytes) {
             Err(refused) => {
-                // One that the stream has not heard of is not remembered for having asked.
+                // A producer that the stream has not heard of is not remembered only because it was looked up.
                 if let Some(producer) = &append.producer
                     && entry.producers.get(&producer.id).is_some_and(Option::is_none)
                 {
@@ -412,7 +412,7 @@ mod tests {
         for i in 0..100 {
             let (to, answer) = oneshot::channel();
             answers.push(answer);
-            // Its first append is not its first: a gap.
+            // The producer's first append has a later number: a gap.
             let producer = Some(Producer { id: format!("p{i}"), epoch: 0, seq: 5 });
             let payload = Payload { data: Bytes::from_static(b"1"), messages: 1 };
             let content_type = Some(ContentType::json());
