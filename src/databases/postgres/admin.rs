@@ -1,4 +1,5 @@
-//! What an operator asks of a database before serving it: what is missing, and which SQL fixes it.
+//! The commands by which an operator checks and prepares a database before serving it: what is missing, and which SQL
+//! adds it.
 
 use bourn_protocol::Epoch;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
@@ -15,10 +16,10 @@ use crate::feed::entity::Catalog;
 
 /// Rows to be passed over that `bourn check` lists, at most.
 const SKIPPED_SHOWN: usize = 20;
-/// Characters of a database's name that the name of its slot has.
+/// Characters of a database's name that go into the name of its slot.
 const SLOT_NAME_MAX: usize = 50;
 
-/// The settings with the name of the slot; by itself, one with the database's name in it.
+/// The settings with the name of the slot; the default contains the database's name.
 pub(super) fn named(limits: &Limits, db: &Db) -> Limits {
     let mut limits = limits.clone();
     if limits.slot.is_empty() {
@@ -27,7 +28,7 @@ pub(super) fn named(limits: &Limits, db: &Db) -> Limits {
     limits
 }
 
-/// The name of the slot for a database: slots are the cluster's.
+/// The name of the slot for a database: slots belong to the cluster.
 fn slot_of(database: &str) -> String {
     let fits = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };
     let plain: String = database.to_lowercase().chars().map(fits).take(SLOT_NAME_MAX).collect();
@@ -210,8 +211,8 @@ async fn look(
     Ok(findings)
 }
 
-/// Ends the stop of an entity type: the row that stopped it is passed over for as long as the log refuses it, and the table is
-/// compared with the log. Gives that row's key.
+/// Ends the stop of an entity type: the row that stopped it is passed over for as long as the log refuses it, and the
+/// table is compared with the log. Returns that row's key.
 ///
 /// # Errors
 /// When the database cannot be reached or written, or the entity type has not stopped.
@@ -242,7 +243,7 @@ pub async fn prepare_sql(url: &str, config: &Config) -> Result<String, OpenError
     sql.push_str(&migrate::preparation(done, Epoch::draw()));
     let catalog = Catalog::new(&config.entities);
     if make_demo {
-        // What the publication is made for, without keeping it.
+        // The publication exists in this transaction alone, to find out what it would need.
         let mut transaction = sqlx::Connection::begin(&mut connection).await.map_err(failed)?;
         sqlx::raw_sql(AssertSqlSafe(migrate::demo_sql())).execute(&mut *transaction).await.map_err(failed)?;
         sql.push_str(&publishing(&mut transaction, &limits, &catalog).await.map_err(failed)?);
@@ -257,7 +258,7 @@ pub async fn prepare_sql(url: &str, config: &Config) -> Result<String, OpenError
     Ok(sql)
 }
 
-/// The statements that give the server's role what it lacks of its own.
+/// The statements that grant the server's role the rights it lacks on the server's own tables.
 async fn privileges(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     let lacking: Option<String> = scalar(
         "SELECT rolname::text FROM pg_roles WHERE rolname = current_user AND NOT rolreplication AND NOT rolsuper",
@@ -267,7 +268,7 @@ async fn privileges(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::
     Ok(lacking.into_iter().map(|role| format!("ALTER ROLE {} REPLICATION;", ident(&role))).collect())
 }
 
-/// The statements that let the changes of all tables be told.
+/// The statements that make the replication stream carry the changes of all tables.
 async fn publishing(
     connection: &mut PgConnection,
     limits: &Limits,
@@ -308,7 +309,7 @@ async fn publishing(
     Ok(sql)
 }
 
-/// Does what [`prepare_sql`] prints; says what was done, and what is left to do by another role.
+/// Does what [`prepare_sql`] prints; returns what was done, and what another role has left to do.
 ///
 /// # Errors
 /// When it cannot be reached or written.
@@ -355,7 +356,7 @@ async fn publish(
     catalog: &Catalog,
 ) -> Result<String, sqlx::Error> {
     let mut transaction = sqlx::Connection::begin(connection).await?;
-    // Several servers may be at it.
+    // Another server may be preparing it at the same time.
     statement("SELECT pg_advisory_xact_lock($1)")
         .bind(migrate::MIGRATION_LOCK)
         .execute(&mut *transaction)

@@ -1,4 +1,4 @@
-//! What PostgreSQL's SQLSTATE codes mean to the rest of the server. Its words are logged here and go no further.
+//! What PostgreSQL's SQLSTATE codes mean to the rest of the server. Its error texts are logged here and go no further.
 
 use crate::feed::WriteError;
 use crate::storage_error::StorageError;
@@ -13,7 +13,7 @@ pub(super) fn read_only(error: &sqlx::Error) -> bool {
     code(error).as_deref() == Some("25006")
 }
 
-/// Whether the same may succeed a moment later: the database is away, or others held what was needed or came before.
+/// Whether the same may succeed a moment later: the database is away, or another session held a lock or came first.
 pub(super) fn may_pass(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut)
         || matches!(
@@ -38,7 +38,7 @@ pub(super) fn storage(error: &sqlx::Error) -> StorageError {
         (None, sqlx::Error::AnyDriverError(error)) if error.is::<NotFollowable>() => {
             StorageError::Entity(error.to_string())
         }
-        // The table is not what it was when it was looked at; the next look will say so.
+        // The table has changed since it was looked at; the next look will say how.
         _ if table_changed(error) => {
             tracing::warn!(%error, "a table has changed");
             StorageError::Entity("the table has changed just now; try again".into())
@@ -54,7 +54,7 @@ pub(super) fn storage(error: &sqlx::Error) -> StorageError {
     }
 }
 
-/// The write error of a failed statement: the row's fault where a constraint refused it.
+/// The write error of a failed statement: blamed on the row where a constraint refused it.
 pub(super) fn write(error: &sqlx::Error) -> WriteError {
     let code = code(error);
     let class = code.as_deref().and_then(|code| code.get(..2));
@@ -63,7 +63,7 @@ pub(super) fn write(error: &sqlx::Error) -> WriteError {
         (Some("23503"), _) => "the row refers to a row that does not exist, or another row refers to it",
         (Some("23502"), _) => "a column that must have a value has none",
         (Some("23514" | "23P01" | "44000"), _) => "a check of the database refuses the row",
-        // Types of extensions call what they cannot read a syntax error.
+        // Types of extensions report a value that they cannot read as a syntax error.
         (Some("42601"), _) | (_, Some("22")) => "a value does not fit its column's type",
         (Some("P0001"), _) => "a trigger of the database refuses the row",
         (Some("54000"), _) => "the database refuses the row: a value is too large",
@@ -72,8 +72,7 @@ pub(super) fn write(error: &sqlx::Error) -> WriteError {
     })
 }
 
-/// What failed, in words, with what would be right where that can be told. For the operator's
-/// terminal.
+/// The failure as text for the operator's terminal, with a remedy where one is known.
 pub(super) fn advice(failure: &sqlx::Error) -> String {
     let code = code(failure);
     let words = match code.as_deref() {
@@ -111,7 +110,7 @@ pub(super) fn advice(failure: &sqlx::Error) -> String {
     }
 }
 
-/// The log is not to be used before a server has found out what became of the database's history.
+/// The log may not be used before a server has settled the database's history.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the database went back in time, or is another one; the log cannot be used before its history is settled"
@@ -124,7 +123,7 @@ impl From<Unsettled> for sqlx::Error {
     }
 }
 
-/// A list would have rows whose end its stream may not tell, so that its reader would keep them for ever.
+/// The list has rows whose deletion the stream may not report, so that its reader would keep them for ever.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotFollowable {
     #[error(
@@ -149,23 +148,23 @@ impl From<NotFollowable> for sqlx::Error {
     }
 }
 
-/// Whether a list failed because the log has not come to one of its rows.
+/// Whether a list failed because the log does not have one of its rows yet.
 pub(super) fn not_logged(failure: &sqlx::Error) -> bool {
     matches!(failure, sqlx::Error::AnyDriverError(reason) if matches!(reason.downcast_ref(), Some(NotFollowable::NotLogged(_))))
 }
 
 /// Whether a statement failed because a text is no value of the type it is compared with, breaks a rule of its domain,
-/// or has characters that the database's encoding lacks: then nothing has it.
+/// or has characters that the database's encoding lacks: then no row can have it.
 pub(super) fn names_nothing(failure: &sqlx::Error) -> bool {
     code(failure).is_some_and(|code| code.starts_with("22") || code == "23514")
 }
 
-/// A row does not have the columns that its table had when it was looked at.
+/// A row does not have the columns that its table had at the last look.
 #[derive(Debug, thiserror::Error)]
 #[error("the table has changed since it was looked at")]
 pub(super) struct TableChanged;
 
-/// Whether a statement failed because the table is not what it was when it was looked at.
+/// Whether a statement failed because the table has changed since the last look.
 pub(super) fn table_changed(failure: &sqlx::Error) -> bool {
     match failure {
         sqlx::Error::Decode(reason) => reason.is::<TableChanged>(),

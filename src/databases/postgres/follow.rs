@@ -1,5 +1,5 @@
 //! Following the log and the stored streams, on every server: a notification says what has grown, and a slow poll makes
-//! good whatever notification was lost.
+//! up for lost notifications.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
     loop {
         let heard = async {
             match &mut listener {
-                // Not `recv`, which connects again without a word about what was not heard meanwhile.
+                // Not `recv`, which reconnects silently, so that missed notifications would go unnoticed.
                 Some(listener) => PgListener::try_recv(listener).await,
                 None => std::future::pending().await,
             }
@@ -40,7 +40,7 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
                     inner.stored.hear(notification.payload());
                 }
                 Ok(Some(notification)) if notification.payload() == history::CHANGED => {
-                    // What is heard after this is of the log as it is now.
+                    // Later notifications are about the log as it is now.
                     if inner.db.within(look(inner)).await.is_err() {
                         due = Instant::now();
                     }
@@ -50,7 +50,7 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
                         inner.shared.advance(head);
                     }
                 }
-                // Looked at now: notifications may be lost.
+                // Look now: notifications may be lost.
                 lost => {
                     tracing::debug!(failure = ?lost.err(), "the connection that hears notifications is lost");
                     listener = None;
@@ -59,7 +59,7 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
             },
             () = tokio::time::sleep_until(due) => {
                 let interval = inner.limits.follow_interval.get();
-                // What was committed before it listened is told by no notification.
+                // No notification reports what was committed before the listener began.
                 let heard_all = listener.is_some();
                 if listener.is_none() {
                     let listening = tokio::time::timeout(inner.limits.connect_timeout.get(), listen(&direct));
@@ -71,7 +71,7 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
                     refresh::look(inner, false).await
                 };
                 let looked = inner.db.within(Box::pin(looked)).await;
-                // What was committed meanwhile is reported by no notification.
+                // No notification reports what was committed meanwhile.
                 let again = if listener.is_none() || looked.is_err() { interval.min(TRY_AGAIN) } else { interval };
                 due = Instant::now() + again;
                 inner.shared.database_stands(looked.err().map(|failure| error::storage(&failure).to_string()));
@@ -90,8 +90,8 @@ async fn listen(direct: &sqlx::PgPool) -> Result<PgListener, sqlx::Error> {
     Ok(listener)
 }
 
-/// Asks the database how far the log reaches, how far it is behind, and what is being compared. Where the database went
-/// back in time, that is settled first.
+/// Asks the database how far the log reaches, how far it is behind, and which tables are being compared. Where the
+/// database went back in time, that is settled first.
 pub(super) async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
     if !look_once(inner).await? {
         history::settle(inner, false).await?;
@@ -102,7 +102,7 @@ pub(super) async fn look(inner: &Inner) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// Says whether the log is to be used as it is.
+/// Returns whether the log may be used as it is.
 async fn look_once(inner: &Inner) -> Result<bool, sqlx::Error> {
     let mut reading = inner.db.single().await?;
     let connection = reading.connection();
@@ -121,7 +121,7 @@ async fn look_once(inner: &Inner) -> Result<bool, sqlx::Error> {
     if !row.try_get::<bool, _>(4)? || !inner.shared.reaches_published(head) {
         return Ok(false);
     }
-    // The version first: readers take what they know of the log for another's where it is not of this version.
+    // The version first: a reader that knows another version of the log discards what it knows.
     inner.shared.set_version_of_log(version);
     inner.shared.publish(head);
     if inner.shared.history_changed(version.epoch, row.try_get(5)?) {
@@ -149,7 +149,7 @@ async fn look_once(inner: &Inner) -> Result<bool, sqlx::Error> {
     inner.shared.others_stop(&inner.catalog, stops);
     let mut progress = BTreeMap::new();
     for entity in inner.catalog.iter().filter(|entity| entity.schema().is_ok()) {
-        // Tables that were never compared are to be compared, too.
+        // Tables that were never compared are still to be compared, too.
         let (reconciled, compared) = known.get(&*entity.name).copied().unwrap_or((false, 0));
         if !reconciled {
             progress.insert(entity.name.to_string(), u64::try_from(compared).unwrap_or_default());

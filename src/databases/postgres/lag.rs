@@ -6,25 +6,25 @@ use std::collections::VecDeque;
 use pgwire_replication::Lsn;
 use tokio::time::Instant;
 
-/// Looks that are remembered, at most. Beyond that every other one is forgotten, the oldest excepted.
+/// Most looks that are remembered. Beyond that every other one is forgotten, except the oldest.
 const LOOKS_MAX: usize = 1_024;
 
-/// What was seen of the two logs.
+/// How far the two logs reached at each look.
 #[derive(Debug, Default)]
 pub(super) struct Lag {
-    /// What was committed before this place is in the log, or is nothing that the log shows.
+    /// What was committed before this place is in the log, or has nothing for it.
     position: Option<Lsn>,
-    /// How far the write-ahead log reached, and when that was seen: what of it is not in the log yet, oldest first.
+    /// How far the write-ahead log reached, and when that was seen; only what is not in the log yet, oldest first.
     looks: VecDeque<(Instant, Lsn)>,
     written: Option<Lsn>,
 }
 
 impl Lag {
-    /// Takes how far the log and the write-ahead log reach now; nothing where that cannot be known.
+    /// Takes how far the log and the write-ahead log reach now; `None` where that cannot be known.
     pub(super) fn saw(&mut self, position: Option<Lsn>, written: Option<Lsn>, now: Instant) {
         self.written = written;
         self.position = match (position, self.position) {
-            // What the stream had nothing of is forgotten with a database that went back in time.
+            // If the database went back in time, what the stream had nothing of does not count any more.
             (Some(position), Some(known)) if written.is_some_and(|written| known <= written) => {
                 Some(position.max(known))
             }
@@ -43,7 +43,7 @@ impl Lag {
         }
     }
 
-    /// What was written before this place is nothing that the log shows.
+    /// Nothing that was written before this place is for the log.
     pub(super) fn nothing_before(&mut self, place: Lsn) {
         self.position = self.position.map(|position| position.max(place));
         self.forget();
@@ -96,7 +96,7 @@ mod tests {
         assert_eq!((lag.bytes(), lag.seconds(at(30))), (Some(100), Some(10.0)));
         lag.nothing_before(Lsn::from(300));
         assert_eq!((lag.bytes(), lag.seconds(at(40))), (Some(0), Some(0.0)));
-        // A database that was put back has written less than was seen of it.
+        // A restored database has written less than it had before.
         lag.saw(lsn(50), lsn(60), at(50));
         assert_eq!((lag.bytes(), lag.seconds(at(51))), (Some(10), Some(1.0)));
     }

@@ -1,5 +1,4 @@
-//! The log's own tables: which of the migrations are done, doing the others, and whether the database is one that can be
-//! served at all.
+//! The log's own tables: which migrations are done, doing the others, and whether the database can be served at all.
 
 use bourn_protocol::Epoch;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
@@ -24,7 +23,7 @@ const OLDEST: i32 = 150_000;
 /// Encodings whose text cannot be turned into UTF-8.
 const UNREADABLE_ENCODINGS: [&str; 2] = ["SQL_ASCII", "MULE_INTERNAL"];
 
-/// Why a database cannot be served, in words, if it cannot.
+/// Why a database cannot be served, as text; `None` if it can.
 pub(super) async fn unfit(connection: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
     let row = statement(
         "SELECT current_setting('server_version_num')::int, current_setting('server_encoding'), current_database()::text",
@@ -68,7 +67,7 @@ pub(super) async fn migrate(db: &Db, demo: bool) -> Result<(), sqlx::Error> {
     transaction.commit().await
 }
 
-/// The statements that make the demo's tables, where a role's name does not put them into the server's own schema.
+/// The statements that make the demo's tables, with a search path that keeps them out of the server's own schema.
 pub(super) fn demo_sql() -> String {
     format!("SET LOCAL search_path TO public;\n{DEMO}SET LOCAL search_path TO DEFAULT;\n")
 }
@@ -85,7 +84,7 @@ pub(super) async fn migrated(connection: &mut PgConnection) -> Result<i64, sqlx:
 
 /// The statements of the migrations after a version, for a log of this epoch.
 pub(super) fn preparation(done: i64, epoch: Epoch) -> String {
-    // Not `IF NOT EXISTS`, which asks for the right to make schemas even where there is nothing to make.
+    // Not `IF NOT EXISTS`, which needs the right to make schemas even where the schema exists.
     let schema = "DO $$ BEGIN IF to_regnamespace('bourn') IS NULL THEN CREATE SCHEMA bourn; END IF; END $$;\nCREATE TABLE bourn.migrations (version bigint PRIMARY KEY, \
                   applied_at timestamptz NOT NULL DEFAULT now());\n";
     let pending = MIGRATIONS.into_iter().filter(|(version, _)| *version > done).map(|(version, sql)| {

@@ -54,11 +54,11 @@ use tables::catalog::Table;
 use tables::rows;
 use writes::mutate;
 
-/// How long the background may take to end.
+/// How long the background tasks may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a request looks at a table again that changes under it.
+/// How often a request looks again at a table that changes under it.
 const LOOKS_MAX: usize = 2;
-/// How long a list waits at first for the log to come to its rows. Each wait is twice as long as the one before.
+/// How long a list waits at first for the log to have its rows. Each wait is twice as long as the one before.
 const LOGGED_PAUSE_MIN: Duration = Duration::from_millis(2);
 /// A list that would have to wait for so long is refused.
 const LOGGED_PAUSE_MAX: Duration = Duration::from_millis(1024);
@@ -66,8 +66,8 @@ const LOGGED_PAUSE_MAX: Duration = Duration::from_millis(1024);
 /// The longest pause between two attempts to reach the database at a start.
 const START_PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// Does a part of the start. What may succeed a moment later, because the database is away or others hold a lock, is tried
-/// again until the deadline.
+/// Does a part of the start. What may succeed a moment later, because the database is away or another session holds a
+/// lock, is tried again until the deadline.
 async fn patiently<T>(
     deadline: Instant,
     mut part: impl AsyncFnMut() -> Result<T, sqlx::Error>,
@@ -139,7 +139,7 @@ impl PostgresStorage {
         }
         match patiently(deadline, async || migrate::migrate(&db, demo).await).await {
             Ok(()) => {}
-            // What there is can be read all the same.
+            // The log can be read all the same.
             Err(e)
                 if error::code(&e).as_deref() == Some("25006")
                     && migrate::migrated(&mut connection).await.map_err(failed)? > 0 => {}
@@ -221,7 +221,7 @@ impl PostgresStorage {
         .await
     }
 
-    /// Looks at the tables again: one is not what it was taken for.
+    /// Looks at the tables again: one of them has changed.
     async fn look_again(&self) -> Result<(), StorageError> {
         refresh::look(&self.inner, true).await.map_err(|e| error::storage(&e))
     }
@@ -261,7 +261,7 @@ impl Log for PostgresStorage {
         chunk: ChunkBuilder,
     ) -> Result<(ChunkBuilder, Kept), StorageError> {
         let nothing = !self.can_write(stream.scope.as_ref()).await?;
-        // Before the database is read: it has what this server has published, unless it went back in time.
+        // Before the database is read, which has all that this server has published, unless it went back in time.
         let published = *self.inner.shared.head().borrow();
         let start = chunk.position();
         let read = async {
@@ -273,7 +273,7 @@ impl Log for PostgresStorage {
                 return Ok((chunk, kept));
             }
             let (chunk, seen) = log::read::fill(reading.connection(), stream, chunk).await?;
-            // Afterwards: what has left since then is taken for having left before.
+            // After the read: activities that have left since then count as having left before it.
             let kept = log::read::kept(reading.connection(), stream, published, (start, seen)).await?;
             reading.commit().await?;
             Ok((chunk, kept))
@@ -301,7 +301,7 @@ impl Log for PostgresStorage {
         self.serve(async {
             let mut reading = self.inner.db.single().await?;
             match log::read::query(reading.connection(), query).await {
-                // The database's encoding has no such text, so nothing in the log is called by it.
+                // The database's encoding has no such text, so nothing in the log can have it.
                 Err(failure) if error::names_nothing(&failure) => Ok(Vec::new()),
                 found => found,
             }
@@ -333,7 +333,7 @@ impl Tables for PostgresStorage {
             let turn = self.turns.read(&entity.name).await?;
             let table = self.table(entity)?;
             let list = async {
-                // Locked before the snapshot is taken: a rewrite of the table does not heed snapshots.
+                // Locked before the snapshot is taken: a rewrite of the table does not respect snapshots.
                 let mut snapshot = self.inner.db.snapshot_of(&[&table.sql]).await?;
                 let page = rows::list(&mut snapshot, entity, &table, query).await?;
                 snapshot.commit().await?;

@@ -13,8 +13,8 @@ pub(super) fn configured(table: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// The number of the table that `n.schema` and `n.name` call, as a subquery: with no schema, the first one on the search
-/// path. The server's own schema is left out, even where a role of its name puts it on the path.
+/// The number of the table that `n.schema` and `n.name` stand for, as a subquery: without a schema, the first one on
+/// the search path. The server's own schema is left out, even where a role of its name puts it on the path.
 pub(super) const NAMED: &str = "(SELECT c.oid FROM pg_class c JOIN pg_namespace s ON s.oid = c.relnamespace \
      LEFT JOIN unnest(current_schemas(true)) WITH ORDINALITY p (name, place) ON p.name = s.nspname \
      WHERE c.relname = n.name AND s.nspname <> 'bourn' AND CASE WHEN n.schema IS NULL THEN p.place IS NOT NULL ELSE s.nspname = n.schema END \

@@ -1,6 +1,5 @@
-//! The messages of PostgreSQL's output plugin `pgoutput`, protocol version 1: what one committed transaction did,
-//! row by row, in text. Beginnings, ends and logical messages are told apart by the replication client; this
-//! reads the rest.
+//! The messages of PostgreSQL's output plugin `pgoutput`, protocol version 1: the changes of one committed transaction,
+//! row by row, in text. The replication client decodes beginnings, ends and logical messages; this reads the rest.
 
 use bytes::{Buf, Bytes};
 
@@ -12,17 +11,17 @@ pub(super) struct Malformed(&'static str);
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Message {
-    /// What the rows of a table look like from here on.
+    /// The shape of a table's rows from here on.
     Relation(Relation),
     /// A new row.
     Insert { relation: u32, new: Tuple },
     /// A changed row; the old one as far as the table's replica identity has it.
     Update { relation: u32, old: Option<OldTuple>, new: Tuple },
-    /// A row that went.
+    /// A deleted row.
     Delete { relation: u32, old: OldTuple },
-    /// All rows of these tables went.
+    /// All rows of these tables were deleted.
     Truncate { relations: Vec<u32> },
-    /// What is not needed: types and origins.
+    /// A message that is not needed: types and origins.
     Other,
 }
 
@@ -48,9 +47,9 @@ pub(super) type Tuple = Vec<Cell>;
 /// One value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Cell {
-    /// None.
+    /// Null.
     Null,
-    /// A large value that this change left as it was, and that is not repeated.
+    /// A large value that this change left as it was, and does not repeat.
     Unchanged,
     /// Its text.
     Text(Bytes),
@@ -59,9 +58,9 @@ pub(super) enum Cell {
 /// The old version of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct OldTuple {
-    /// All of it, and not the columns of the replica identity alone.
+    /// Whether it is all of the row, and not the columns of the replica identity alone.
     pub(super) whole: bool,
-    /// The values; of a part, the others are null.
+    /// The values; of a partial row, the others are null.
     pub(super) tuple: Tuple,
 }
 
@@ -151,7 +150,7 @@ fn tuple(data: &mut Bytes) -> Result<Tuple, Malformed> {
                 return Err(SHORT);
             }
             let text = data.split_to(length);
-            // Looked at once, here: everything after takes it for text.
+            // Checked once, here: everything after takes it for text.
             std::str::from_utf8(&text).map_err(|_| Malformed("a value is not UTF-8"))?;
             Ok(Cell::Text(text))
         }
@@ -161,7 +160,7 @@ fn tuple(data: &mut Bytes) -> Result<Tuple, Malformed> {
 }
 
 impl Cell {
-    /// The value as text; nothing where it is null or not repeated.
+    /// The value as text; `None` where it is null or not repeated.
     pub(super) fn text(&self) -> Option<&str> {
         match self {
             Cell::Text(bytes) => std::str::from_utf8(bytes).ok(),

@@ -74,7 +74,7 @@ async fn try_look(inner: &Inner, in_any_case: bool) -> Result<(), sqlx::Error> {
     snapshot.commit().await
 }
 
-/// Why a table cannot be served as one more entity type, if one of these is the same table under another name.
+/// Why a table cannot be served as another entity type: one of `others` is the same table under another name.
 pub(super) fn taken<'a>(table: &Table, others: impl IntoIterator<Item = (&'a str, u32)>) -> Option<String> {
     let (other, _) = others.into_iter().find(|(_, id)| *id == table.id)?;
     Some(format!(
@@ -83,7 +83,7 @@ pub(super) fn taken<'a>(table: &Table, others: impl IntoIterator<Item = (&'a str
     ))
 }
 
-/// Why a table cannot be served, if it cannot: each reason with what changes it.
+/// Why a table cannot be served, if it cannot: each reason with its remedy.
 pub(super) async fn unfit(
     connection: &mut PgConnection,
     entity: &EntityType,
@@ -111,7 +111,7 @@ pub(super) async fn unfit(
     Ok(reasons)
 }
 
-/// Why the server's role cannot read all of a table's rows, if it cannot; with what changes that.
+/// Why the server's role cannot read all of a table's rows, if it cannot; with the remedy.
 pub(super) async fn unreadable(
     connection: &mut PgConnection,
     table: &Table,
@@ -138,8 +138,8 @@ pub(super) async fn unreadable(
     }))
 }
 
-/// A short text that changes whenever the publication's word on a table is changed: what was left out and put back
-/// between two looks may have changed meanwhile.
+/// A short text that changes whenever the publication's entry for a table changes: a table that was removed and added
+/// again between two looks may have changed meanwhile.
 async fn publishing(
     connection: &mut PgConnection,
     publication: &str,
@@ -188,7 +188,7 @@ async fn signature(connection: &mut PgConnection, inner: &Inner) -> Result<Strin
         .await
 }
 
-/// The statements that let a table's changes be told: its replica identity, and its place in the publication.
+/// The statements that make the stream carry a table's changes: its replica identity, and its place in the publication.
 pub(super) async fn mending(
     connection: &mut PgConnection,
     publication: &str,

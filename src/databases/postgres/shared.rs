@@ -1,5 +1,5 @@
-//! What the tasks of one server tell each other and its operator: how far the log reaches, what the tables look
-//! like, and what stands in the way.
+//! What the tasks of one server share, and show its operator: how far the log reaches, what the tables look like, and
+//! what stands in the way.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,7 +44,7 @@ struct Status {
     slot: SlotStatus,
     /// A server holds the slot.
     captured: bool,
-    /// This server captures: it knows better than the database's tables what is being compared.
+    /// This server captures: it knows better than the database's tables which tables are being compared.
     leads: bool,
     reconciling: BTreeMap<String, u64>,
     /// Entity types whose tables cannot be compared now, and why.
@@ -55,7 +55,7 @@ struct Status {
     history: Option<(Epoch, Option<i64>)>,
 }
 
-/// What an operator sees of a table that cannot be compared.
+/// The condition of a table that cannot be compared, for an operator.
 fn condition((name, reason): &(Arc<str>, String)) -> Condition {
     Condition {
         entity_type: name.to_string(),
@@ -107,12 +107,12 @@ impl Shared {
         self.log_version.subscribe()
     }
 
-    /// Something may have left the log since.
+    /// Takes the log's version: it changes when activities may have left the log.
     pub(super) fn set_version_of_log(&self, version: Version) {
         self.log_version.send_if_modified(|known| std::mem::replace(known, version) != version);
     }
 
-    /// Whether the log has got another epoch or another gap since this was asked last.
+    /// Whether the log has got another epoch or another gap since the last call.
     pub(super) fn history_changed(&self, epoch: Epoch, gap: Option<i64>) -> bool {
         let changed = self.with(|status| status.history.replace((epoch, gap)) != Some((epoch, gap)));
         if changed {
@@ -129,7 +129,8 @@ impl Shared {
         self.with(|status| status.database = reason);
     }
 
-    /// How far the log and the database's own log reach now; nothing of the database's where it cannot be written.
+    /// Takes how far the log and the database's own log reach now; `None` for the database's where it cannot be
+    /// written.
     pub(super) fn saw(&self, position: Option<Lsn>, written: Option<Lsn>, captured: bool, slot: SlotStatus) {
         self.with(|status| {
             status.captured = captured;
@@ -143,7 +144,7 @@ impl Shared {
         self.with(|status| status.lag.nothing_before(place));
     }
 
-    /// This server connects to the replication stream.
+    /// Counts a connection of this server to the replication stream.
     pub(super) fn connects(&self) {
         self.with(|status| status.slot.connects += 1);
     }
@@ -156,17 +157,17 @@ impl Shared {
         });
     }
 
-    /// What is being compared, as the leader knows it.
+    /// Sets which tables are being compared, as the leader knows it.
     pub(super) fn reconciling(&self, progress: BTreeMap<String, u64>) {
         self.with(|status| status.reconciling = progress);
     }
 
-    /// Which tables the leader cannot read to compare them, and why.
+    /// Sets which tables the leader cannot read to compare them, and why.
     pub(super) fn comparing_fails(&self, failing: Vec<(Arc<str>, String)>) {
         self.with(|status| status.failing = failing);
     }
 
-    /// Which entity types have stopped, as the leader knows it.
+    /// Sets which entity types have stopped, as the leader knows it.
     pub(super) fn set_stops(&self, catalog: &Catalog, stops: Vec<Stop>) {
         self.with(|status| {
             stops::mark(catalog, &stops);
@@ -174,7 +175,7 @@ impl Shared {
         });
     }
 
-    /// Which entity types have stopped, as the database's tables have it.
+    /// Sets which entity types have stopped, as the database's tables have it.
     pub(super) fn others_stop(&self, catalog: &Catalog, stops: Vec<Stop>) {
         self.with(|status| {
             if !status.leads {
@@ -184,7 +185,7 @@ impl Shared {
         });
     }
 
-    /// What is being compared, as the database's tables have it.
+    /// Sets which tables are being compared, as the database's tables have it.
     pub(super) fn others_reconcile(&self, progress: BTreeMap<String, u64>) {
         self.with(|status| {
             if !status.leads {

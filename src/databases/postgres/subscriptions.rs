@@ -1,4 +1,4 @@
-//! Subscriptions on PostgreSQL: one row each, changed only as it was read, by whichever server.
+//! Subscriptions on PostgreSQL: one row each, which any server replaces only if it is still the one that was read.
 
 use async_trait::async_trait;
 use sqlx::Row;

@@ -1,6 +1,6 @@
-//! Putting activities into the log: one statement appends a batch, moves the head and the position and tells the
-//! other servers, or does nothing at all where the fence or the head is not what it should be. What does not fit
-//! into one batch goes in parts, inside one database transaction.
+//! Appending activities to the log: one statement appends a batch, moves the head and the position and notifies the
+//! other servers, or does nothing at all where the fence or the head is not what it should be. What does not fit into
+//! one batch goes in parts, inside one database transaction.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,16 +19,16 @@ use crate::databases::postgres::connections::{Db, Session, statement};
 use crate::databases::postgres::log::CHANNEL;
 use crate::feed::entity::EntityType;
 
-/// Feeds whose numbers are kept in memory.
+/// Most feeds whose numbers are kept in memory.
 const FEEDS_MAX: usize = 100_000;
 
 /// The one appender.
 pub(super) struct Appender {
     pub(super) db: Db,
-    /// What the log must still have for this server to be the one that appends.
+    /// The fence that the log must still have for this server to append.
     pub(super) fence: i64,
     pub(super) head: Seq,
-    /// What was committed before this place is in the log.
+    /// The log has everything that was committed before this place.
     pub(super) position: Lsn,
     feeds: HashMap<(Arc<str>, String), i32>,
 }
@@ -100,7 +100,7 @@ impl Appender {
         Ok(())
     }
 
-    /// Notes of mutations that nothing of them comes into the log.
+    /// Notes that these mutations make no activities.
     pub(super) async fn confirm(&self, transactions: &[String]) -> Result<(), Lost> {
         let mut transaction = self.db.single().await?;
         statement(
@@ -114,7 +114,7 @@ impl Appender {
         Ok(())
     }
 
-    /// Moves the position past what has nothing for the log.
+    /// Moves the position past transactions that have nothing for the log.
     pub(super) async fn move_position(&mut self, position: Lsn) -> Result<(), Lost> {
         let mut transaction = self.db.single().await?;
         let moved =
@@ -135,7 +135,7 @@ impl Appender {
     /// Begins a transaction that appends in parts.
     pub(super) async fn begin(&self, silence: Duration) -> Result<Long, Lost> {
         let mut transaction = self.db.begin().await?;
-        // Should this server hang, the database does not wait for it.
+        // If this server hangs, the database does not wait for it.
         let limit = format!("{}ms", silence.as_millis());
         statement("SELECT set_config('idle_in_transaction_session_timeout', $1, true)")
             .bind(limit)
@@ -174,7 +174,7 @@ impl Appender {
         Ok(())
     }
 
-    /// Inserts activities behind a place; gives the feed of each.
+    /// Inserts activities behind a place; returns the feed of each.
     pub(super) async fn insert(
         &mut self,
         transaction: &mut PgConnection,
@@ -188,12 +188,12 @@ impl Appender {
         Ok(columns.feed_id)
     }
 
-    /// Forgets the numbers of feeds: some were given in what was taken back.
+    /// Forgets the numbers of feeds: some of them may have been rolled back.
     pub(super) fn forget_feeds(&mut self) {
         self.feeds.clear();
     }
 
-    /// Appends the end of every row that the log has alive of an entity type.
+    /// Appends a deletion of every row that the log has alive of an entity type.
     pub(super) async fn append_truncation(
         &mut self,
         long: &mut Long,
@@ -201,7 +201,8 @@ impl Appender {
         ids: (Option<&str>, Option<&str>),
         commit: CommitMark,
     ) -> Result<(), Lost> {
-        // Without a join: where the database knows little of the log yet, it expects few rows and compares each with each.
+        // Without a join: where the database has few statistics of the log yet, it expects few rows and compares each
+        // with each.
         let done = statement(
             "INSERT INTO bourn.activities (seq, action, entity_type, entity_id, feed_id, organization_id, transaction_id, client_id, \
              previous_values, commit_id, last, created_at) \
@@ -308,7 +309,7 @@ impl Appender {
         Ok(())
     }
 
-    /// What is appended behind a place, column by column.
+    /// The columns of these activities as they are appended behind a place.
     fn columns<'a>(&self, entries: &'a [Entry], behind: Seq) -> Columns<'a> {
         let mut columns = Columns::default();
         let mut seq = behind.as_i64();
@@ -375,12 +376,13 @@ pub(super) struct Long {
     /// The last change of each feed, and of each entity type.
     feeds: HashMap<i32, i64>,
     types: HashMap<Arc<str>, i64>,
-    /// When it was last kept from being idle.
+    /// When it last ran a statement.
     used: Instant,
 }
 
 impl Long {
-    /// Keeps the database from ending the transaction for being idle, while the stream brings nothing for it.
+    /// Runs a statement now and then, so that the database does not end the transaction as idle while the stream brings
+    /// nothing for it.
     pub(super) async fn keep(&mut self, every: Duration) -> Result<(), Lost> {
         if self.used.elapsed() >= every {
             statement("SELECT 1").execute(&mut *self.transaction).await?;

@@ -1,4 +1,4 @@
-//! One change of one row as the replication stream tells it, and what can be read off it.
+//! One change of one row as the replication stream reports it, and what follows from it alone.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,14 +31,14 @@ pub(super) enum Kind {
 pub(super) struct Change {
     pub(super) source: Arc<Source>,
     pub(super) kind: Kind,
-    /// Whose it is, as a logical message said.
+    /// The transaction and the client, as a logical message named them.
     pub(super) ids: Option<Arc<Ids>>,
     pub(super) commit: CommitMark,
-    /// The log has the table as it is, so that the row's old version can be taken as the stream gives it.
+    /// The log has the table as it is, so that the row's old version can be taken from the stream.
     pub(super) settled: bool,
 }
 
-/// Whose a transaction is, as a logical message says it.
+/// The transaction and the client that a logical message names.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Ids {
@@ -47,18 +47,18 @@ pub(super) struct Ids {
 }
 
 impl Change {
-    /// The key of the row after the change; of the one that went, before it.
+    /// The key of the row after the change; of a deleted row, before it.
     pub(super) fn key(&self) -> Option<&str> {
         let at = self.source.layout.key;
         match &self.kind {
             Kind::Insert(new) => new.get(at)?.text(),
-            // A long key that stays as it is may not be repeated in the new row; the old one has it then.
+            // A long key that did not change may not be repeated in the new row; the old one has it then.
             Kind::Update(old, new) => new.get(at)?.text().or_else(|| old.as_ref()?.tuple.get(at)?.text()),
             Kind::Delete(old) => old.tuple.get(at)?.text(),
         }
     }
 
-    /// The key before the change, where it was another one.
+    /// The key before the change, if that changed it.
     pub(super) fn former_key(&self) -> Option<&str> {
         match &self.kind {
             Kind::Update(Some(old), _) => {
@@ -68,7 +68,7 @@ impl Change {
         }
     }
 
-    /// The whole old row, if the change gives it and it can be believed.
+    /// The whole old row, if the change has it and it can be relied on.
     pub(super) fn old_row(&self) -> Option<&Tuple> {
         match &self.kind {
             Kind::Update(Some(old), _) | Kind::Delete(old) if old.whole && self.settled => Some(&old.tuple),
@@ -79,7 +79,7 @@ impl Change {
     /// Whether the log must be asked for the row's last version.
     pub(super) fn needs_log(&self) -> bool {
         match &self.kind {
-            // The row may have been there before: ids that it brings along may be another writer's.
+            // The row may have existed before: ids that it contains may be another writer's.
             Kind::Insert(new) => {
                 !self.settled || {
                     let stamps = self.source.stamps(new);
@@ -99,7 +99,7 @@ impl Source {
         Stamps::read(self.layout.transactions.and_then(|at| tuple.get(at)?.text()))
     }
 
-    /// The value of a row's column; of a row that is whole.
+    /// The value of a row's column, if the row is whole.
     pub(super) fn text<'a>(&self, tuple: &'a Tuple, at: Option<usize>) -> Option<&'a str> {
         at.and_then(|at| tuple.get(at)).and_then(Cell::text)
     }
@@ -120,13 +120,13 @@ enum Values<'a> {
 }
 
 impl<'a> Before<'a> {
-    /// From the stream's whole old row; nothing if it was not to be seen.
+    /// From the stream's whole old row; `None` if that was not visible.
     pub(super) fn of_tuple(source: &Source, tuple: &'a Tuple) -> Option<Before<'a>> {
         let piece = |i: usize| Piece::of(tuple.get(i).and_then(Cell::text));
         source.layout.visible(piece).then(|| Before::whole(source, tuple))
     }
 
-    /// From the stream's whole old row, to be seen or not.
+    /// From the stream's whole old row, visible or not.
     pub(super) fn whole(source: &Source, tuple: &'a Tuple) -> Before<'a> {
         Before {
             scope: source.text(tuple, source.layout.scope).map(Into::into),
@@ -177,7 +177,7 @@ impl<'a> Before<'a> {
     }
 }
 
-/// A row's version after the change: what the change does not repeat is as it was before.
+/// A row's version after the change: values that the change does not repeat are as before.
 pub(super) struct After<'a> {
     source: &'a Source,
     tuple: &'a Tuple,
@@ -185,7 +185,7 @@ pub(super) struct After<'a> {
 }
 
 impl<'a> After<'a> {
-    /// Nothing if a value is neither in the change nor known from before.
+    /// `None` if a value is neither in the change nor known from before.
     pub(super) fn new(
         source: &'a Source,
         tuple: &'a Tuple,
@@ -219,7 +219,7 @@ impl<'a> After<'a> {
         }
     }
 
-    /// The columns that changed, by their places.
+    /// The columns that changed, by index.
     pub(super) fn changed(&self, before: &Before<'_>) -> Vec<usize> {
         let differs = |&at: &usize| {
             if self.tuple.get(at) == Some(&Cell::Unchanged) {
@@ -227,7 +227,7 @@ impl<'a> After<'a> {
             }
             let now = self.piece(at);
             match before.piece(self.source, at) {
-                // A column that was added says nothing yet.
+                // A column that was added alone is no change.
                 None => now != Piece::Null,
                 Some(then) if then == now => false,
                 Some(Piece::Json(then)) => {

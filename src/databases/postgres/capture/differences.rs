@@ -1,4 +1,4 @@
-//! What a step of comparing a table with the log finds: where the log's last state of a row is not the row.
+//! What a step of comparing a table with the log finds: rows that differ from the log's last state of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use super::settle::RowName;
 use crate::capture::compare::same;
 use crate::feed::entity::EntityType;
 
-/// What the log lacks of a step. Transactions of activities up to `foreign_until` were another database's; `changed_unseen`
-/// says whether a row was changed by what the step's snapshot does not see.
+/// The activities that the log lacks of a step. Transactions of activities up to `foreign_until` were another
+/// database's; `changed_unseen` is whether a row was changed by a transaction that the step's snapshot does not see.
 pub(super) fn differences(
     entity: &Arc<EntityType>,
     step: &Step,

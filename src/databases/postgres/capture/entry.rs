@@ -12,7 +12,7 @@ use crate::feed::entity::EntityType;
 /// Maximum size in bytes of an activity's rows, the one after the change and the one before. PostgreSQL takes no statement of 1 GiB.
 const ROWS_MAX_BYTES: usize = 512 << 20;
 
-/// One activity that has no place in the log yet.
+/// One activity that has no seq yet.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) entity: Arc<EntityType>,
@@ -28,19 +28,19 @@ pub(super) struct Entry {
     /// The row before the change, where the type keeps it.
     pub(super) previous: Option<Arc<str>>,
     pub(super) commit: CommitMark,
-    /// Of what it is its transaction's last change: 1 of its feed, 2 of its entity type.
+    /// Whether this is its transaction's last change of its feed (1) and of its entity type (2).
     pub(super) last: i16,
 }
 
 impl Entry {
-    /// Whether it has more bytes than the log takes.
+    /// Whether its rows have more bytes than the log takes.
     pub(super) fn is_too_large(&self) -> bool {
         let length = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len());
         length(&self.value) + length(&self.previous) > ROWS_MAX_BYTES
     }
 }
 
-/// Which transaction made a change, and when it was committed.
+/// The transaction that made a change, and when it was committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CommitMark {
     /// The transaction's number, epoch included.
@@ -49,7 +49,7 @@ pub(super) struct CommitMark {
     pub(super) micros: i64,
 }
 
-/// Entries as the log has them after they were appended behind a place.
+/// The activities that the log has after these were appended behind a place.
 pub(super) fn activities(before: Seq, entries: Vec<Entry>) -> impl Iterator<Item = Activity> {
     (before.get() + 1..).zip(entries).filter_map(|(seq, entry)| {
         let time = Duration::from_micros(u64::try_from(entry.commit.micros).unwrap_or_default());

@@ -1,30 +1,30 @@
-//! What a failure of capture calls for, and how it is told to an operator. The database's SQLSTATE codes decide, never its
-//! words.
+//! The remedies for failures of capture, and their words for an operator. The database's SQLSTATE codes decide, never
+//! its error texts.
 
 use pgwire_replication::PgWireError;
 
 use super::Lost;
 use crate::databases::postgres::{Inner, error, names};
 
-/// Classes of SQLSTATE by which the database refuses what a row holds: data, constraints, triggers and limits.
+/// Classes of SQLSTATE by which the database refuses the content of a row: data, constraints, triggers and limits.
 const OF_A_ROW: [&str; 7] = ["22", "23", "38", "39", "44", "54", "P0"];
-/// What another server has appended at the same place: the log's own keys, which say nothing of a row.
+/// Violations of the log's own keys, because another server has appended at the same place; they say nothing of a row.
 const OF_THE_LOG: [&str; 2] = ["23505", "23P01"];
-/// What the database calls an error of its own, such as a value too large for its memory.
+/// An internal error of the database, such as a value too large for its memory.
 const INTERNAL: &str = "XX000";
 
-/// What a failure calls for.
+/// The remedy for a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remedy {
-    /// It passes, or an operator removes its cause: the same is tried again after a pause.
+    /// It passes, or an operator removes its cause: the same work is tried again after a pause.
     Retry,
     /// The database refuses a row: that row is found, and its entity type stopped or the row passed over.
     Row,
-    /// The slot cannot give what follows: another one is made, and every table is compared with the log.
+    /// The slot cannot give what follows: it is recreated, and every table is compared with the log.
     Slot,
 }
 
-/// What a failed statement calls for.
+/// The remedy for a failed statement.
 pub(super) fn of_statement(failure: &sqlx::Error) -> Remedy {
     match error::code(failure) {
         Some(code) if is_of_a_row(&code) => Remedy::Row,
@@ -32,10 +32,10 @@ pub(super) fn of_statement(failure: &sqlx::Error) -> Remedy {
     }
 }
 
-/// What a failure of the replication stream calls for; `again` when it failed at the same place before.
+/// The remedy for a failure of the replication stream; `again` when it failed at the same place before.
 pub(super) fn of_stream(failure: &PgWireError, again: bool) -> Remedy {
     match stream_code(failure) {
-        // The publication was not there when some of the stream was written.
+        // The publication did not exist when some of the stream was written.
         Some("42704") => Remedy::Slot,
         Some(code) if again && is_of_a_row(code) => Remedy::Slot,
         _ => Remedy::Retry,
@@ -47,7 +47,7 @@ fn is_of_a_row(code: &str) -> bool {
     code == INTERNAL || (of_a_row && !OF_THE_LOG.contains(&code))
 }
 
-/// The SQLSTATE of an error of the replication stream. The client gives it as the end of its text alone.
+/// The SQLSTATE of an error of the replication stream. The client has it only at the end of the error's text.
 pub(super) fn stream_code(failure: &PgWireError) -> Option<&str> {
     let PgWireError::Server(text) = failure else { return None };
     let (_, code) = text.trim_end().strip_suffix(')')?.rsplit_once("(SQLSTATE ")?;
@@ -77,8 +77,8 @@ pub(super) fn why_unreadable(code: &str) -> String {
     format!("the row cannot be read: {why} (SQLSTATE {code})")
 }
 
-/// What an operator is told of a server that does not capture. The database's own words are in the log lines; what is tried
-/// again all the time is logged once.
+/// Why a server does not capture, as text for its operator. The database's own words are logged alone; a failure that
+/// is retried all the time is logged once.
 pub(super) fn in_words(lost: &Lost, inner: &Inner, logged: &mut String) -> String {
     let (text, code) = match lost {
         Lost::Blocked(reason) => {

@@ -1,9 +1,9 @@
-//! Capture from PostgreSQL: one server, the leader, follows the replication stream and appends to the log. Holding
-//! the replication slot makes it the leader; a fence in the log's own row makes a superseded one's next append
-//! fail. All servers try for the slot now and then, so failing over is trying again.
+//! Capture from PostgreSQL: one server, the leader, follows the replication stream and appends to the log. Holding the
+//! replication slot makes it the leader; a fence in the log's own row makes a superseded one's next append fail. All
+//! servers try for the slot now and then, so failing over is trying again.
 //!
 //! The stream's rows become [`change`]s, [`settle`] makes activities of them with what [`prior`] finds in the log,
-//! [`append`] puts them there. Where the stream does not tell, the [`leader`] compares tables with the log.
+//! [`append`] appends these. Where the stream lacks changes, the [`leader`] compares tables with the log.
 
 mod append;
 mod change;
@@ -37,10 +37,10 @@ enum Lost {
     /// Another server has taken over.
     #[error("another server captures now")]
     Fenced,
-    /// Another server holds the slot: as it should be.
+    /// Another server holds the slot, as is normal.
     #[error("another server captures")]
     Held,
-    /// Something stands in the way that an operator must mend; in words for him.
+    /// An operator must remove an obstacle; the text is for the operator.
     #[error("{0}")]
     Blocked(String),
     /// A row has more bytes than the log takes.
@@ -58,7 +58,7 @@ enum Lost {
     /// The replication stream has ended.
     #[error("the database has ended the replication stream")]
     Ended,
-    /// The database sent nothing for so long that its end of the connection is taken for gone.
+    /// The database sent nothing for so long that the connection is taken for dead.
     #[error("the database has sent nothing for {}", humantime::format_duration(*.0))]
     Silent(std::time::Duration),
     /// The server is to stop.
@@ -67,7 +67,7 @@ enum Lost {
 }
 
 impl Lost {
-    /// What it calls for.
+    /// The remedy for it.
     fn remedy(&self) -> Remedy {
         match self {
             Lost::TooLarge => Remedy::Row,
@@ -85,9 +85,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
     let first = inner.limits.follow_interval.get() / 2;
     let mut pause = first;
-    // What was logged last: it is tried again all the time, and logged once.
+    // The failure that was logged last: it is retried all the time, and logged once.
     let mut logged = String::new();
-    // Where the stream failed last.
+    // The place where the stream failed last.
     let mut failed_at = None;
     loop {
         let lost = match Leader::begin(inner, stop).await {

@@ -1,4 +1,4 @@
-//! What the log has of rows: asked for many at once, when the replication stream does not tell.
+//! What the log has of rows: looked up for many at once, when the replication stream does not send enough of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub(super) struct Prior {
     pub(super) seq: i64,
 }
 
-/// What the log has of these rows; what it has nothing of is not among the answers.
+/// What the log has of these rows; those it has nothing of are missing from the result.
 pub(super) async fn look_up(
     connection: &mut PgConnection,
     rows: &[RowName],

@@ -1,7 +1,7 @@
-//! Retention on PostgreSQL: past its time a version that a newer one has superseded leaves the streams, and so does
-//! a deletion. The newest version of each living row stays, so reading from the start gives the whole state,
-//! shorter. The leader does it beside capture, step by step, under the same fence; what it takes out is kept
-//! without its payload, in a partition for each month.
+//! Retention on PostgreSQL: past its time a version that a newer one has superseded leaves the streams, and so does a
+//! deletion. The newest version of each living row stays, so reading from the start gives the whole state, shorter. The
+//! leader does it beside capture, step by step, under the same fence; the activities that it removes are kept without
+//! their payload, in a partition for each month.
 
 use sqlx::{AssertSqlSafe, Row};
 use tokio_util::sync::CancellationToken;
@@ -42,7 +42,7 @@ async fn work(
     drop_months(inner, fence, retention).await
 }
 
-/// A transaction of the leader; nothing if this server is not the leader any more.
+/// A transaction of the leader; `None` if this server is not the leader any more.
 async fn fenced(inner: &Inner, fence: i64) -> Result<Session, Lost> {
     let mut transaction = inner.db.begin().await?;
     let leads: bool =
@@ -60,10 +60,10 @@ struct Lasts {
     last: Vec<i16>,
 }
 
-/// Does one step; says whether there may be more to do.
+/// Does one step; returns whether there may be more to do.
 async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, Lost> {
     let mut transaction = fenced(inner, fence).await?;
-    // The newest activity stays whatever it is: stream tails are told by it.
+    // The newest activity stays whatever it is: the tails of streams are read from it.
     let row = statement(
         "SELECT l.pruned, max(p.seq) FILTER (WHERE p.old), count(*) FILTER (WHERE p.old) FROM bourn.log l LEFT JOIN LATERAL (\
            SELECT a.seq, bool_and(a.created_at < to_timestamp($1::float8 / 1000)) OVER (ORDER BY a.seq) AS old \
@@ -75,7 +75,8 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
     .await?;
     let (from, to, count): (i64, Option<i64>, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let Some(to) = to else { return Ok(false) };
-    // Of each row that was looked at: what its newest version supersedes, and that itself if it is a deletion.
+    // For each row that was looked at: the versions that its newest one supersedes, and that one itself if it is a
+    // deletion.
     let lasts = statement(
         "WITH newest AS (SELECT DISTINCT ON (entity_type, entity_id) entity_type, entity_id, seq, action FROM bourn.activities \
            WHERE seq > $1 AND seq <= $2 ORDER BY entity_type, entity_id, seq DESC), \

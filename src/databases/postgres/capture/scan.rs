@@ -1,6 +1,6 @@
-//! Reading a table, and the log's idea of it, in steps: each in a snapshot of its own, with a mark in the
-//! replication stream behind it. Once the leader has come past the mark, the log has all that the snapshot saw,
-//! and the two can be compared.
+//! Reading a table, and the log's state of it, in steps: each in a snapshot of its own, with a mark in the replication
+//! stream behind it. Once the leader has come past the mark, the log has all that the snapshot saw, and the two can be
+//! compared.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -28,13 +28,13 @@ const STEP_ACTIVITIES: i64 = 20_000;
 pub(super) enum Place {
     /// Its rows, after this key.
     Rows(Option<String>),
-    /// The log's activities, after this place: is what they leave alive in the table?
+    /// The log's activities, after this place: are the rows that they leave alive in the table?
     Keys(i64),
     /// All of it was compared.
     Done,
 }
 
-/// Which transactions a snapshot sees.
+/// The transactions that a snapshot sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Snapshot {
     xmin: i64,
@@ -53,7 +53,7 @@ impl Snapshot {
         Some(Snapshot { xmin, xmax, running })
     }
 
-    /// Whether the snapshot sees what a transaction did that has committed by now.
+    /// Whether the snapshot sees the changes of a transaction that has committed by now.
     pub(super) fn sees(&self, transaction: i64) -> bool {
         transaction < self.xmin || (transaction < self.xmax && !self.running.contains(&transaction))
     }
@@ -73,9 +73,9 @@ pub(super) struct Step {
     pub(super) snapshot: Snapshot,
     /// The log must have come past this.
     pub(super) mark: Lsn,
-    /// Rows that are there.
+    /// Rows that exist.
     pub(super) rows: Vec<Scanned>,
-    /// Keys that the log had alive and that are not there, or cannot be read and are to be passed over.
+    /// Keys that the log had alive whose rows do not exist, or cannot be read and are to be passed over.
     pub(super) missing: Vec<String>,
     /// How many keys were looked at.
     pub(super) looked_at: usize,
@@ -106,7 +106,7 @@ pub(super) async fn step(
     place: &Place,
     from_empty: bool,
 ) -> Result<Step, Unread> {
-    // Locked before the snapshot is taken: a rewrite of the table does not heed snapshots.
+    // Locked before the snapshot is taken: a rewrite of the table does not respect snapshots.
     let mut transaction = db.snapshot_of(&[&table.sql]).await?;
     let mut snapshot = taken(&mut transaction).await?;
     let (mut rows, mut missing) = (Vec::new(), Vec::new());
@@ -139,7 +139,7 @@ pub(super) async fn step(
         Place::Keys(after) => {
             let by_index = scan_keys(&mut transaction, name, table, *after, KeysBy::Index).await;
             let (keys, looked_at, last) = match by_index {
-                // The log has keys that the column's type does not take: its type was changed, or a label of it.
+                // The log has keys that the column's type does not accept: the type was changed, or one of its labels.
                 Err(failure) if error::names_nothing(&failure) => {
                     drop(transaction);
                     transaction = db.snapshot_of(&[&table.sql]).await?;
@@ -201,7 +201,7 @@ async fn scan_row_keys(
     scalar(AssertSqlSafe(sql)).bind(after).bind(None::<&str>).fetch_all(connection).await
 }
 
-/// From where, and how many rows a step reads: behind `$1` and up to `$2`, where they are given.
+/// The range and number of rows that a step reads: behind `$1` and up to `$2`, where they are given.
 fn range(table: &Table, after: bool, until: bool) -> String {
     let key = field(&table.key().name);
     let bound = |given: bool, place: usize, compared: &str| match given {
@@ -217,8 +217,8 @@ fn range(table: &Table, after: bool, until: bool) -> String {
     )
 }
 
-/// Reads the rows of these keys, which follow each other, in pieces that can be read. Gives the rows, and the keys of those
-/// that cannot be read and are to be passed over.
+/// Reads the rows of these keys, which follow each other, in pieces that can be read. Returns the rows, and the keys of
+/// those that cannot be read and are to be passed over.
 async fn sift_rows(
     transaction: &mut PgConnection,
     name: &Arc<str>,
@@ -260,8 +260,8 @@ async fn sift_rows(
     Ok((rows, passed_over))
 }
 
-/// The keys that the log has alive and the table has not, among the next activities; how many there were, and the
-/// last of them if there may be more.
+/// The keys that the log has alive and the table does not have, among the next activities; with the number of these,
+/// and the last of them if there may be more.
 async fn scan_keys(
     connection: &mut PgConnection,
     name: &str,
@@ -280,7 +280,7 @@ async fn scan_keys(
     };
     let there = format!("EXISTS (SELECT 1 FROM {} t WHERE {same} AND {})", table.sql, visible(table));
     let (of_type, of_row) = (Walk::of_type("a", "$1"), Walk::of_row("b", "$1", "p.entity_id"));
-    // A key's last activity of the page is its last one, or none of the page is.
+    // The page has a key's last activity, or none that counts.
     let sql = format!(
         "WITH page AS MATERIALIZED (SELECT a.seq, a.entity_id, a.action FROM bourn.activities a WHERE {} {} LIMIT {STEP_ACTIVITIES}), \
          keys AS MATERIALIZED (SELECT DISTINCT ON (entity_id) entity_id, seq, action FROM page ORDER BY entity_id, seq DESC) \
@@ -306,7 +306,7 @@ async fn scan_keys(
     Ok((missing, usize::try_from(count).unwrap_or_default(), last))
 }
 
-/// Why a table cannot be read, for its operator; the database's own words are in the log lines.
+/// Why a table cannot be read, as text for its operator; the database's own words are logged alone.
 pub(super) fn in_words(code: &str) -> String {
     let why = match code.get(..2) {
         Some("42") => "the database refuses the server, or the table has changed",

@@ -1,6 +1,6 @@
-//! From changes of rows to activities: what a change means to those who follow the table. A row that takes
-//! another scope or key leaves one place and enters another; one that is deleted softly is gone; an update that
-//! changes nothing, or only announces the delete that follows it, is nothing.
+//! From changes of rows to activities: what a change means to those who follow the table. A row that takes another
+//! scope or key leaves one place and enters another; one that is deleted softly is gone; an update that changes
+//! nothing, or only announces the delete that follows it, is nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::entry::{Entry, mark_last};
 use crate::databases::postgres::pgoutput::Tuple;
 use crate::databases::postgres::tables::layout::{Piece, Stamps};
 
-/// Announced deletes that one transaction may have pending; more are told as the updates they are.
+/// Most announced deletes of one transaction that may be pending; further ones are logged as the updates they are.
 const ANNOUNCED_MAX: usize = 10_000;
 
 /// A row: its entity type's name and its key.
@@ -39,24 +39,24 @@ pub(super) struct Alive {
 /// Makes activities of changes, transaction by transaction.
 #[derive(Debug, Default)]
 pub(super) struct Settler {
-    /// The rows whose last versions were asked of the log, and what became of them since.
+    /// The rows whose last versions were asked of the log, kept up to date with the changes since.
     logged: HashMap<RowName, Logged>,
     /// Updates that only announce a delete, until it comes or the transaction ends.
     announced: HashMap<RowName, (usize, Entry, Announced)>,
     announced_so_far: usize,
     /// The activities so far.
     pub(super) entries: Vec<Entry>,
-    /// Entity types of which a change could not be understood without knowing more of the row than the log does.
+    /// Entity types that had a change which needs more of the row than the log has.
     pub(super) unknown: Vec<Arc<str>>,
-    /// Rows of tables that are being compared of which a change left nothing in the log, by its transaction.
+    /// Rows of tables that are being compared that had a change which left nothing in the log, by its transaction.
     pub(super) unseen: Vec<(RowName, i64)>,
-    /// This server tells the log of every transaction from here on.
+    /// From this transaction on, this server logs all changes.
     pub(super) since: i64,
     /// Where the transaction began.
     start: usize,
 }
 
-/// Whose an announced delete is.
+/// The transaction and the client of an announced delete.
 #[derive(Debug, Clone)]
 struct Announced {
     transaction: Option<String>,
@@ -64,7 +64,7 @@ struct Announced {
 }
 
 impl Settler {
-    /// One that is told of every transaction from this one on.
+    /// A settler that gets every transaction from this one on.
     pub(super) fn new(since: i64) -> Settler {
         Settler { since, ..Settler::default() }
     }
@@ -104,7 +104,7 @@ impl Settler {
         }
     }
 
-    /// The transaction has ended; gives its activities.
+    /// Ends a transaction; returns its activities.
     pub(super) fn end_transaction(&mut self) -> &[Entry] {
         self.end_part();
         let start = std::mem::replace(&mut self.start, self.entries.len());
@@ -121,7 +121,7 @@ impl Settler {
         self.entries.extend(announced.into_iter().map(|(_, update)| update));
     }
 
-    /// Gives the activities and begins anew.
+    /// Returns the activities and starts over.
     pub(super) fn finish(&mut self) -> Vec<Entry> {
         self.start = 0;
         std::mem::take(&mut self.entries)
@@ -134,7 +134,7 @@ impl Settler {
         let before =
             logged.alive.as_ref().map(|alive| Before::of_logged(source, alive.scope.clone(), &alive.value));
         if let Some(before) = before {
-            // The log has the row already: it was compared with its table before it came by here.
+            // The log has the row already: the comparison of its table was faster than the stream.
             return self.settle(change, name, Some(&before), None, &after);
         }
         if !source.layout.visible(|at| after.piece(at)) {
@@ -188,14 +188,15 @@ impl Settler {
         let hidden = logged.last_value.as_ref().filter(|_| logged.alive.is_none());
         let hidden = hidden.map(|json| Before::of_logged(source, None, json));
         let before = before(change, source, &logged);
-        // What the log last had of a hidden row may be old: what is not repeated is not taken from there.
+        // The log's last state of a hidden row may be old: values that are not repeated are not taken from it.
         let old = change.old_row().map(|tuple| Before::whole(source, tuple));
         let filler = before.as_ref().or(old.as_ref());
         let Some(after) = After::new(source, new, filler) else { return self.not_understood(source) };
         self.settle(change, name, before.as_ref(), old.as_ref().or(hidden.as_ref()), &after);
     }
 
-    /// A row that keeps its key: from what it was to what it is. `hidden` is a version of it that was not to be seen.
+    /// Settles a row that keeps its key, from its old to its new version. `hidden` is an old version that was not
+    /// visible.
     fn settle(
         &mut self,
         change: &Change,
@@ -255,7 +256,7 @@ impl Settler {
         }
     }
 
-    /// Nothing changed but who is about to delete the row: the delete that follows says it.
+    /// The update only names who is about to delete the row: the delete that follows carries that.
     fn announcement(
         &self,
         source: &Source,
@@ -310,7 +311,7 @@ impl Settler {
         self.entries.push(entry);
     }
 
-    /// Keeps what is known of the log's rows as it will be.
+    /// Updates what is known of the log's rows with an activity that is about to be appended.
     fn note(&mut self, name: &RowName, entry: &Entry) {
         if let Some(logged) = self.logged.get_mut(name) {
             logged.alive = entry.value.clone().map(|value| Alive { scope: entry.scope.clone(), value });
@@ -327,21 +328,21 @@ impl Settler {
 }
 
 impl Entry {
-    /// Whose the change is: the row's own word first, then what a message said.
+    /// Sets the transaction and the client: from the row itself first, then from a message.
     pub(super) fn by(mut self, ids: Option<&Ids>, stamp: Option<String>, client: Option<String>) -> Entry {
         self.transaction = stamp.or_else(|| ids.and_then(|ids| ids.transaction_id.clone()));
         self.client = client.or_else(|| ids.and_then(|ids| ids.client_id.clone()));
         self
     }
 
-    /// What the row was, where its type keeps that.
+    /// Adds the row before the change, where its type keeps that.
     pub(super) fn was(mut self, source: &Source, before: &Before<'_>) -> Entry {
         self.previous = self.entity.previous_values.then(|| before.json(source));
         self
     }
 }
 
-/// The row before the change, if it was to be seen.
+/// The row before the change, if it was visible.
 fn before<'a>(change: &'a Change, source: &Source, logged: &Logged) -> Option<Before<'a>> {
     match change.old_row() {
         Some(tuple) => Before::of_tuple(source, tuple),
@@ -367,8 +368,8 @@ fn text_at(after: &After<'_>, at: Option<usize>) -> Option<String> {
     }
 }
 
-/// The first of the row's transaction ids that this change brought, and the client, where the change brought that
-/// or another client than the row had. A writer that left `transactions` as it was passes none on.
+/// The first of the row's transaction ids that this change has set, and the client, if the change set that or another
+/// client than before. A writer that left `transactions` as it was passes on no id of an earlier writer.
 fn changed_ids(
     source: &Source,
     before: Option<&Before<'_>>,

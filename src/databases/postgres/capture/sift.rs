@@ -1,5 +1,6 @@
-//! Finding the rows that the log refuses: a batch that was refused is tried in pieces, each taken back at once, until what
-//! can be appended and what cannot are told apart. The leader then appends the one and stops the entity types of the other.
+//! Finding the rows that the log refuses: a refused batch is tried in pieces, each rolled back at once, until the rows
+//! that can be appended and those that cannot are told apart. The leader then appends the former and stops the entity
+//! types of the latter.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::settle::RowName;
 use crate::databases::postgres::connections::statement;
 use crate::databases::postgres::error;
 
-/// The code by which a row that is too large for the log is refused, as the database would give it.
+/// The code for a row that is too large for the log, as the database would give it.
 const TOO_LARGE: &str = "54000";
 
 /// A row that the log refuses.
@@ -26,17 +27,16 @@ pub(super) struct Refusal {
     pub(super) code: String,
 }
 
-/// A batch, sifted.
+/// The result of sifting a batch.
 #[derive(Debug, Default)]
 pub(super) struct Sifted {
-    /// What the log takes.
+    /// The activities that the log takes.
     pub(super) entries: Vec<Entry>,
-    /// The first refused row of each entity type that must stop; of these types, only that rows have gone is among the
-    /// entries.
+    /// The first refused row of each entity type that must stop; of these types, `entries` has only deletions.
     pub(super) refusals: Vec<Refusal>,
 }
 
-/// Where a batch is tried.
+/// The transaction in which a batch is tried.
 pub(super) struct Trial<'a> {
     pub(super) transaction: &'a mut PgConnection,
     /// The last place of the log that the transaction sees.
@@ -44,8 +44,8 @@ pub(super) struct Trial<'a> {
 }
 
 impl Appender {
-    /// Sifts a batch that was refused, within a transaction. Rows that are `skipped` are passed over where they are
-    /// refused: of a row that the log has alive, its end is told.
+    /// Sifts a refused batch, within a transaction. Refused rows that are `skipped` are passed over: if the log has one
+    /// alive, it gets a deletion.
     pub(super) async fn sift(
         &mut self,
         trial: &mut Trial<'_>,
@@ -88,7 +88,8 @@ impl Appender {
         Ok(Sifted { entries: entries.into_iter().flatten().collect(), refusals })
     }
 
-    /// What of a skipped row's change the log takes: the change, or else the end of the version that the log has.
+    /// The part of a skipped row's change that the log takes: the change, or else the deletion of the version that it
+    /// has.
     async fn pass_over(&mut self, trial: &mut Trial<'_>, entry: Entry) -> Result<Option<Entry>, Lost> {
         if self.refused(trial, std::slice::from_ref(&entry)).await?.is_none() {
             return Ok(Some(entry));
@@ -102,7 +103,7 @@ impl Appender {
         Ok(refused.is_none().then_some(end))
     }
 
-    /// The first of these entries that the log refuses, and the code of the refusal.
+    /// The first of these activities that the log refuses, and the code of the refusal.
     async fn first_refused(
         &mut self,
         trial: &mut Trial<'_>,
@@ -111,7 +112,7 @@ impl Appender {
         if self.refused(trial, entries).await?.is_none() {
             return Ok(None);
         }
-        // What comes before `low` is taken; what comes before `high` is not.
+        // Those before `low` are accepted; those before `high` are not.
         let (mut low, mut high) = (0, entries.len());
         while high - low > 1 {
             let middle = low + (high - low) / 2;
@@ -120,12 +121,12 @@ impl Appender {
                 None => low = middle,
             }
         }
-        // Asked once more: if it is taken alone, it is not to blame.
+        // Tried once more: an activity that is accepted alone is not to blame.
         let alone = self.refused(trial, &entries[low..high]).await?;
         Ok(alone.map(|code| (low, code)))
     }
 
-    /// Tries to append, and takes it back; the code of the refusal, if it was refused.
+    /// Tries to append, and rolls it back; returns the code of the refusal, if it was refused.
     async fn refused(&mut self, trial: &mut Trial<'_>, entries: &[Entry]) -> Result<Option<String>, Lost> {
         if entries.is_empty() {
             return Ok(None);

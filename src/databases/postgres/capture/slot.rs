@@ -1,4 +1,4 @@
-//! The replication slot: that it is there, that it is ours, and that nothing was skipped between it and the log.
+//! The replication slot: that it exists, that it is ours, and that nothing was skipped between it and the log.
 
 use pgwire_replication::Lsn;
 use sqlx::{PgConnection, Row};
@@ -8,7 +8,7 @@ use crate::databases::postgres::Inner;
 use crate::databases::postgres::connections::{APPLICATION, scalar, statement};
 use crate::databases::postgres::log::history;
 
-/// The version of PostgreSQL that began to have slots which standbys keep in step.
+/// The first version of PostgreSQL with slots that standbys keep in step.
 const FAILOVER_SLOTS_SINCE: i32 = 170_000;
 
 /// The slot as the database has it.
@@ -43,8 +43,8 @@ async fn look(connection: &mut PgConnection, name: &str) -> Result<Option<Slot>,
     row.map(read).transpose()
 }
 
-/// Makes sure that there is a slot that this server may try to hold. Servers that find it held ask again and again: they
-/// do so by way of the pool, and open a connection of its own only where the slot is to be made.
+/// Makes sure that there is a slot that this server may try to hold. Servers that find it held ask again and again:
+/// they do so by way of the pool, and open a connection of its own only where the slot is to be made.
 pub(super) async fn prepare(inner: &Inner) -> Result<(), Lost> {
     let (name, publication) = (&inner.limits.slot, &inner.limits.publication);
     let mut reading = inner.db.single().await?;
@@ -122,8 +122,8 @@ async fn create(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost
     }
 }
 
-/// The stream cannot be read from where the slot stands: the publication was not there when some of it was written,
-/// which the database takes for a failure for ever. If the publication is there now, the slot is recreated.
+/// Called when the stream cannot be read from where the slot stands: the publication did not exist when some of it was
+/// written, which the database reports as a failure for ever. If the publication exists now, the slot is recreated.
 pub(super) async fn renew(inner: &Inner) {
     let renewing = async {
         let mut connection = inner.db.connect_directly().await?;
@@ -140,7 +140,7 @@ pub(super) async fn renew(inner: &Inner) {
     }
 }
 
-/// Drops the slot; every table is compared with the log when there is another one.
+/// Drops the slot; every table is compared with the log once it is recreated.
 pub(super) async fn drop_slot(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost> {
     statement("SELECT pg_drop_replication_slot($1)").bind(&inner.limits.slot).execute(connection).await?;
     Ok(())
@@ -155,8 +155,8 @@ pub(super) struct Standing {
     pub(super) foreign_until: i64,
 }
 
-/// Settles the log's history, then raises the fence, so that the previous holder of the slot can append no more. If the slot is
-/// ahead of the log, something was skipped: every table is to be compared.
+/// Settles the log's history, then raises the fence, so that the previous holder of the slot can append no more. If the
+/// slot is ahead of the log, something was skipped: every table is to be compared.
 pub(super) async fn take_over(inner: &Inner, connection: &mut PgConnection) -> Result<Standing, Lost> {
     let slot = look(connection, &inner.limits.slot).await?;
     let confirmed = slot.and_then(|slot| slot.confirmed).ok_or(Lost::Ended)?;
@@ -184,7 +184,7 @@ pub(super) async fn take_over(inner: &Inner, connection: &mut PgConnection) -> R
     if position.is_some() {
         tracing::warn!("the slot is ahead of the log: every table is compared with the log");
     }
-    // All at once: a position that is up to date says that nothing is to be compared.
+    // In one statement: a position that is up to date means that no table is to be compared.
     statement(
         "WITH moved AS (UPDATE bourn.log SET position = $1::text::pg_lsn, told_from = $1::text::pg_lsn WHERE fence = $2 RETURNING 1) \
          UPDATE bourn.entities SET reconciled = false, signature = '', whole = false WHERE EXISTS (SELECT 1 FROM moved)",
@@ -196,7 +196,7 @@ pub(super) async fn take_over(inner: &Inner, connection: &mut PgConnection) -> R
     Ok(Standing { fence, head, position: confirmed, foreign_until })
 }
 
-/// The database's process that sends a slot's stream, if one does.
+/// The database's process that sends a slot's stream, if there is one.
 pub(super) async fn sender(connection: &mut PgConnection, slot: &str) -> Result<Option<i32>, sqlx::Error> {
     let found: Option<Option<i32>> =
         scalar("SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1")

@@ -1,7 +1,7 @@
-//! Rows that leave while their table is compared with the log. A list may have given such a row to a client that follows the
-//! stream from there on, although the log does not have the row, or has it in another scope. So before the row leaves its
-//! place (its key, its scope, or being visible), the log is told that it was there; where the stream does not tell what
-//! the row was, the log gets a deletion alone.
+//! Rows that leave while their table is compared with the log. A list may have given such a row to a client that
+//! follows the stream from there on, although the log does not have the row, or has it in another scope. So before the
+//! row leaves its place (its key, its scope, or being visible), the log gets the row as it was; where the stream does
+//! not send that, the log gets a deletion alone.
 
 use bourn_protocol::Action;
 
@@ -12,7 +12,7 @@ use crate::databases::postgres::pgoutput::{Cell, OldTuple, Tuple};
 use crate::databases::postgres::tables::layout::Piece;
 
 impl Settler {
-    /// Logs what must be known of a row before a change of a table that is being compared takes the row away.
+    /// Logs a row as it must be known before a change of a table that is being compared removes it.
     pub(super) fn catch_up(&mut self, change: &Change) {
         let source = &*change.source;
         let (old, new) = match &change.kind {
@@ -68,7 +68,7 @@ impl Settler {
         }
     }
 
-    /// Whether the log has the end of the row, from the time since this server tells it of all changes.
+    /// Whether the log has the row's deletion, from the time since this server logs all changes.
     fn has_ended(&self, logged: &Logged) -> bool {
         logged.alive.is_none() && logged.commit.is_some_and(|commit| commit >= self.since)
     }
@@ -78,16 +78,16 @@ fn visible(source: &Source, tuple: &Tuple) -> bool {
     source.layout.visible(|at| Piece::of(tuple.get(at).and_then(Cell::text)))
 }
 
-/// The scope of the old row; nothing where the stream does not tell it.
+/// The scope of the old row; `None` where the stream does not send it.
 fn scope_of(source: &Source, old: Option<&OldTuple>) -> Option<Option<String>> {
     let Some(at) = source.layout.scope else { return Some(None) };
     let old = old?;
     let text = old.tuple.get(at).and_then(Cell::text);
-    // The columns of an identity that is not the whole row are never null; those beside it are told as if they were.
+    // The columns of an identity that is not the whole row are never null; the other columns are sent as nulls.
     (old.whole || text.is_some()).then(|| text.map(Into::into))
 }
 
-/// Whether a new row is in this scope. What it does not repeat is as it was.
+/// Whether a new row is in this scope. A value that it does not repeat is as before.
 fn in_scope(source: &Source, new: &Tuple, scope: Option<&str>) -> bool {
     source.layout.scope.and_then(|at| new.get(at)).is_none_or(|cell| match cell {
         Cell::Unchanged => true,
@@ -95,7 +95,7 @@ fn in_scope(source: &Source, new: &Tuple, scope: Option<&str>) -> bool {
     })
 }
 
-/// The scope of a row that an update hides, which an identity that has the scope says to be the same; else the one that the
+/// The scope of a row that an update hides: unchanged if an identity that has the scope says so; else the one that the
 /// log last had the row in.
 fn likely_scope(source: &Source, new: Option<&Tuple>, logged: &Logged) -> Option<String> {
     let at = source.layout.scope?;

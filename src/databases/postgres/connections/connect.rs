@@ -1,6 +1,6 @@
-//! Reaching the database: the pools of connections and what their sessions are set to, and what the replication client
-//! needs to know. Serving, capturing and watching have pools of their own, so that none can take the others' last
-//! connection; every statement, lock and connection has a timeout.
+//! Reaching the database: the pools of connections, the settings of their sessions, and the settings of the replication
+//! client. Serving, capturing and watching have pools of their own, so that none can take the others' last connection;
+//! every statement, lock and connection has a timeout.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -31,9 +31,9 @@ const GRACE: Duration = Duration::from_secs(1);
 const MESSAGE_MAX: usize = 1 << 30;
 /// Events of the replication stream that the client holds before the queue that is bounded in bytes.
 const EVENTS_MAX: usize = 8;
-/// What every session is set to, whatever role and database are set to: how values are written as text, what a
-/// transaction sees, and that rows are refused where a policy would hide them. Whether it may write is left as it is set:
-/// operators of databases forbid that while a disk is nearly full.
+/// The settings of every session, whatever role and database have: how values are written as text, what a transaction
+/// sees, and that a query fails where a policy would hide rows. Whether it may write is left as it is set: operators of
+/// databases forbid that while a disk is nearly full.
 const SESSION: [(&str, &str); 11] = [
     ("client_encoding", "UTF8"),
     ("datestyle", "ISO"),
@@ -47,8 +47,8 @@ const SESSION: [(&str, &str); 11] = [
     ("row_security", "off"),
     ("idle_session_timeout", "0"),
 ];
-/// What sessions of the server's own connections are set to beside that. The database finds out by itself that the
-/// other end of a connection is gone.
+/// The further settings of the server's own connections. They let the database find out by itself that the other end of
+/// a connection is gone.
 const CONNECTION: [(&str, &str); 4] = [
     ("tcp_keepalives_idle", "30"),
     ("tcp_keepalives_interval", "10"),
@@ -65,12 +65,12 @@ pub(in super::super) struct Db {
     all: Arc<All>,
 }
 
-/// A pool, and how what is done with it begins.
+/// A pool, and how its transactions begin.
 #[derive(Debug)]
 struct Lane {
     pool: Pool,
-    /// How a transaction begins: behind a pooler in transaction mode nothing outlives one, so it brings its
-    /// settings.
+    /// The statement that begins a transaction: behind a pooler in transaction mode no setting outlives a transaction,
+    /// so it contains the settings.
     begin: String,
     begin_snapshot: String,
     /// A pooler in transaction mode stands before the database: every statement needs a transaction.
@@ -170,13 +170,13 @@ impl Db {
         self.by(&self.all.capturing)
     }
 
-    /// The same database by way of the connections for watching: past any pooler, for short statements only. Whoever
-    /// has one never waits for another.
+    /// The same database by way of the connections for watching: past any pooler, for short statements only. A task
+    /// that has one never waits for another.
     pub(in super::super) fn watching(&self) -> Db {
         self.by(&self.all.watching)
     }
 
-    /// A connection for statements of which each stands for itself; they may see different snapshots.
+    /// A connection for independent statements, which may see different snapshots.
     pub(in super::super) async fn single(&self) -> Result<Session, sqlx::Error> {
         match self.lane.pooled {
             true => self.begin().await,
@@ -206,8 +206,8 @@ impl Db {
         self.snapshot_of(&[]).await
     }
 
-    /// Does a piece of work that gets its own connection, within the time it may take in all. What does not end in
-    /// time is dropped, and its connection closed if the database does not answer.
+    /// Does a piece of work that gets its own connection, within the time that a request may take. Work that does not
+    /// end in time is dropped, and its connection closed if the database does not answer.
     pub(in super::super) async fn within<T>(
         &self,
         work: impl Future<Output = Result<T, sqlx::Error>>,
@@ -215,15 +215,15 @@ impl Db {
         self.in_time(work).await?
     }
 
-    /// The same, for work whose failures have another type.
+    /// The same, for work with another type of error.
     pub(in super::super) async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, sqlx::Error> {
         let done = tokio::time::timeout(self.lane.work_timeout, work).await;
         done.map_err(|_| timed_out("the database does not answer in time"))
     }
 
-    /// Puts a mark into the replication stream behind everything that is committed now; gives its place.
+    /// Puts a mark into the replication stream behind everything that is committed now; returns its place.
     pub(in super::super) async fn mark(&self) -> Result<Lsn, sqlx::Error> {
-        // A transaction of its own, so that the stream has something to tell of.
+        // A transaction of its own, so that the stream sends the mark.
         let mut transaction = self.watching().begin().await?;
         let mark: String = scalar("SELECT pg_logical_emit_message(true, 'bourn.mark', '')::text")
             .fetch_one(&mut *transaction)
@@ -246,7 +246,7 @@ impl Db {
         &self.all.direct
     }
 
-    /// Lets no new work in. Work that is under way keeps its connection to its end.
+    /// Refuses new work. Work that is under way keeps its connection to its end.
     pub(in super::super) fn close(&self) {
         for lane in [&self.all.serving, &self.all.capturing, &self.all.watching] {
             lane.pool.close();
@@ -288,15 +288,15 @@ impl Db {
                 PgSslMode::VerifyFull => SslMode::VerifyFull,
             },
             ca_pem_path: authorities,
-            // An address is checked as what the certificate names, too; the client asks for it in so many words.
+            // An address is checked against the certificate, too, but the client has to be asked for that explicitly.
             sni_hostname: address,
             client_cert_pem_path: certificate,
             client_key_pem_path: key,
         })
         // The database ends the connection of a server that hangs, and with it its hold on the slot.
         .with_options(format!("{settings}-c wal_sender_timeout={}", patience.as_millis()))
-        // Later than the database asks for a sign of life, which it does after half its patience: what it asks for is
-        // how the server knows that the database is there.
+        // Longer than half the database's patience, after which it asks for a sign of life: by that request the server
+        // knows that the database is alive.
         .with_status_interval(patience * 5 / 8)
         .with_wakeup_interval(patience * 5 / 8)
         .with_buffer_size(EVENTS_MAX)
@@ -318,7 +318,7 @@ fn parameter(url: &str, names: &[&str]) -> Option<PathBuf> {
 }
 
 /// Set when the database is reached by way of a pooler in transaction mode: a statement's name would outlive its
-/// transaction, and be another's on the next connection. A process serves one database.
+/// transaction, and name another statement on the next connection. A process serves one database.
 static NAMELESS: AtomicBool = AtomicBool::new(false);
 
 /// A query; prepared once for each connection, where it may be.
@@ -339,7 +339,7 @@ fn local_settings(patience: Patience) -> String {
     let fixed = SESSION.iter().map(|(name, value)| format!("; SET LOCAL {name} = '{value}'"));
     let timeouts = patience.settings();
     let timeouts = timeouts.iter().map(|(name, value)| format!("; SET LOCAL {name} = '{value}'"));
-    // A session before may have left another one behind.
+    // An earlier session may have left another one behind.
     fixed.chain(timeouts).chain(["; SET LOCAL search_path TO DEFAULT".to_owned()]).collect()
 }
 

@@ -1,4 +1,4 @@
-//! Connections: the pools, what their sessions are set to, and who may use one.
+//! Connections: the pools, the settings of their sessions, and the turns that requests take.
 
 mod connect;
 mod session;

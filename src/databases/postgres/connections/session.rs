@@ -25,7 +25,7 @@ const LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// A pool of connections.
 pub(in super::super) type Pool = managed::Pool<Connector>;
 
-/// How long what a pool does may last.
+/// The timeouts of a pool.
 #[derive(Debug, Clone, Copy)]
 pub(in super::super) struct PoolTimeouts {
     /// Waiting for a connection that another task holds.
@@ -40,7 +40,7 @@ pub(in super::super) struct Connector {
     options: PgConnectOptions,
     /// A statement for every new connection.
     opening: Option<&'static str>,
-    /// Connections that last answered before this moment are closed: one of the same age did not answer.
+    /// Connections that last answered before this moment are closed, because one of the same age did not answer.
     suspect: Mutex<Option<Instant>>,
 }
 
@@ -49,7 +49,7 @@ pub(in super::super) struct Connector {
 pub(in super::super) struct Pooled {
     connection: PgConnection,
     opened: Instant,
-    /// When it last was known to answer; nothing if a statement may have been cut off on it.
+    /// When it last answered; `None` if a statement on it may have been cut off.
     answered: Option<Instant>,
 }
 
@@ -58,7 +58,7 @@ impl Connector {
         Connector { options, opening, suspect: Mutex::default() }
     }
 
-    /// A connection did not answer: others that have been idle since before then may not answer either.
+    /// Notes that a connection did not answer: others that have been idle for longer may not answer either.
     fn distrust(&self) {
         *self.suspect.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
@@ -74,7 +74,7 @@ impl Manager for Connector {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<Pooled, sqlx::Error> {
-        // Boxed, so that whatever waits for a connection is not as large as opening one.
+        // Boxed, so that a future that waits for a connection is not as large as one that opens it.
         let mut connection = Box::pin(PgConnection::connect_with(&self.options)).await?;
         if let Some(opening) = self.opening {
             sqlx::raw_sql(opening).execute(&mut connection).await?;
@@ -118,7 +118,7 @@ pub(in super::super) fn pool(
     timeouts: PoolTimeouts,
 ) -> Result<Pool, sqlx::Error> {
     let mut config = PoolConfig::new(connections.max(1));
-    // What was used last is used next: it needs no test.
+    // The connection that was used last is used next: it needs no test.
     config.queue_mode = QueueMode::Lifo;
     config.timeouts = Timeouts {
         wait: Some(timeouts.acquire),
@@ -142,7 +142,8 @@ pub(in super::super) fn broken(failure: &sqlx::Error) -> bool {
     }
 }
 
-/// A connection that is lent from a pool, with or without a transaction. Dropped, it takes back what was not committed.
+/// A connection that is lent from a pool, with or without a transaction. If it is dropped, what was not committed is
+/// rolled back.
 pub(in super::super) struct Session {
     lent: Option<Object<Connector>>,
     begun: bool,
@@ -165,7 +166,7 @@ impl Session {
         let mut session = Session::plain(pool).await?;
         match session.begin_with(sql).await {
             Err(error) if broken(&error) => {
-                // It was closed while it was idle, and others may have been with it: now one that is tested, or new.
+                // It was closed while it was idle, and others may have been, too: take one that is tested, or new.
                 pool.manager().distrust();
                 session = Session::plain(pool).await?;
                 session.begin_with(sql).await?;
@@ -176,7 +177,7 @@ impl Session {
     }
 
     async fn begin_with(&mut self, sql: &str) -> Result<(), sqlx::Error> {
-        // Before the statement is sent: it may be executed though the future was dropped.
+        // Before the statement is sent: the database may run it even if the future is dropped.
         self.begun = true;
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(self.connection()).await.map(|_| ())
     }
@@ -185,12 +186,12 @@ impl Session {
         self
     }
 
-    /// Ends it so that what was done on it stays.
+    /// Commits the transaction.
     pub(in super::super) async fn commit(self) -> Result<(), sqlx::Error> {
         self.end("COMMIT").await
     }
 
-    /// Ends it so that nothing of what was done in its transaction stays.
+    /// Rolls the transaction back.
     pub(in super::super) async fn rollback(self) -> Result<(), sqlx::Error> {
         self.end("ROLLBACK").await
     }
@@ -242,7 +243,7 @@ impl Drop for Session {
     }
 }
 
-/// Ends the transaction of a connection that was given back with one, or closes the connection.
+/// Rolls back a connection that was given back with a transaction, or closes the connection.
 async fn take_back(mut lent: Object<Connector>) {
     let ended = sqlx::raw_sql("ROLLBACK").execute(&mut lent.connection);
     match tokio::time::timeout(TEST_TIMEOUT, ended).await {

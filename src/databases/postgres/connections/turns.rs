@@ -1,6 +1,6 @@
-//! Who may use a connection of the serving pool: requests that wait for a lock in the database hold their connections
-//! meanwhile, so one table may have no more than half of them, writes no more than half, and one row two. Whoever waits
-//! for a turn holds no connection.
+//! Turns for the connections of the serving pool: requests that wait for a lock in the database hold their connections
+//! meanwhile, so one table may have no more than half of them, writes no more than half, and one row two. A request
+//! that waits for a turn holds no connection.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,7 +1,7 @@
 //! Which history the log belongs to, and what is done when the database went back in time. Bourn keeps in the log's own
-//! row what identifies a history: the cluster, the database, the timeline of its write-ahead log and when its server was
-//! started, since a copy of a cluster's files has to be started before it can be used. Every server compares them when it
-//! starts, takes over capture, and looks at the log.
+//! row what identifies a history: the cluster, the database, the timeline of its write-ahead log and when its server
+//! was started, since a copy of a cluster's files has to be started before it can be used. Every server compares them
+//! when it starts, takes over capture, and looks at the log.
 //!
 //! - Another cluster or another database: the log gets a new epoch, so that none of its offsets can be taken for an old one.
 //! - The same cluster, but its last commits may be lost (a promoted standby, a restored copy, a restart after a crash): the
@@ -20,7 +20,7 @@ use crate::databases::postgres::connections::{Db, Session, scalar, statement};
 use crate::databases::postgres::names::ident;
 use crate::databases::postgres::{Inner, error, migrate};
 
-/// What a notification says when the log's epoch or generation has changed; other notifications say how far it reaches.
+/// The notification that the log's epoch or version has changed; other notifications say how far it reaches.
 pub(in super::super) const CHANGED: &str = "history";
 /// Places that a millisecond of the clock stands for when the head leaps. No log gains a million changes in a second, so
 /// the place that stands for now lies past every place that was given out before, whatever was restored since. Between two
@@ -31,8 +31,8 @@ const PLACES_A_SECOND: i64 = 1_000 * PLACES_A_MILLISECOND;
 /// Where that count begins: 2025 in Unix milliseconds. The last place is reached after 316 years.
 const COUNTED_FROM: i64 = 1_735_689_600_000;
 
-/// Whether the database still is the one whose history the log belongs to, as an expression over `bourn.log l`. A standby is:
-/// it cannot be written. It reads nothing but what every role may read.
+/// Whether the database still is the one whose history the log belongs to, as an expression over `bourn.log l`. A
+/// standby counts as the same: it cannot be written. It reads nothing but what every role may read.
 macro_rules! settled {
     () => {
         "(pg_is_in_recovery() OR (coalesce(l.started = pg_postmaster_start_time(), false) AND coalesce(split_part(l.source, ' ', 2) \
@@ -48,7 +48,8 @@ pub(in super::super) async fn must_be_settled(connection: &mut PgConnection) -> 
     if settled { Ok(()) } else { Err(error::Unsettled.into()) }
 }
 
-/// What is executed to tell one history from another. Every role may, unless an operator has revoked it.
+/// The functions that distinguish one history from another. Every role may execute them, unless an operator has revoked
+/// it.
 const FUNCTIONS: [&str; 4] = [
     "pg_control_system()",
     "pg_current_wal_insert_lsn()",
@@ -56,7 +57,7 @@ const FUNCTIONS: [&str; 4] = [
     "pg_postmaster_start_time()",
 ];
 
-/// What the session's role may not execute though telling histories apart takes it, in words with the SQL that grants it.
+/// Which of these functions the session's role may not execute, as text with the SQL that grants it.
 pub(in super::super) async fn forbidden(
     connection: &mut PgConnection,
 ) -> Result<Option<String>, sqlx::Error> {
@@ -74,15 +75,15 @@ pub(in super::super) async fn forbidden(
     }))
 }
 
-/// What is known of the log and of the database that holds it.
+/// The log and the database that holds it.
 struct Found {
     head: i64,
     epoch: String,
     source: Option<String>,
     timeline: Option<String>,
-    /// The database's server has not been started since.
+    /// Whether the database's server has run without a restart since; `None` where that is not known.
     running: Option<bool>,
-    /// The log knows of more of the write-ahead log than there is.
+    /// The log's position is past the end of the write-ahead log.
     ahead: bool,
     now_source: String,
     now_timeline: String,
@@ -109,8 +110,8 @@ async fn look(transaction: &mut Session) -> Result<Found, sqlx::Error> {
     })
 }
 
-/// Compares the database with the history that the log belongs to, and makes sure that nothing is served under old
-/// offsets that was not there before. `slot_skipped`: the slot cannot give all that follows the log's position.
+/// Compares the database with the history that the log belongs to, and makes sure that old offsets never stand for
+/// other content. `slot_skipped`: the slot cannot give all that follows the log's position.
 pub(in super::super) async fn settle(inner: &Inner, slot_skipped: bool) -> Result<(), sqlx::Error> {
     let published = *inner.shared.head().borrow();
     let mut transaction = inner.db.capturing().begin().await?;
@@ -142,7 +143,7 @@ pub(in super::super) async fn settle(inner: &Inner, slot_skipped: bool) -> Resul
             "the database is not the one that the log was captured from: the log gets a new epoch, clients start again, and every table is compared with it"
         );
         renew(&mut transaction, epoch).await?;
-        // The position is one of another write-ahead log; transactions so far are another database's.
+        // The position is one of another write-ahead log; the transactions so far are another database's.
         statement("UPDATE bourn.log SET position = NULL, foreign_until = head")
             .execute(&mut *transaction)
             .await?;
@@ -155,7 +156,7 @@ pub(in super::super) async fn settle(inner: &Inner, slot_skipped: bool) -> Resul
             to,
             "the log's last changes may be lost: it goes on behind every place that can have been served"
         );
-        // Without a new start the log alone was changed, by hand: its position may say more than it holds.
+        // Without a restart only the log was changed, by hand: its position may claim more than it holds.
         if found.ahead || (found.head < served && found.running == Some(true)) {
             statement("UPDATE bourn.log SET position = NULL").execute(&mut *transaction).await?;
             compare_all(&mut transaction).await?;
@@ -189,8 +190,8 @@ async fn renew(transaction: &mut Session, epoch: Epoch) -> Result<(), sqlx::Erro
     announce(transaction).await
 }
 
-/// A table was emptied of which the log did not have every row yet. Lists may have given out rows whose end cannot be
-/// told, as the log does not know them: the log gets a new epoch, so that clients list again.
+/// A table was emptied before the log had all of its rows. Lists may have shown rows whose deletion cannot be logged,
+/// as the log does not know them: the log gets a new epoch, so that clients list again.
 pub(in super::super) async fn truncated(transaction: &mut Session, entity: &str) -> Result<(), sqlx::Error> {
     let epoch = Epoch::draw();
     let renewed = statement(
@@ -209,7 +210,7 @@ pub(in super::super) async fn truncated(transaction: &mut Session, entity: &str)
     Ok(())
 }
 
-/// Moves the head past every place that can have been served, and remembers the gap; gives the new head.
+/// Moves the head past every place that can have been served, and remembers the gap; returns the new head.
 async fn leap(transaction: &mut Session, before: i64, known: i64, reason: &str) -> Result<i64, sqlx::Error> {
     let now: i64 = scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8")
         .fetch_one(&mut **transaction)
@@ -231,7 +232,7 @@ async fn leap(transaction: &mut Session, before: i64, known: i64, reason: &str) 
     Ok(to)
 }
 
-/// The place behind a gap: past what is known to have been served, and past what can have been served by now.
+/// The place behind a gap: past every place that is known to have been served, or can have been by now.
 fn beyond(known: i64, unix_millis: i64) -> i64 {
     let next = (known / PLACES_A_SECOND + 1).saturating_mul(PLACES_A_SECOND);
     let clock = (unix_millis - COUNTED_FROM).max(0).saturating_mul(PLACES_A_MILLISECOND);
@@ -243,11 +244,11 @@ async fn announce(transaction: &mut Session) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// Stored streams whose appends may have been lost go on under other numbers, as forks of what is left: an offset names
-/// the stream that the bytes before it were appended to, so one that was given out for lost bytes is never
-/// taken for one of the bytes that come in their place.
+/// Gives stored streams whose appends may have been lost other numbers, as forks of what is left: an offset names the
+/// stream that the bytes before it were appended to, so an offset of lost bytes never names the bytes that replace
+/// them.
 async fn number_streams_anew(transaction: &mut Session) -> Result<(), sqlx::Error> {
-    // Numbers that were used since are not used for others.
+    // Numbers that were used since are not used again.
     statement(
         "SELECT setval(pg_get_serial_sequence('bourn.streams', 'id'), 1 + floor(random() * 4e15)::bigint)",
     )
@@ -257,7 +258,7 @@ async fn number_streams_anew(transaction: &mut Session) -> Result<(), sqlx::Erro
     statement("SELECT 1 FROM bourn.streams WHERE state = 0 ORDER BY id FOR UPDATE")
         .execute(&mut **transaction)
         .await?;
-    // Those with nothing that is named by their number: no appends of their own, no forks, no producers.
+    // The streams that own nothing under their number: no appends, no forks, no producers.
     statement(
         "UPDATE bourn.streams s SET id = DEFAULT WHERE state = 0 AND tail = base \
          AND NOT EXISTS (SELECT 1 FROM bourn.streams f WHERE f.source_id = s.id) \
@@ -265,7 +266,7 @@ async fn number_streams_anew(transaction: &mut Session) -> Result<(), sqlx::Erro
     )
     .execute(&mut **transaction)
     .await?;
-    // The others leave what they have to a row without a path, which is kept for them as for any fork. It is made under
+    // The others leave what they own to a row without a path, which is kept for them as for any fork. It is made under
     // the negative of its number, until that is free.
     let kept = statement(
         "INSERT INTO bourn.streams (id, path, state, content_type, tail, closed, source_id, base) \
@@ -331,7 +332,7 @@ pub async fn renew_log(url: &str, limits: &Limits) -> Result<(), OpenError> {
     renewed
 }
 
-/// Settles at a start; a database that can be read but not written is read as it is.
+/// Settles the history at a start; a database that is read-only is served as it is.
 pub(in super::super) async fn settle_at_start(inner: &Inner) -> Result<(), sqlx::Error> {
     match settle(inner, false).await {
         Err(failure) if error::read_only(&failure) => Ok(()),
@@ -356,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_copy_that_is_restored_twice_never_gives_a_place_twice() {
-        // No database starts twice within this time.
+        // No database restarts faster than this.
         let milliseconds = 50;
         let first = beyond(5, COUNTED_FROM + 1_000_000);
         let second = beyond(5, COUNTED_FROM + 1_000_000 + milliseconds);

@@ -1,4 +1,4 @@
-//! The log's own tables: reading it, which history it belongs to, and the entity types that it refuses rows of.
+//! The log's own tables: reading the log, its history, and the entity types whose rows it refuses.
 
 pub(super) mod history;
 mod narrow;
@@ -7,5 +7,5 @@ pub(super) mod recent;
 pub(super) mod stops;
 pub(super) mod walk;
 
-/// The channel on which servers tell each other how far the log reaches.
+/// The channel on which servers notify each other how far the log reaches.
 pub(super) const CHANNEL: &str = "bourn";

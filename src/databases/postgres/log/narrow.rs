@@ -1,11 +1,11 @@
-//! Which activities a question about the history asks for, as conditions on the log and the audit trail.
+//! A query of the history as conditions on the log and the audit trail.
 
 use super::walk::{START, Walk};
 use crate::feed::ActivityQuery;
 
-/// What activities must have. `$1` is the place before which they are.
+/// The conditions on activities. They lie before the place `$1`.
 pub(in super::super) struct Narrowing {
-    /// The columns that are asked for, in the order of their values, which begin at `$2`.
+    /// The columns that the query names, in the order of their values, which begin at `$2`.
     columns: Vec<&'static str>,
     pub(in super::super) values: Vec<String>,
 }
@@ -37,7 +37,7 @@ impl Narrowing {
         self.columns.iter().any(|column| ["transaction_id", "client_id", "entity_id"].contains(column))
     }
 
-    /// Of the log.
+    /// The condition on the log.
     pub(in super::super) fn in_log(&self) -> Where {
         let of = |column| self.parameter(column);
         match (of("transaction_id"), of("entity_id"), of("client_id"), of("entity_type")) {
@@ -51,7 +51,7 @@ impl Narrowing {
         }
     }
 
-    /// Of the audit trail.
+    /// The condition on the audit trail.
     pub(in super::super) fn in_audit(&self) -> Where {
         let of = |column| self.parameter(column);
         match (of("transaction_id").or(of("entity_id")), of("client_id")) {
@@ -61,18 +61,19 @@ impl Narrowing {
         }
     }
 
-    /// The newest along an index that compares some of the columns.
+    /// The newest activities along an index that compares some of the columns.
     pub(in super::super) fn along(&self, walk: &Walk, compared: &[&str]) -> Where {
         let conditions = self.conditions(walk.between(START, "$1"), compared);
         (conditions, walk.newest_first())
     }
 
-    /// The newest, as they lie.
+    /// The newest activities by place.
     fn by_place(&self) -> Where {
         (self.conditions("a.seq < $1".into(), &[]), "ORDER BY a.seq DESC".into())
     }
 
-    /// The newest of few. Ordered by what no index has: otherwise the planner may look for them along the whole log.
+    /// The newest of few activities. Ordered by an expression that no index has: otherwise the planner may search the
+    /// whole log.
     fn sorted(&self) -> Where {
         let mut conditions = self.conditions("a.seq < $1".into(), &[]);
         if let Some(key) = self.parameter("entity_id") {

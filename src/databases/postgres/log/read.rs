@@ -22,7 +22,7 @@ pub(in super::super) const COLUMNS: &str = "seq, action, entity_type, entity_id,
 
 /// Rows read at a time while a chunk is filled.
 const FILL_ROWS: usize = 1_100;
-/// Bytes of values read at a time while a chunk is filled, except that a single row may have more.
+/// Bytes of values read at a time while a chunk is filled; a single row may have more.
 const FILL_BYTES: i64 = 2 << 20;
 
 /// A row as an owned activity.
@@ -30,7 +30,7 @@ pub(in super::super) fn read_activity(row: &PgRow) -> Result<Activity, sqlx::Err
     with_ref(row, Activity::of)
 }
 
-/// Hands a row to `take` as a borrowed activity: nothing is copied that needs not be.
+/// Passes a row to `take` as a borrowed activity, to copy no more than needed.
 fn with_ref<T>(row: &PgRow, take: impl FnOnce(&ActivityRef<'_>) -> T) -> Result<T, sqlx::Error> {
     let broken = |what: &str| sqlx::Error::Decode(format!("the log holds an impossible {what}").into());
     Ok(take(&ActivityRef {
@@ -50,7 +50,7 @@ fn with_ref<T>(row: &PgRow, take: impl FnOnce(&ActivityRef<'_>) -> T) -> Result<
     }))
 }
 
-/// The feeds that together make up a stream; none where it is not made of feeds.
+/// The feeds that together make up a stream; `None` where it is not made of feeds.
 async fn feeds(connection: &mut PgConnection, stream: &Selector) -> Result<Option<Vec<i32>>, sqlx::Error> {
     let Some(scope) = &stream.scope else { return Ok(None) };
     scalar(
@@ -90,14 +90,14 @@ pub(in super::super) async fn stream_tail(
     Ok(tail.max(horizon(connection, stream).await?.horizon))
 }
 
-/// What a stream does not keep, the parts of the log that were lost left aside.
+/// What a read cannot give of a stream any more, without the lost parts of the log.
 async fn horizon(connection: &mut PgConnection, stream: &Selector) -> Result<Kept, sqlx::Error> {
     let nowhere = Head { epoch: Epoch::draw(), seq: Seq::ZERO };
     kept(connection, stream, nowhere, (Seq::ZERO, Seq::ZERO)).await
 }
 
-/// What a stream does not keep. `published`: how far this server knew the log to reach before it was read; `read`: where
-/// the read began, and the last place that it has seen.
+/// What a read cannot give of a stream any more. `published`: how far this server knew the log to reach before the
+/// read; `read`: where the read began, and the last place that it has seen.
 pub(in super::super) async fn kept(
     connection: &mut PgConnection,
     stream: &Selector,
@@ -132,7 +132,7 @@ fn seq_of(column: Option<i64>) -> Seq {
     column.and_then(Seq::from_i64).unwrap_or_default()
 }
 
-/// Fails where the log ends before what this server has published of it.
+/// Fails where the log ends before the head that this server has published.
 fn must_reach(head: Head, published: Head) -> Result<(), sqlx::Error> {
     match head.epoch == published.epoch && head.seq < published.seq {
         true => Err(error::Unsettled.into()),
@@ -170,8 +170,8 @@ pub(in super::super) async fn head(connection: &mut PgConnection) -> Result<Head
     Ok(Head { epoch, seq: Seq::from_i64(row.try_get(1)?).unwrap_or_default() })
 }
 
-/// Gives the chunk what follows its position, until it is done or the stream ends; and the last place that it was
-/// shown.
+/// Fills the chunk with what follows its position, until it is done or the stream ends; returns the last place that it
+/// was shown.
 pub(in super::super) async fn fill(
     connection: &mut PgConnection,
     stream: &Selector,
@@ -188,8 +188,8 @@ pub(in super::super) async fn fill(
         format!("SELECT a.* FROM bourn.activities a WHERE {condition} {order} LIMIT $3")
     };
     let sql = match (&feeds, &stream.entity_type) {
-        // A statement that has many rows to read by its index is not to be planned as if it had few: the order and
-        // the limit are inside, where each feed has its own.
+        // Keeps the planner from expecting few rows where the index has many: the order and the limit are inside, where
+        // each feed has its own.
         (Some(_), _) => within_bytes(
             &format!(
                 "SELECT n.* FROM unnest($1::int4[]) f CROSS JOIN LATERAL ({}) n ORDER BY n.seq LIMIT $3",
@@ -218,9 +218,9 @@ pub(in super::super) async fn fill(
 /// Every activity after a place.
 const EVERYTHING: &str = "SELECT * FROM bourn.activities WHERE seq > $1 ORDER BY seq LIMIT $2";
 
-/// Selects from the first of these activities as many as have that many bytes of values, and at least one; with each, how many
-/// bytes it and those before it have. What a reader has no room for would otherwise be read and sent for nothing: a
-/// statement that has begun is read to its end. Lengths are known without the values being unpacked.
+/// Selects the first of these activities that together have that many bytes of values, and at least one; with each, the
+/// bytes of it and those before it. A statement that has begun is read to its end, so values that the reader has no
+/// room for would be read and sent in vain. Lengths are known without unpacking the values.
 fn within_bytes(activities: &str, bytes: &str) -> String {
     let length = "coalesce(octet_length(value), 0) + coalesce(octet_length(previous_values), 0)";
     format!(
@@ -238,7 +238,7 @@ fn as_i64(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Gives the chunk these rows; gives whether there may be more rows, and whether the chunk wants no more.
+/// Pushes these rows into the chunk; returns whether there may be more rows, and whether the chunk is done.
 async fn push_all(
     connection: &mut PgConnection,
     select: Query<'_, Postgres, PgArguments>,
@@ -299,13 +299,13 @@ pub(in super::super) async fn query(
     };
     let feeds = feeds(connection, &stream).await?;
     let narrowing = Narrowing::of(query);
-    // An activity does not show the row itself.
+    // An answer does not have the row itself.
     let columns = COLUMNS.replace(" value,", " NULL::text AS value,");
     let select = |columns: &str, table: &str, (condition, order): (String, String)| {
         let limit = query.limit;
         format!("SELECT {columns} FROM bourn.{table} a WHERE {condition} {order} LIMIT {limit}")
     };
-    // What has left the streams has left its payload behind.
+    // An activity that has left the streams has lost its payload.
     let bare = columns.replace(" previous_values,", " NULL::text,").replace(" last,", " 0::int2,");
     let audit = select(&bare, "audit", narrowing.in_audit());
     let sql = match feeds {

@@ -1,5 +1,5 @@
-//! What this server has just appended to the log, so that its own live tail needs not read it back. Empty on servers
-//! that do not append.
+//! The activities that this server has just appended to the log, so that its own live tail need not read them back.
+//! Empty on servers that do not append.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -24,7 +24,7 @@ struct Ring {
 }
 
 impl Recent {
-    /// Takes what was appended. What does not follow what is here takes its place.
+    /// Takes activities that were appended. If they do not follow those that are kept, they replace them.
     pub(in super::super) fn push(&self, appended: impl IntoIterator<Item = Activity>) {
         let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for activity in appended {
@@ -40,12 +40,13 @@ impl Recent {
         }
     }
 
-    /// Forgets everything: another server appends now.
+    /// Forgets all activities: another server appends now.
     pub(in super::super) fn clear(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Ring::default();
     }
 
-    /// What follows a place, within limits, and whether a limit was reached; nothing if it is not all here.
+    /// The activities after a place, within limits, and whether a limit was reached; `None` if some of them are not
+    /// here.
     pub(in super::super) fn after(
         &self,
         place: Seq,
@@ -63,7 +64,7 @@ impl Recent {
                 return Some((activities, true));
             }
         }
-        // At its end the database may know more: another server may append.
+        // At the end of these the database may have more: another server may append.
         (!activities.is_empty()).then_some((activities, false))
     }
 }

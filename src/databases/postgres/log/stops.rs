@@ -1,6 +1,6 @@
-//! Entity types whose capture has stopped because the log refuses one of their rows, and the rows that an operator has told
-//! capture to pass over. Capture notes them in the database; every server reads them there, `bourn check` shows them and
-//! `bourn skip` ends a stop.
+//! Entity types whose capture has stopped because the log refuses one of their rows, and the rows that an operator has
+//! ordered capture to pass over. Capture notes them in the database; every server reads them there, `bourn check` shows
+//! them and `bourn skip` ends a stop.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub(in super::super) struct Stop {
 }
 
 impl Stop {
-    /// What an operator sees of it.
+    /// The stop as an operator sees it.
     pub(in super::super) fn condition(&self) -> Condition {
         Condition {
             entity_type: self.entity_type.to_string(),
@@ -42,7 +42,7 @@ impl Stop {
     }
 }
 
-/// What a client is told whose read would reach the end of a stopped stream.
+/// The message for a client whose read would reach the end of a stopped stream.
 const STOPPED: &str = "its changes are not captured at the moment; an operator has to act, see `/ready`";
 
 /// The entity types that have stopped.
@@ -73,7 +73,7 @@ pub(in super::super) async fn skipped(
     rows.iter().map(name).collect()
 }
 
-/// Notes stops for good; their tables are to be compared from the beginning.
+/// Notes stops durably; their tables are to be compared from the beginning.
 pub(in super::super) async fn note(connection: &mut PgConnection, stops: &[Stop]) -> Result<(), sqlx::Error> {
     let column = |pick: fn(&Stop) -> &str| stops.iter().map(|stop| pick(stop).to_owned()).collect::<Vec<_>>();
     statement(
@@ -90,7 +90,7 @@ pub(in super::super) async fn note(connection: &mut PgConnection, stops: &[Stop]
     Ok(())
 }
 
-/// Lets a stopped entity type go on without the row that stopped it; gives that row's key, or nothing if the type has
+/// Lets a stopped entity type go on without the row that stopped it; returns that row's key, or `None` if the type has
 /// not stopped.
 pub(in super::super) async fn skip(
     connection: &mut PgConnection,
@@ -110,7 +110,7 @@ pub(in super::super) async fn skip(
     .await
 }
 
-/// Lets the entity types know which of them have stopped.
+/// Marks which entity types have stopped.
 pub(in super::super) fn mark(catalog: &Catalog, stops: &[Stop]) {
     for entity in catalog.iter() {
         let stopped = stops.iter().any(|stop| stop.entity_type == entity.name);

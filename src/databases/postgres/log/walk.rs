@@ -1,8 +1,8 @@
-//! Walks along the indexes of the log, as SQL. The log is read in the order of its places, a few activities at a time. The
-//! planner may then rather go through the whole log by place and leave out what does not match: it expects a match soon
-//! where it knows of few entity types, feeds or rows. For a row that the log does not have this only ends at the log's other
-//! end, and capture asks for thousands of rows at once. A condition and an order on all columns of an index leave it no other
-//! way than that index.
+//! Walks along the indexes of the log, as SQL. The log is read in the order of its places, a few activities at a time.
+//! The planner may then prefer to scan the whole log by place and to drop what does not match: it expects a match soon
+//! where it knows of few entity types, feeds or rows. For a row that the log does not have, such a scan ends only at
+//! the log's other end, and capture asks for thousands of rows at once. A condition and an order on all columns of an
+//! index leave only that index.
 
 /// The place before the first activity.
 pub(in super::super) const START: &str = "0";
@@ -17,7 +17,7 @@ pub(in super::super) struct Walk {
     columns: String,
     values: String,
     order: Vec<String>,
-    /// What the index cannot say.
+    /// The condition that the index does not cover.
     also: String,
 }
 
@@ -28,7 +28,7 @@ impl Walk {
         let hash = |text: &str| format!("hashtextextended({text}, 0)");
         let columns = [hash(&format!("{log}.entity_id")), format!("{log}.entity_type")];
         let walk = Walk::new(log, &columns, &[hash(key), entity_type.to_owned()]);
-        // Not an equality, by which the planner would expect a single activity and sort all that there are.
+        // Not an equality, from which the planner would expect a single activity and sort all of them.
         Walk { also: format!(" AND coalesce({log}.entity_id = {key}, false)"), ..walk }
     }
 

@@ -1,7 +1,8 @@
-//! Appending. A server has a few lanes, and a stream always the same one; what waits in a lane while a commit is on its
-//! way shares the next one. The streams' rows are locked in the order of their numbers, which makes appends by different
-//! servers wait for one another without ever waiting in a circle; places are given under the lock, which is kept until
-//! the commit, so that a stream's order is the order of its commits. Nothing is answered before the commit is durable.
+//! Appending. A server has a few lanes, and a stream always the same one; appends that wait in a lane while a commit is
+//! on its way share the next one. The streams' rows are locked in the order of their numbers, which makes appends by
+//! different servers wait for one another without ever waiting in a circle; places are given under the lock, which is
+//! kept until the commit, so that a stream's order is the order of its commits. Nothing is answered before the commit
+//! is durable.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,16 +22,16 @@ use crate::streams::entry::{Entry, FRESH_ROOM_BYTES};
 use crate::streams::rules::ProducerState;
 use crate::streams::{AppendError, AppendStream, Appended, StreamChange};
 
-/// Maximum size in bytes of appends that share a commit, but for the one that crosses the last of them.
+/// Maximum size in bytes of appends that share a commit; the last of them may cross it.
 const BATCH_BYTES: usize = 16 << 20;
-/// How often a commit is tried that the database gave up for another's sake.
+/// How often a commit is tried that the database aborted in favour of another one.
 const ATTEMPTS: usize = 3;
 
-/// What waits in a lane.
+/// A job of a lane.
 pub(super) enum Job {
     /// Append to a stream.
     Append(Box<AppendStream>, oneshot::Sender<Result<Appended, AppendError>>),
-    /// A stream was read: it lives until this time.
+    /// Note that a stream was read: it lives until this time.
     Touch(StreamPath, i64),
 }
 
@@ -56,7 +57,7 @@ pub(super) struct Lane {
     counter: Counter,
 }
 
-/// What a batch is to write, as the arrays of one statement.
+/// The rows that a batch writes, as the arrays of one statement.
 #[derive(Default)]
 struct Batch<'a> {
     streams: Vec<i64>,
@@ -73,7 +74,7 @@ type Answers = Vec<Option<Result<Appended, AppendError>>>;
 /// Why a batch failed.
 struct Failed {
     error: sqlx::Error,
-    /// It may have been done all the same.
+    /// Whether the commit may have been done all the same.
     unsure: bool,
 }
 
@@ -89,7 +90,7 @@ impl Lane {
         Lane { inner, counter }
     }
 
-    /// Works until the server stops, and then does what waits.
+    /// Works until the server stops, and then does the jobs that wait.
     pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken) {
         let most = self.inner.limits.write_batch;
         let mut waiting = Vec::with_capacity(most);
@@ -118,14 +119,14 @@ impl Lane {
         }
     }
 
-    /// Does these together and answers them.
+    /// Commits these jobs together and answers them.
     async fn commit(&mut self, jobs: Vec<Job>) {
         let mut attempts = 0;
         let done = loop {
             attempts += 1;
             let db = self.inner.db.clone();
             let tried = db.in_time(self.try_commit(&jobs)).await;
-            // What was given up may have been done all the same.
+            // A commit that was given up may have been done all the same.
             match tried.unwrap_or_else(|error| Err(Failed { error, unsure: true })) {
                 Ok(answers) => break Ok(answers),
                 Err(failed) => {
@@ -225,7 +226,7 @@ impl Lane {
         let mut entries = HashMap::with_capacity(rows.len());
         for row in &rows {
             if !row.try_get::<bool, _>("settled")? {
-                // Bytes that were lost may have had these places.
+                // Lost bytes may have had these places.
                 return Err(error::Unsettled.into());
             }
             let entry = entry(transaction, &self.inner.stored, row).await?;
@@ -235,7 +236,7 @@ impl Lane {
     }
 }
 
-/// Loads the state of the producers into the streams' entries.
+/// Loads the state of the producers into the states of their streams.
 async fn know_producers(
     connection: &mut PgConnection,
     jobs: &[Job],

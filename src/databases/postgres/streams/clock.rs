@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::streams::unix_millis;
 
-/// A reading that took longer to arrive than this says too little.
+/// A reading that took longer than this to arrive is too inexact.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// The database's clock.
@@ -28,7 +28,7 @@ impl Clock {
         self.at_beginning.load(Ordering::Relaxed).saturating_add(millis(self.began.elapsed()))
     }
 
-    /// Takes what the database's clock was somewhen between asking and now.
+    /// Takes a reading of the database's clock, made at some moment between `asked` and now.
     pub(super) fn read(&self, millis_there: i64, asked: Instant) {
         let took = asked.elapsed();
         if took <= ANSWER_MAX {

@@ -1,5 +1,5 @@
-//! Removing streams. A stream that forks still need is kept without being seen; a stream that is not needed any more loses its path
-//! at once and its bytes little by little. Every server removes what has expired; all of it may be done twice.
+//! Removing streams. A stream that forks still need stays, hidden; one that is not needed any more loses its path at
+//! once and its bytes little by little. Every server removes expired streams; every step may be done twice.
 
 use std::time::Duration;
 
@@ -13,21 +13,21 @@ use super::worker::Worker;
 use crate::databases::postgres::connections::{Session, scalar, statement};
 use crate::streams::StreamChange;
 
-/// How often it is looked whether streams have expired.
+/// How often streams are checked for expiry.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Expired streams that are removed in one step.
 const EXPIRED_AT_ONCE: i64 = 100;
 /// Appends that are removed in one step.
 const ROWS_AT_ONCE: i64 = 1_000;
-/// The advisory lock of the server that removes.
+/// The advisory lock of the server that removes streams.
 const LOCK: i64 = 0x626f_7572_6e01;
-/// After how long a writer that has not written is taken for gone.
+/// After how long without a commit a writer is taken for gone.
 const WRITER_GONE: &str = "1 day";
 
-/// What removing came to.
+/// The result of removing a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Removed {
-    /// There was none.
+    /// There was no such stream.
     Missing,
     /// It had been deleted, and is kept for its forks.
     Kept,
@@ -49,8 +49,8 @@ struct Link {
     state: i16,
 }
 
-/// Removes the stream at a path. What it was forked from is locked with it, in the order of the numbers as everywhere: it
-/// may be waiting for this removal alone.
+/// Removes the stream at a path. Its source is locked with it, in the order of the numbers as everywhere: it may be
+/// waiting for this removal alone.
 pub(super) async fn remove(
     worker: &mut Worker,
     path: &StreamPath,
@@ -93,7 +93,7 @@ pub(super) async fn remove(
         gone += 1;
         let source = links.iter().find(|link| link.id == id).and_then(|link| link.source);
         let source = links.iter().find(|link| Some(link.id) == source && link.state == 1);
-        // What the source was kept for may have been this stream alone.
+        // The source may have been kept for this stream alone.
         next = match source {
             Some(source) if !has_forks(&mut transaction, source.id).await? => Some(source.id),
             _ => None,
@@ -143,7 +143,7 @@ pub(super) async fn run(mut worker: Worker, stop: CancellationToken) {
                 Ok(true) if !stop.is_cancelled() => {}
                 Ok(_) => break,
                 Err(failure) => {
-                    // It is tried again.
+                    // The next round tries again.
                     tracing::debug!(%failure, "streams cannot be removed now");
                     break;
                 }
@@ -152,8 +152,8 @@ pub(super) async fn run(mut worker: Worker, stop: CancellationToken) {
     }
 }
 
-/// Removes some of it; says whether there may be more. A stream's removal is a transaction of its own, and never begins
-/// while another connection is held.
+/// Removes some streams; returns whether there may be more. A stream's removal is a transaction of its own, and never
+/// begins while another connection is held.
 async fn step(worker: &mut Worker) -> Result<bool, sqlx::Error> {
     let db = worker.inner.db.clone();
     let Some(expired) = db.within(wanted(worker)).await? else { return Ok(false) };
@@ -176,7 +176,7 @@ async fn step(worker: &mut Worker) -> Result<bool, sqlx::Error> {
     Ok(db.within(remove_dead).await? || !expired.is_empty())
 }
 
-/// Paths of streams that have expired; nothing if there is nothing to do at all.
+/// Paths of streams that have expired; `None` if there is nothing to do at all.
 async fn wanted(worker: &Worker) -> Result<Option<Vec<String>>, sqlx::Error> {
     let now = worker.inner.stored.now();
     let mut reading = worker.inner.db.single().await?;
@@ -202,7 +202,7 @@ async fn wanted(worker: &Worker) -> Result<Option<Vec<String>>, sqlx::Error> {
     Ok(expired)
 }
 
-/// Removes some rows of a stream that is to be removed; says whether there was one.
+/// Removes some rows of a stream that is to be removed; returns whether there was one.
 async fn remove_rows(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let dead: Option<i64> = scalar("SELECT id FROM bourn.streams WHERE state = 2 LIMIT 1")
         .fetch_optional(&mut *connection)
@@ -228,7 +228,7 @@ async fn remove_rows(connection: &mut PgConnection) -> Result<bool, sqlx::Error>
     Ok(true)
 }
 
-/// Forgets the writers that are gone, but not the streams they have made.
+/// Removes the writers that are gone from the table, but not their counts of streams.
 async fn forget_writers(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     statement(
         "WITH gone AS (DELETE FROM bourn.stream_writers WHERE id <> 0 AND seen_at < now() - $1::interval RETURNING streams) \

@@ -20,10 +20,10 @@ use crate::streams::entry::Entry;
 use crate::streams::rules::{lifetime_columns, matches};
 use crate::streams::{CreateError, CreateStream, Created, FindError};
 
-/// How often something is tried that another server came before.
+/// How often an attempt that another server anticipated is repeated.
 const ATTEMPTS: usize = 8;
 
-/// What waits to be done.
+/// A job of the workers.
 pub(super) enum Job {
     /// Create a stream.
     Create(Box<CreateStream>, oneshot::Sender<Result<Created, CreateError>>),
@@ -31,17 +31,17 @@ pub(super) enum Job {
     Delete(StreamPath, oneshot::Sender<Result<(), FindError>>),
 }
 
-/// What an attempt to create came to.
+/// The result of an attempt to create a stream.
 enum Attempt {
     Done(Result<Created, CreateError>),
-    /// What is there has expired, and must be removed first.
+    /// An expired stream is at the path, and must be removed first.
     Expired,
-    /// Another server came before.
+    /// Another server came first.
     Again,
 }
 
 impl Worker {
-    /// Works until the server stops, and then does what waits.
+    /// Works until the server stops, and then does the jobs that wait.
     pub(super) async fn run(mut self, jobs: Arc<Mutex<mpsc::Receiver<Job>>>, stop: CancellationToken) {
         loop {
             let job = {
@@ -74,7 +74,7 @@ impl Worker {
         }
     }
 
-    /// Removes the stream at a path within the time that is for it.
+    /// Removes the stream at a path within the time that a request has.
     pub(super) async fn remove_in_time(
         &mut self,
         path: &StreamPath,
@@ -90,7 +90,7 @@ impl Worker {
             let db = self.inner.db.clone();
             let tried = db.in_time(self.try_create(create)).await;
             let attempt = match self.known(tried) {
-                // A deadlock: the database gave this one up for another's sake.
+                // A deadlock: the database aborted this transaction in favour of another one.
                 Err(failure) if matches!(error::code(&failure).as_deref(), Some("40001" | "40P01")) => {
                     Attempt::Again
                 }
@@ -138,7 +138,7 @@ impl Worker {
             Err(refused) => return Ok(Attempt::Done(Err(refused))),
         };
         let most = i64::try_from(self.inner.limits.streams).unwrap_or(i64::MAX);
-        // The number that it gets may have been a lost one's.
+        // The new stream's number may have been given to a stream that was lost.
         must_be_settled(&mut transaction).await?;
         let Some(id) = insert(&mut transaction, create, &unborn, most, now).await? else {
             let total: i64 = scalar(TOTAL).fetch_one(&mut *transaction).await?;
@@ -201,7 +201,7 @@ impl Worker {
 /// How many streams there are.
 const TOTAL: &str = "SELECT coalesce(sum(streams), 0)::bigint FROM bourn.stream_writers";
 
-/// Makes the stream's row, unless there are as many as there may be, or another server has made one there.
+/// Makes the stream's row, unless the limit of streams is reached, or another server has made one there.
 async fn insert(
     transaction: &mut Session,
     create: &CreateStream,

@@ -1,6 +1,6 @@
-//! Stored streams on PostgreSQL, served by any number of servers at once. Appends go through [`append`]'s lanes, many to
-//! a commit; what makes and removes streams through [`control`]; [`collect`] removes what is not needed any more; [`reading`] asks
-//! the database; [`news`] is how the servers tell each other.
+//! Stored streams on PostgreSQL, served by any number of servers at once. Appends go through [`append`]'s lanes, many
+//! to a commit; [`control`] creates and deletes streams; [`collect`] removes those that are not needed any more;
+//! [`reading`] asks the database; by [`news`] the servers notify each other.
 
 mod append;
 mod clock;
@@ -38,7 +38,7 @@ const LANES: usize = 2;
 /// Streams that a server creates or deletes at once.
 const WORKERS: usize = 4;
 
-/// Where work waits.
+/// The queues of jobs.
 pub(super) struct Queues {
     lanes: Vec<mpsc::Sender<append::Job>>,
     control: mpsc::Sender<control::Job>,
@@ -46,7 +46,7 @@ pub(super) struct Queues {
 }
 
 impl Queues {
-    /// Starts what does the work; it ends when the server stops.
+    /// Starts the tasks that do the jobs; they end when the server stops.
     pub(super) fn start(inner: &Inner, stop: &CancellationToken, tasks: &TaskTracker) -> Queues {
         let writers = TaskTracker::new();
         let waiting = inner.limits.write_queue;

@@ -1,8 +1,8 @@
-//! How servers tell each other what happened to streams. Each tells the others after its commits, by notifications that
-//! say which stream reaches how far, so that no server has to ask; what happens meanwhile is sent in one batch. A notification
-//! may be lost with the server that owed it, or with a connection. So each writer counts its commits in the database, in
-//! the commits themselves, and says in its notifications which of them they cover: a server that misses one then knows that
-//! something has happened, and everybody there looks.
+//! How servers notify each other of changes of streams. Each sends notifications after its commits, which say which
+//! stream reaches how far, so that no server has to ask; changes that happen meanwhile are sent in one batch. A
+//! notification may be lost with the server that had to send it, or with a connection. So each writer counts its
+//! commits in the database, in the commits themselves, and its notifications say which of them they cover: a server
+//! that misses one then knows that something has happened, and all of its readers look.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,16 +21,18 @@ use crate::streams::{Segment, StreamChange};
 
 /// The channel of the notifications.
 pub(in super::super) const CHANNEL: &str = "bourn_streams";
-/// Commits whose changes are kept for who listens; who falls further behind is told that anything may have changed.
+/// Commits whose changes are kept for listeners; a listener that falls further behind has to assume that any stream has
+/// changed.
 const CHANGES_KEPT: usize = 1_024;
-/// Changes that are told one by one; where more have gathered, others are told to look for themselves.
+/// Changes that are sent one by one; where more have gathered, the other servers only learn that any stream may have
+/// changed.
 const TOLD_MOST: usize = 1_024;
 /// Maximum size in bytes of a notification, within PostgreSQL's 8 000.
 const NOTIFICATION_MAX: usize = 7_900;
-/// Lineages of forks that are kept in mind.
+/// Lineages of forks that are kept in memory.
 const LINEAGES_MOST: usize = 10_000;
 
-/// What the storage and its tasks share of stored streams.
+/// The state of stored streams that the storage and its tasks share.
 #[derive(Debug)]
 pub(in super::super) struct Stored {
     changes: broadcast::Sender<Arc<[StreamChange]>>,
@@ -44,23 +46,23 @@ pub(in super::super) struct Stored {
     clock: Clock,
 }
 
-/// What the others have not been told yet.
+/// What has not been sent to the other servers yet.
 #[derive(Debug, Default)]
 struct Owed {
-    /// Each writer's commits, from one to another.
+    /// The range of commits of each writer.
     commits: HashMap<i64, (i64, i64)>,
     changes: Vec<StreamChange>,
-    /// Where among them a stream's last move is.
+    /// The index of each stream's last move in `changes`.
     moves: HashMap<u64, usize>,
     unknown: bool,
 }
 
-/// What is known of another server's writer.
+/// What is known of the commits of another server's writer.
 #[derive(Debug, Default)]
 struct Heard {
-    /// The commits up to this one were told.
+    /// Notifications have covered the commits up to this one.
     told: i64,
-    /// This many there were when it was last looked.
+    /// The writer's count at the last look.
     seen: i64,
 }
 
@@ -77,7 +79,7 @@ impl Counter {
         self.last + 1
     }
 
-    /// It is done, or may be: its number is not used again.
+    /// The commit is done, or may be: its number is not used again.
     fn done(&mut self) -> (i64, i64) {
         self.last += 1;
         (self.writer, self.last)
@@ -92,7 +94,7 @@ impl Owed {
     fn add(&mut self, change: &StreamChange) {
         let mut change = change.clone();
         if let StreamChange::Moved { id, fresh, .. } = &mut change {
-            // The others read for themselves.
+            // The other servers read it from the database.
             *fresh = Arc::default();
             if let Some(&at) = self.moves.get(id) {
                 self.changes[at] = change;
@@ -115,7 +117,7 @@ impl Owed {
         self.commits.is_empty() && self.changes.is_empty() && !self.unknown
     }
 
-    /// As notifications.
+    /// The changes and commits as notifications.
     fn write(&self, server: u64) -> Vec<String> {
         let commits = self.commits.iter().map(|(writer, (from, to))| format!("c {writer} {from} {to}"));
         let unknown = self.unknown.then(|| "u".to_owned());
@@ -159,7 +161,7 @@ fn read(line: &str) -> Option<StreamChange> {
             let (id, path) = rest.split_once(' ')?;
             Some(StreamChange::Deleted { id: id.parse().ok()?, path: StreamPath::new(path).ok()? })
         }
-        // Also what a newer server may say.
+        // Also a line that only a newer server knows.
         _ => Some(StreamChange::Unknown),
     }
 }
@@ -194,7 +196,7 @@ impl Stored {
         self.changes.subscribe()
     }
 
-    /// Streams may not be what they were: everybody here looks.
+    /// Any stream may have changed: all readers of this server look.
     pub(in super::super) fn doubt(&self) {
         locked(&self.lineages).clear();
         locked(&self.heard).clear();
@@ -208,7 +210,7 @@ impl Stored {
         }
     }
 
-    /// Tells everybody what a commit has done.
+    /// Notifies this server's readers and the other servers of a commit.
     pub(super) fn committed(&self, counter: &mut Counter, changes: Vec<StreamChange>) {
         let (writer, commit) = counter.done();
         {
@@ -222,12 +224,12 @@ impl Stored {
         self.tell_here(changes);
     }
 
-    /// A commit failed in a way that does not say whether it was done.
+    /// Notes a failed commit that may have been done all the same.
     pub(super) fn unsure(&self, counter: &mut Counter) {
         self.committed(counter, vec![StreamChange::Unknown]);
     }
 
-    /// What another server has to tell.
+    /// Takes another server's notification.
     pub(in super::super) fn hear(&self, notification: &str) {
         let mut lines = notification.lines();
         if lines.next() == Some(&*self.server.to_string()) {
@@ -243,7 +245,8 @@ impl Stored {
         self.tell_here(changes);
     }
 
-    /// Commits that the rest of the notifications tells of; not all that there were, if one was lost.
+    /// Takes the commits that the rest of the notification covers; returns `Unknown` if a notification before it was
+    /// lost.
     fn hear_of_commits(&self, text: &str) -> Option<StreamChange> {
         let mut numbers = text.split(' ').map(str::parse::<i64>);
         let (Some(Ok(writer)), Some(Ok(from)), Some(Ok(to))) =
@@ -258,8 +261,8 @@ impl Stored {
         lost.then_some(StreamChange::Unknown)
     }
 
-    /// Looks how many commits the other servers have made. Those that were there at the last look already should have been
-    /// told of by now; if no connection has heard since, all should have been.
+    /// Looks how many commits the other servers have made. Notifications should have covered those that were there at
+    /// the last look by now; if no connection has listened since, they should have covered all.
     pub(in super::super) async fn look(&self, db: &Db, hears: bool) -> Result<(), sqlx::Error> {
         let asked = Instant::now();
         let read = async {
@@ -286,13 +289,13 @@ impl Stored {
         Ok(())
     }
 
-    /// Takes what there is as told.
+    /// Counts all commits so far as covered.
     pub(in super::super) async fn begin(&self, db: &Db) -> Result<(), sqlx::Error> {
         // There is no receiver yet.
         self.look(db, false).await
     }
 
-    /// Takes the writers' counts; says whether commits were missed.
+    /// Takes the writers' counts; returns whether commits were missed.
     fn count(&self, there: &HashMap<i64, i64>, hears: bool) -> bool {
         let own = locked(&self.own);
         let mut heard = locked(&self.heard);
@@ -310,7 +313,7 @@ impl Stored {
         missed
     }
 
-    /// Tells the other servers until the server stops and its writers have ended.
+    /// Notifies the other servers until the server stops and its writers have ended.
     pub(super) async fn run(&self, inner: &Inner, stop: &CancellationToken, writers: &TaskTracker) {
         loop {
             let stopped = tokio::select! {
@@ -321,7 +324,7 @@ impl Stored {
                 writers.wait().await;
             }
             if let Err(failure) = self.tell(&inner.db).await {
-                // The others find by counting that they have missed something.
+                // The other servers find out by counting that they have missed something.
                 tracing::debug!(%failure, "cannot notify the other servers");
             }
             if stopped {
@@ -401,7 +404,7 @@ mod tests {
         pass_on(&one, &two);
         assert_eq!(heard(&mut there), [moved(1, 9, "a b/c"), moved(2, 1, "ä"), deleted]);
         assert!(heard(&mut here).is_empty());
-        // More than fits one notification, and then more than is told one by one.
+        // More than fits one notification, and then more than is sent one by one.
         let path = "x".repeat(1_000);
         one.committed(&mut counter, (0..50).map(|id| moved(id, 1, &path)).collect());
         pass_on(&one, &two);

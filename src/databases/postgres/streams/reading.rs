@@ -1,5 +1,5 @@
-//! Reading stored streams. What a stream is now is asked of the database each time, because another server may have
-//! written to it a moment ago; its bytes are read in statements that each see one moment.
+//! Reading stored streams. A stream's row is read from the database each time, because another server may have written
+//! to it a moment ago; its bytes are read in statements that each see one moment.
 
 use bourn_protocol::StreamPath;
 use bourn_protocol::chunk::Feed;
@@ -13,12 +13,12 @@ use crate::streams::entry::Entry;
 use crate::streams::rules::after;
 use crate::streams::{FillError, StreamInfo};
 
-/// Maximum size in bytes of a stream that one statement gives, but for the append that crosses the last of them.
+/// Maximum size in bytes of the appends that one statement gives; the last of them may cross it.
 const BYTES_AT_ONCE: usize = 1 << 20;
 /// Most appends that one statement gives.
 const APPENDS_AT_ONCE: i64 = 4_096;
 
-/// What is at a path.
+/// The stream at a path.
 pub(super) async fn find(
     connection: &mut PgConnection,
     stored: &Stored,
@@ -34,7 +34,7 @@ pub(super) async fn find(
     }
 }
 
-/// Gives the chunk what follows its position; says whether the stream is closed.
+/// Fills the chunk with what follows its position; returns whether the stream is closed.
 pub(super) async fn fill(
     connection: &mut PgConnection,
     stream: &StreamInfo,

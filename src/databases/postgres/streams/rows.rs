@@ -1,4 +1,4 @@
-//! A stream's row, read whole: what readers and writers know of a stream begins here.
+//! A stream's row, read whole, for readers and writers.
 
 use std::collections::HashMap;
 
@@ -23,7 +23,7 @@ macro_rules! columns {
 }
 pub(super) use columns;
 
-/// A number that makes no sense where it stands.
+/// The error for a number that makes no sense in its column.
 pub(super) fn broken(what: &'static str) -> sqlx::Error {
     sqlx::Error::Decode(format!("bourn.streams: {what} makes no sense").into())
 }
@@ -36,7 +36,7 @@ pub(super) fn number(row: &PgRow, column: &'static str) -> Result<u64, sqlx::Err
     u64::try_from(row.try_get::<i64, _>(column)?).map_err(|_| broken(column))
 }
 
-/// A stream from its row.
+/// A stream's state from its row.
 pub(super) async fn entry(
     connection: &mut PgConnection,
     stored: &Stored,
@@ -105,7 +105,7 @@ async fn forked(
     Ok(lineage(id, base, ancestors?))
 }
 
-/// Those of these streams that others were forked from, which are still there.
+/// Those of these streams that still have forks.
 pub(super) async fn forked_from(connection: &mut PgConnection, ids: &[u64]) -> Result<Vec<u64>, sqlx::Error> {
     let ids: Vec<i64> = ids.iter().map(|id| id.cast_signed()).collect();
     let found: Vec<i64> = scalar(
@@ -118,7 +118,7 @@ pub(super) async fn forked_from(connection: &mut PgConnection, ids: &[u64]) -> R
     Ok(found.into_iter().map(i64::cast_unsigned).collect())
 }
 
-/// Whether any stream was forked from this one and is still there.
+/// Whether the stream still has forks.
 pub(super) async fn has_forks(connection: &mut PgConnection, id: u64) -> Result<bool, sqlx::Error> {
     Ok(!forked_from(connection, &[id]).await?.is_empty())
 }

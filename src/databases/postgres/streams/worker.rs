@@ -1,11 +1,11 @@
-//! What makes and removes streams, one thing after the other, and tells the other servers what it has committed.
+//! A worker that creates and removes streams, one after the other, and notifies the other servers of its commits.
 
 use super::news::Counter;
 use crate::databases::postgres::Inner;
 use crate::databases::postgres::connections::Session;
 use crate::streams::StreamChange;
 
-/// Does one thing after the other.
+/// Does one job after the other.
 pub(super) struct Worker {
     pub(super) inner: Inner,
     pub(super) counter: Counter,
@@ -17,7 +17,7 @@ impl Worker {
         Worker { inner, counter }
     }
 
-    /// Commits, and tells everybody.
+    /// Commits, and notifies readers and servers.
     pub(super) async fn commit(
         &mut self,
         transaction: Session,
@@ -32,7 +32,7 @@ impl Worker {
         done
     }
 
-    /// What a piece of work came to. What was given up may have been done all the same.
+    /// The result of a piece of work. One that was given up may have been done all the same.
     pub(super) fn known<T>(
         &mut self,
         tried: Result<Result<T, sqlx::Error>, sqlx::Error>,

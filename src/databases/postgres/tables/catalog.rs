@@ -1,5 +1,5 @@
 //! What the database's catalogue says of the streamed tables: their columns, how each type's values become JSON,
-//! whether the publication names them, and whether changes of theirs can be told apart.
+//! whether the publication names them, and whether the stream carries enough of their changes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -27,17 +27,17 @@ pub(in super::super) struct Table {
     /// Without those that the database computes and does not publish: the replication stream does not carry them.
     pub(in super::super) columns: Vec<PgColumn>,
     pub(in super::super) layout: Layout,
-    /// What tells one shape of the table from another.
+    /// A text that changes with the shape of the table.
     pub(in super::super) signature: String,
     /// The table itself and the composite types of its columns.
     pub(in super::super) relations: Vec<u32>,
-    /// What [`shape_of`] gives for them: rows whose snapshot gives another number do not look like this.
+    /// What [`shape_of`] gives for them: rows whose snapshot gives another number have another shape.
     pub(in super::super) shape: i64,
     key: usize,
     /// The columns as requests are checked against them.
     pub(in super::super) checked: Arc<TableSchema>,
     pub(in super::super) identity: Identity,
-    /// The stream tells the scope of a row that goes, or the table has no scope.
+    /// The stream sends the scope of a deleted row, or the table has no scope.
     pub(in super::super) old_scope: bool,
     /// It has columns that the database computes and this version refuses in a full replica identity.
     pub(in super::super) full_is_refused: bool,
@@ -59,20 +59,20 @@ pub(in super::super) struct PgColumn {
 pub(in super::super) enum TextBy {
     /// By a cast, which gives what the type's output function gives.
     Cast,
-    /// By the output function; the cast of some types says another thing: `inet`, `char(n)`.
+    /// By the output function, where the type's cast gives another text: `inet`, `char(n)`.
     Output,
     /// By way of JSON, which writes floating point in full digits: a key is to be the same text everywhere.
     Json,
 }
 
-/// What the stream tells of a row's old version.
+/// What the stream sends of a row's old version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Identity {
     /// All of it.
     Full,
     /// Its key.
     Key,
-    /// Not even its key: updates and deletes cannot be told.
+    /// Not even its key: updates and deletes cannot be captured.
     Missing,
 }
 
@@ -81,7 +81,7 @@ impl Table {
         &self.columns[self.key]
     }
 
-    /// The part of the signature that says how the publication names the table: while it stays, the stream tells every
+    /// The part of the signature that says how the publication names the table: while it stays, the stream sends every
     /// change of the table.
     pub(in super::super) fn published_as(&self) -> &str {
         self.signature.find(' ').map_or("", |at| &self.signature[at..])
@@ -92,7 +92,8 @@ impl Table {
     }
 }
 
-/// Looks a table up; in words why it cannot be streamed, if it cannot. Whether it is published is another matter.
+/// Looks a table up; returns why it cannot be streamed, as text, if it cannot. Whether it is published is another
+/// matter.
 pub(in super::super) async fn table(
     connection: &mut PgConnection,
     entity: &EntityType,
@@ -175,8 +176,8 @@ pub(in super::super) async fn table(
         Ok(checked) => checked,
         Err(reason) => return Ok(Err(reason)),
     };
-    // The database has no unique index over a partitioned table's key alone where that is not what divides it; the
-    // key is taken for unique all the same where it is part of one.
+    // A partitioned table can have a unique index over its key alone only where it is partitioned by that; the key is
+    // taken for unique all the same where it is part of the primary key.
     let unique = unique || (kind == "p" && in_primary_key(connection, oid, &entity.key).await?);
     if let Some(problem) = entity.unfit(&checked, unique) {
         return Ok(Err(problem));
@@ -235,7 +236,7 @@ pub(in super::super) async fn table(
     }))
 }
 
-/// A type as it matters here.
+/// The properties of a type that matter here.
 #[derive(Debug, Clone)]
 struct TypeInfo {
     form: Form,
@@ -271,7 +272,7 @@ struct Raw {
     relation: u32,
 }
 
-/// What types are like, and the composite ones among them and in them, as relations.
+/// The properties of these types, and the composite ones among them and in them, as relations.
 async fn forms(
     connection: &mut PgConnection,
     types: HashSet<u32>,
@@ -358,12 +359,12 @@ fn info(id: u32, known: &HashMap<u32, Raw>, depth: usize) -> TypeInfo {
     }
 }
 
-/// The tables whose rows a table's are: itself, or, where it is partitioned, its innermost parts. `$1` is its number.
+/// The tables that hold a table's rows: itself, or, where it is partitioned, its innermost parts. `$1` is its number.
 pub(in super::super) const LEAVES: &str = "SELECT r.oid::regclass AS relid FROM pg_class r WHERE r.oid = $1::int8::oid AND r.relkind = 'r' \
      UNION ALL SELECT l.relid FROM pg_partition_tree($1::int8::oid::regclass) l JOIN pg_class lc ON lc.oid = l.relid \
      WHERE l.isleaf AND lc.relkind = 'r' AND l.relid <> $1::int8::oid";
 
-/// What the stream tells of old rows, of all the tables that a partitioned one is made of.
+/// What the stream sends of old rows, over all the tables that a partitioned one is made of.
 async fn identity_with(
     connection: &mut PgConnection,
     oid: i64,
@@ -402,7 +403,8 @@ async fn in_primary_key(connection: &mut PgConnection, oid: i64, key: &str) -> R
 }
 
 /// `parts` are those of a partitioned table, the files that the rows are in, and the labels of enumerations: the stream
-/// does not report parts that come, go, or are truncated by themselves, rows that are rewritten, and labels that are renamed.
+/// does not report parts that are added, removed or truncated by themselves, rows that are rewritten, and labels that
+/// are renamed.
 fn signature(
     oid: i64,
     entity: &EntityType,
@@ -413,7 +415,7 @@ fn signature(
     let columns: Vec<_> =
         columns.iter().map(|c| format!("{} {} {:?}", c.name, c.type_name, c.form)).collect();
     let (columns, parts) = (columns.join("\n"), parts.join("\n"));
-    // Which rows are to be seen depends on the column by which they are deleted softly.
+    // The column of soft deletions decides which rows are visible.
     let deleted_at = deleted_at.filter(|name| *name != "deleted_at").unwrap_or_default();
     let text = format!("{oid}\n{}\n{:?}\n{columns}\n{parts}{deleted_at}", entity.key, entity.scope);
     Sha256::digest(text).iter().take(12).map(|byte| format!("{byte:02x}")).collect()
@@ -424,7 +426,7 @@ fn id(number: i64) -> u32 {
     u32::try_from(number).unwrap_or_default()
 }
 
-/// What a publication says of a table: nothing if it is named whole, else in words what is missing.
+/// What the publication lacks of a table, as text; `None` if it has the whole table.
 pub(in super::super) async fn unpublished(
     connection: &mut PgConnection,
     publication: &str,

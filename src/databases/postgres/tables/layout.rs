@@ -1,5 +1,5 @@
-//! What the columns of a row mean: which one is the key, which the scope, and how each becomes JSON. The same
-//! layout serves rows of the replication stream and rows that were selected, so their JSON is the same.
+//! The meaning of a row's columns: which one is the key, which the scope, and how each becomes JSON. The same layout
+//! serves rows of the replication stream and rows that were selected, so their JSON is the same.
 
 use bourn_protocol::TransactionId;
 use bourn_protocol::json::push_string;
@@ -27,7 +27,7 @@ pub(in super::super) struct LayoutColumn {
     /// The name as a member of a JSON object: `"name":`.
     pub(in super::super) member: Vec<u8>,
     pub(in super::super) form: Form,
-    /// A change of it is no change of content.
+    /// Bookkeeping: a change of it is no change of content.
     pub(in super::super) bookkeeping: bool,
 }
 
@@ -40,7 +40,7 @@ pub(in super::super) struct Stamps {
 }
 
 impl Stamps {
-    /// Reads them; what is no such object holds none, and what cannot be a transaction id is none.
+    /// Reads them; a text that is no such object holds none, and a value that cannot be a transaction id is none.
     pub(in super::super) fn read(json: Option<&str>) -> Stamps {
         let Some(Ok(Value::Object(mut map))) = json.map(serde_json::from_str) else {
             return Stamps::default();
@@ -57,7 +57,7 @@ impl Stamps {
     }
 }
 
-/// One value of a row, from wherever it is at hand.
+/// One value of a row, in the form in which it is at hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Piece<'a> {
     Null,
@@ -110,7 +110,8 @@ impl Layout {
         })
     }
 
-    /// Writes the key and the scope of a row as its JSON has them: floating point has digits there, not an exponent.
+    /// Writes the key and the scope of a row as its JSON has them: floating point gets full digits instead of an
+    /// exponent.
     pub(in super::super) fn name_as_json(&self, tuple: &mut Tuple) {
         for at in std::iter::once(self.key).chain(self.scope) {
             let number = self.columns.get(at).filter(|column| column.form == Form::Number);
@@ -137,7 +138,7 @@ impl Layout {
         String::from_utf8(out).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
     }
 
-    /// Whether a row is to be seen: it is not deleted softly.
+    /// Whether a row is visible: it is not deleted softly.
     pub(in super::super) fn visible<'a>(&self, piece: impl Fn(usize) -> Piece<'a>) -> bool {
         self.deleted_at.is_none_or(|at| matches!(piece(at), Piece::Null | Piece::Json("null")))
     }

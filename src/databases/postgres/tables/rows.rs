@@ -19,8 +19,8 @@ use crate::feed::entity::EntityType;
 use crate::feed::{ListPage, ListQuery};
 use crate::head::Head;
 
-/// How far behind the log's head a change may lie that the tables do not show yet: the log is told of a commit
-/// before other readers are.
+/// How far behind the log's head a change may lie that the tables do not show yet: the log learns of a commit before
+/// other readers do.
 const UNSEEN_MAX: i64 = 10_000;
 
 /// A page of living rows, by key, and a place in their stream from which everything it lacks still follows. In one
@@ -32,8 +32,8 @@ pub(in super::super) async fn list(
     query: &ListQuery,
 ) -> Result<ListPage, sqlx::Error> {
     let followed = must_be_followable(snapshot, entity, table, query).await?;
-    // A change may be in the log before the tables show it: the replication stream is told of a commit before
-    // the commit is visible. The place is before the first such change.
+    // A change may be in the log before the tables show it: the replication stream carries a commit before the commit
+    // is visible. The place is before the first such change.
     let unseen: Option<i64> = scalar(
         "SELECT min(a.seq) FROM bourn.activities a, bourn.log l WHERE a.seq > l.head - $1 AND a.seq > l.foreign_until \
          AND a.commit_id >= pg_snapshot_xmin(pg_current_snapshot())::text::int8 \
@@ -77,7 +77,7 @@ pub(in super::super) async fn list(
         let row = match rows.try_next().await {
             Ok(Some(row)) => row,
             Ok(None) => break,
-            // No row has this scope, or this key to begin after.
+            // No row can have this scope, or this key to begin after.
             Err(failure) if listed.is_empty() && !values.is_empty() && error::names_nothing(&failure) => {
                 break;
             }
@@ -109,16 +109,16 @@ struct ListedRow {
     json: String,
 }
 
-/// What a list has to look at in the log.
+/// What a list has to look up in the log.
 struct Followed {
-    /// The database does not tell the scope of a row that goes: only the log does.
+    /// The stream does not send the scope of a deleted row: only the log has it.
     scope_is_logged: bool,
-    /// Rows of the table are passed over by capture.
+    /// Capture passes over some rows of the table.
     skips: bool,
 }
 
-/// Fails where rows that the log does not have yet could leave the list unnoticed: no change is told yet, or a row's scope is
-/// not told when it goes.
+/// Fails where rows that the log does not have yet could leave the list unnoticed: changes are not captured yet, or the
+/// stream does not send the scope of a deleted row.
 async fn must_be_followable(
     snapshot: &mut PgConnection,
     entity: &EntityType,
@@ -143,8 +143,8 @@ async fn must_be_followable(
     Ok(Followed { scope_is_logged, skips: row.try_get(2)? })
 }
 
-/// Leaves out the rows that capture passes over, of which the stream tells nothing. Fails where the log alone would tell the
-/// scope of a row that goes, and has the row in another scope or not at all: changes may be lost before the log has them.
+/// Leaves out the rows that capture passes over, which the stream does not report. Fails where only the log has the
+/// scope of a deleted row, and has the row in another scope or not at all: changes may be lost before the log has them.
 async fn keep_followable(
     snapshot: &mut PgConnection,
     entity: &EntityType,
@@ -205,7 +205,7 @@ pub(in super::super) async fn row(
     }
 }
 
-/// The row as JSON, if it has the columns and types that the table is known to have.
+/// The row as JSON, if it still has the columns and types of the last look.
 pub(in super::super) fn checked_json(table: &Table, row: &PgRow) -> Result<String, sqlx::Error> {
     match row.try_get::<Option<i64>, _>(table.columns.len())? {
         Some(shape) if shape == table.shape => Ok(json(table, row)),

@@ -1,5 +1,5 @@
-//! SQL text: a column's value as the text that its type's output function gives, which is what the
-//! replication stream carries.
+//! SQL text: a column's value as the text that its type's output function gives, which is also what the replication
+//! stream carries.
 
 use super::catalog::{PgColumn, Table, TextBy};
 use crate::databases::postgres::names::{field, shape_of};
@@ -25,14 +25,14 @@ pub(in super::super) fn typed(place: usize, column: &PgColumn) -> String {
     format!("${place}::text::{}", column.type_name)
 }
 
-/// The condition that picks a row by its key as text. The second half refuses what the type takes for the same
+/// The condition that picks a row by its key as text. The second half refuses a text that the type takes for the same
 /// key though it is written otherwise, such as `05` for 5.
 pub(in super::super) fn by_key(table: &Table, place: usize) -> String {
     let key = table.key();
     format!("{} = {} AND {} = ${place}", field(&key.name), typed(place, key), text_of(key))
 }
 
-/// Whether the row is to be seen: it is not deleted softly.
+/// Whether the row is visible: it is not deleted softly.
 pub(in super::super) fn visible(table: &Table) -> String {
     match &table.checked.kept.deleted_at {
         Some(column) => format!("{} IS NULL", field(column)),

@@ -1,6 +1,5 @@
-//! From PostgreSQL's text form of a value to its one JSON form, the one `to_jsonb` gives. Capture is handed
-//! text by the replication protocol, lists and rows ask for text as well, so all three go through here and agree
-//! to the byte.
+//! From PostgreSQL's text form of a value to its one JSON form, the one `to_jsonb` gives. The replication protocol
+//! sends text, and lists and rows are selected as text as well, so all three go through here and agree to the byte.
 
 use std::sync::Arc;
 
@@ -43,12 +42,12 @@ impl Form {
         self.push_at(text, out, 0);
     }
 
-    /// What the database takes for this value, where that is not the JSON it gives.
+    /// The text that the database accepts for this value, where that is not the JSON it gives.
     pub(in super::super) fn input(&self, value: Json<'_>) -> Option<String> {
         self.input_at(value.text(), 0)
     }
 
-    /// Whether values of this form, or values within them, are taken in another form than they are given.
+    /// Whether values of this form, or values within them, are accepted in another form than they are given.
     fn differs(&self) -> bool {
         match self {
             Form::Words(_) | Form::Pairs => true,
@@ -140,7 +139,7 @@ fn push_bool(text: &str, out: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
-/// A number in full digits. What is no number (`NaN`, `Infinity`) is left to be a string.
+/// A number in full digits. A value that is no number (`NaN`, `Infinity`) is left to become a string.
 fn push_number(text: &str, out: &mut Vec<u8>) -> Option<()> {
     let (sign, digits) = match text.strip_prefix('-') {
         Some(digits) => ("-", digits),
@@ -150,7 +149,7 @@ fn push_number(text: &str, out: &mut Vec<u8>) -> Option<()> {
         return None;
     }
     if digits == "0" {
-        // Double precision has a negative zero; numbers in JSON do not care.
+        // Double precision has a negative zero, which JSON numbers need not keep.
         out.push(b'0');
         return Some(());
     }
@@ -414,7 +413,7 @@ mod tests {
             ("1.5e+01", "15"),
             ("NaN", "\"NaN\""),
             ("-Infinity", "\"-Infinity\""),
-            // A text where a number was: the column has another type by now.
+            // Text where a number was: the column has another type by now.
             ("7 of 2", "\"7 of 2\""),
             ("007", "\"007\""),
             ("1.", "\"1.\""),

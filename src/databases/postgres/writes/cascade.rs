@@ -1,5 +1,5 @@
-//! What else a deletion would do: the rows that refer to it by `ON DELETE CASCADE`, however far away. The log learns of
-//! their deletion only after the commit, so that an undo has to look for them before it.
+//! The further effects of a deletion: the rows that refer to it by `ON DELETE CASCADE`, however indirectly. The log has
+//! their deletion only after the commit, so an undo has to look for them before it.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::databases::postgres::tables::sql::{by_key, text_of, visible};
 /// How far references are followed.
 const DEPTH_MAX: usize = 32;
 
-/// Rows of a table, as a condition on `t` whose only parameter is the key that it began with.
+/// Rows of a table, as a condition on `t` whose only parameter is the key of the first row.
 struct Rows {
     table: i64,
     sql: String,
@@ -23,7 +23,7 @@ struct Rows {
     depth: usize,
 }
 
-/// A foreign key whose rows are deleted with those that they refer to.
+/// A foreign key whose rows are deleted with the rows that they refer to.
 struct Reference {
     table: i64,
     sql: String,
@@ -129,7 +129,7 @@ pub(in super::super) async fn movable(
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// A statement that marks a place to go back to, or goes back.
+/// A statement that sets a savepoint, or rolls back to it.
 pub(in super::super) async fn mark(
     connection: &mut PgConnection,
     what: &'static str,

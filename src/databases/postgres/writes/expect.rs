@@ -43,8 +43,8 @@ impl Context<'_> {
         Err(WriteError::Conflict { row: json(table, &row)?, expected: expected.to_string(), actual })
     }
 
-    /// The id of the transaction that last changed a locked row, as clients see it in the stream. The row's own stamp is
-    /// that only if its last writer has set it: one in SQL may have left it alone.
+    /// The id of the transaction that last changed a locked row, as clients see it in the stream. The row's own stamp
+    /// counts only if its last writer has set it: one in SQL may have left it alone.
     async fn current_id(
         &self,
         connection: &mut PgConnection,
@@ -74,8 +74,8 @@ impl Context<'_> {
             last.as_ref().is_some_and(|last| last.commit_id & i64::from(u32::MAX) == writer)
         };
         if !logged(&last) {
-            // Capture is behind, or the log has nothing of the row's last version. The row is locked: what the log has
-            // of it once it has caught up is all there is.
+            // Capture is behind, or the log has nothing of the row's last version. The row is locked, so once the log
+            // has caught up it has the last change, if there is one.
             let db = &self.storage.inner.db;
             if !caught_up(db, connection, LOCK_PATIENCE).await.map_err(failed)? {
                 return Err(WriteError::Storage(StorageError::Slow));
@@ -86,7 +86,7 @@ impl Context<'_> {
             None => stamp,
             Some(last) => match last.transaction_id {
                 Some(id) => Some(id),
-                // It was found by comparing, not captured: the stamp may be all that clients know.
+                // The row was found by comparing, not captured: clients may know only the stamp.
                 None if last.created && stamp.is_some() => stamp,
                 None => Some(last.commit_id.to_string()),
             },
@@ -125,8 +125,8 @@ pub(in super::super) struct Patience {
     pub(in super::super) between: Duration,
 }
 
-/// Waits until everything that is committed now is in the log; says whether it came to that. The caller's own
-/// transaction looks: each of its statements sees what is committed by then.
+/// Waits until everything that is committed now is in the log; returns whether it is. The caller's own transaction
+/// looks: each of its statements sees what is committed by then.
 pub(in super::super) async fn caught_up(
     db: &Db,
     connection: &mut PgConnection,

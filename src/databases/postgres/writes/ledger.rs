@@ -13,9 +13,9 @@ use crate::feed::{Mutation, undo};
 
 /// Rows of the ledger removed at a time.
 const EXPIRE_MAX: i64 = 20_000;
-/// Changes of one transaction that are looked at to tell what it was.
+/// Changes of one transaction that are looked at to recognise its mutation.
 const LOGGED_MAX: i64 = 1_000;
-/// The prefix of logical messages that say who writes.
+/// The prefix of logical messages that name the writer.
 pub(in super::super) const MESSAGE_PREFIX: &str = "bourn";
 
 /// A mutation that is about to be done.
@@ -33,8 +33,8 @@ pub(in super::super) struct Found {
     pub(in super::super) outcome: Option<String>,
 }
 
-/// Notes a mutation as done and tells capture whose it is; false if it had been noted before, or the log has its id: then
-/// nothing is noted.
+/// Notes a mutation as done and sends its ids to capture; returns false if it had been noted before, or the log has its
+/// id: then nothing is noted.
 pub(in super::super) async fn record(
     connection: &mut PgConnection,
     entry: &Entry<'_>,
@@ -65,7 +65,7 @@ pub(in super::super) async fn record(
     Ok(noted.rows_affected() > 0)
 }
 
-/// Notes what was not known before.
+/// Adds what was not known before the mutation ran.
 pub(in super::super) async fn complete(
     connection: &mut PgConnection,
     id: &TransactionId,

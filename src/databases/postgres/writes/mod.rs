@@ -1,4 +1,4 @@
-//! Mutations: done once, as transactions of their own, and undone. Here is what they are done with.
+//! Mutations: done once, as transactions of their own, and undone. This module has what both share.
 
 mod cascade;
 mod expect;
@@ -21,7 +21,7 @@ use super::{PostgresStorage, error};
 use crate::feed::entity::Columns;
 use crate::feed::{Undone, WriteError};
 
-/// A mutation was done just now.
+/// The result of a mutation that was done just now.
 #[derive(Debug, Default)]
 pub(super) struct Done {
     key: String,
@@ -29,14 +29,14 @@ pub(super) struct Done {
     undone: Vec<Undone>,
 }
 
-/// What mutations are done with.
+/// What a mutation needs to run.
 struct Context<'a> {
     storage: &'a PostgresStorage,
     transaction: &'a TransactionId,
     client: Option<&'a ClientId>,
 }
 
-/// A row's columns: those with values as JSON has them, and those that take the present time.
+/// A row's columns: those with given values as JSON, and those that are set to the present time.
 #[derive(Default)]
 struct Sets {
     values: Columns,

@@ -1,5 +1,5 @@
-//! Mutations as SQL: each is a transaction of its own on a connection of the pool, done once whatever is
-//! retried, and capture sees it as it sees any other writer's. The ids travel with it as a logical message.
+//! Mutations as SQL: each is a transaction of its own on a connection of the pool, done once however often it is
+//! retried, and capture sees it like any other writer's. The ids travel with it as a logical message.
 
 use bourn_protocol::{Action, ClientId, EntityKey, TransactionId};
 use bytes::Bytes;
@@ -23,10 +23,10 @@ use crate::storage_error::StorageError;
 
 /// How often a mutation is tried in all.
 const ATTEMPTS: usize = 4;
-/// Characters of a key that the server makes up.
+/// Length of a key that the server makes up.
 const MADE_KEY_LENGTH: usize = 21;
 
-/// Does a mutation that was not done before, or says what became of it. What another session's work has foiled, a
+/// Does a mutation that was not done before, or returns its earlier result. One that another session made fail, by a
 /// deadlock or a change of the table, is tried again.
 pub(in super::super) async fn apply(
     storage: &PostgresStorage,
@@ -96,7 +96,7 @@ async fn attempt(storage: &PostgresStorage, mutation: &Mutation) -> Result<Writt
 }
 
 impl Context<'_> {
-    /// The entity type and the key of what a mutation writes, as far as they are known before.
+    /// The entity type and the key that a mutation writes to, as far as they are known before.
     fn target<'o>(&self, operation: &'o Operation) -> Result<(&'o str, Option<String>), WriteError> {
         Ok(match operation {
             Operation::Create { entity, key: Some(key), .. } => (&entity.name, Some(key.to_string())),
@@ -141,7 +141,7 @@ impl Context<'_> {
         self.done(&table, &row)
     }
 
-    /// Inserts a row; gives it.
+    /// Inserts a row; returns it.
     pub(in super::super) async fn insert(
         &self,
         connection: &mut PgConnection,
@@ -198,7 +198,7 @@ impl Context<'_> {
         Ok(Done { key: key.to_string(), row: Some(json(&table, &row)?), ..Done::default() })
     }
 
-    /// Sets columns of a row, and with them its transaction, client and time; gives the row.
+    /// Sets columns of a row, and with them its transaction, client and time; returns the row.
     pub(in super::super) async fn set(
         &self,
         connection: &mut PgConnection,
@@ -251,7 +251,7 @@ impl Context<'_> {
         row.ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
     }
 
-    /// Deletes a row, softly where the table can; gives it as it last was.
+    /// Deletes a row, softly where the table can; returns it as it last was.
     pub(in super::super) async fn remove(
         &self,
         connection: &mut PgConnection,
@@ -275,7 +275,7 @@ impl Context<'_> {
         Ok(Done { key: key.unwrap_or_default(), row: Some(json(table, row)?), ..Done::default() })
     }
 
-    /// Whether it was the key that is there already, or another value.
+    /// Finds out whether the key exists already, or another unique value does.
     async fn not_unique(&self, entity: &EntityType, key: String) -> WriteError {
         match self.exists(entity, &key).await {
             Ok(true) => WriteError::AlreadyExists(key),
@@ -292,7 +292,8 @@ impl Context<'_> {
         select.fetch_one(reading.connection()).await.map_err(|e| error::write(&e))
     }
 
-    /// What became of the mutation that was done under this id: by the ledger, or, where that has forgotten it, by the log.
+    /// The result of the mutation that was done under this id: by the ledger, or, where that has forgotten it, by the
+    /// log.
     async fn done_before(
         &self,
         connection: &mut PgConnection,
@@ -307,7 +308,7 @@ impl Context<'_> {
         }
         let logged = ledger::logged(connection, self.transaction).await.map_err(failed)?;
         if logged.is_empty() {
-            // It expired between two looks, or another attempt was taken back.
+            // It expired between two looks, or another attempt was rolled back.
             return Err(WriteError::Storage(StorageError::Busy));
         }
         let same = logged.into_iter().find(|change| change.may_be_of(&mutation.operation));

@@ -1,6 +1,6 @@
-//! The columns of a row on their way into the database: most as one JSON object, from which the database reads a row; JSON
-//! columns each as a parameter of its own, because the database's reader of objects decodes and encodes the strings in
-//! them, where the column's own input function keeps their text.
+//! The columns of a row on their way into the database: most as one JSON object, from which the database reads a row;
+//! JSON columns each as a parameter of its own, because the database's reader of objects decodes and encodes the
+//! strings in them, where the column's own input function keeps their text.
 
 use bourn_protocol::json::push_string;
 use serde_json::value::RawValue;
@@ -27,8 +27,8 @@ pub(in super::super) struct Record {
 }
 
 impl Record {
-    /// The columns as a statement takes them whose first parameter is the object, read as `r`, and whose parameters from
-    /// `first` on are the values that go apart.
+    /// The columns for a statement whose first parameter is the object, read as `r`, and whose parameters from `first`
+    /// on are the values of the JSON columns.
     pub(in super::super) fn new(table: &Table, values: &Columns, first: usize) -> Record {
         let mut record =
             Record { sources: Vec::new(), types: Vec::new(), object: String::new(), apart: Vec::new() };
@@ -49,7 +49,7 @@ impl Record {
             object.push(if object.is_empty() { b'{' } else { b',' });
             push_string(&mut object, name);
             object.push(b':');
-            // Some types are taken only as the text of their type, though they are given as objects or arrays.
+            // Some types are accepted only as text of their type, though they are given as objects or arrays.
             match column.and_then(|column| column.form.input(value)) {
                 Some(taken) => object.extend_from_slice(taken.as_bytes()),
                 None => object.extend_from_slice(value.text().as_bytes()),
@@ -60,7 +60,8 @@ impl Record {
         record
     }
 
-    /// What reads the object, to stand after `FROM`. Only the columns that are given: a domain may refuse to be null.
+    /// The expression that reads the object, to stand after `FROM`. Only with the given columns: a domain may refuse to
+    /// be null.
     pub(in super::super) fn reader(&self) -> String {
         match self.types.is_empty() {
             true => "(SELECT $1::text) r".into(),
@@ -73,7 +74,7 @@ impl Record {
         &self.object
     }
 
-    /// Binds the values that go apart.
+    /// Binds the values of the JSON columns.
     pub(in super::super) fn bind<'q>(
         &'q self,
         query: Query<'q, Postgres, PgArguments>,

@@ -1,5 +1,5 @@
-//! Undoing a transaction: its changes are taken back, newest first, as one new transaction. The log lags behind
-//! the tables, so the rows are locked first and the log is waited for: then it has all that was done to them.
+//! Undoing a transaction: its changes are reverted, newest first, as one new transaction. The log lags behind the
+//! tables, so the rows are locked first, and then the undo waits until the log has all changes of them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::storage_error::StorageError;
 
 /// How long an undo waits for capture.
 const PATIENCE: Patience = Patience { most: Duration::from_secs(5), between: Duration::from_millis(5) };
-/// How many numbers there are for values that a row has until it gets its own.
+/// The number of temporary integers that a row may have until it gets its own value.
 const PARKED_NUMBERS: i32 = 1 << 24;
 /// How often the rows to undo may grow while they are being locked.
 const ROUNDS_MAX: usize = 16;
@@ -71,8 +71,8 @@ pub(in super::super) async fn undo(
     Ok(Done { undone: undo.undone, ..Done::default() })
 }
 
-/// The rows that would be deleted with those whose creation is undone. Those are locked, so that nothing more can refer
-/// to them.
+/// The rows that would be deleted with those whose creation is undone. The latter are locked, so that no further row
+/// can refer to them.
 async fn along_with(
     context: &Context<'_>,
     transaction: &mut PgConnection,
@@ -90,7 +90,7 @@ async fn along_with(
     Ok(found)
 }
 
-/// Takes all back; rows that wait for another row to give a unique value free come after it.
+/// Reverts all; rows that wait for another row to give up a unique value come after it.
 async fn take_all_back(
     context: &Context<'_>,
     transaction: &mut PgConnection,
@@ -113,7 +113,7 @@ async fn take_all_back(
             cascade::mark(transaction, "RELEASE SAVEPOINT bourn_undo").await.map_err(failed)?;
         }
         if refused.len() == left.len() {
-            // They have each other's values, or another row has one.
+            // The rows have each other's values, or another row has one.
             let mut candidates = refused.iter().filter(|first| parked.insert(first.seq));
             let first = candidates.next().ok_or(WriteError::NotUnique)?;
             park(context, transaction, first).await?;
@@ -123,7 +123,7 @@ async fn take_all_back(
     Ok(())
 }
 
-/// Takes its unique values from a row that is about to get its earlier ones.
+/// Replaces the unique values of a row that is about to get its earlier ones.
 async fn park(
     context: &Context<'_>,
     transaction: &mut PgConnection,
@@ -155,7 +155,7 @@ async fn park(
     let stamps = stamps_of(&table, &row);
     let sets = Sets { values, now: Vec::new() };
     match context.set(transaction, &table, &activity.entity_id, sets, &stamps, Action::Update).await {
-        // A rule that such a value breaks leaves it at the first refusal.
+        // If such a value breaks a rule, the first refusal stands.
         Err(WriteError::Constraint(_)) => Err(WriteError::NotUnique),
         done => done.map(|_| ()),
     }
@@ -196,9 +196,9 @@ async fn read(
     rows.iter().map(|row| read_activity(row).map_err(|e| error::write(&e))).collect()
 }
 
-/// The activities of a transaction, by the id it gave or by the number that streams show for one that gave none.
+/// The activities of a transaction, by the id it gave or, if it gave none, by the number that streams show for it.
 async fn of_transaction(connection: &mut PgConnection, txid: &str) -> Result<Vec<Activity>, WriteError> {
-    // Ordered by what no index has: the planner shall not look for them through the whole log.
+    // Ordered by an expression that no index has: the planner must not search the whole log.
     let order = "ORDER BY seq + 0";
     let by_id = select("transaction_id = $1", order);
     let named = read(connection, statement(AssertSqlSafe(by_id)).bind(txid)).await?;
@@ -239,7 +239,7 @@ async fn take_back(
         values.set(&column.name, value);
     }
     if let Some(row) = row {
-        // Only what differs is set.
+        // Sets only what differs.
         let now = Columns::parse(rows::json(&table, &row).as_bytes()).unwrap_or_default();
         values.retain(|name, _| {
             now.get(name) != previous.get(name) || table.checked.kept.transactions.as_deref() == Some(name)

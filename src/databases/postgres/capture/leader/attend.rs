@@ -1,5 +1,6 @@
-//! Whether the database still sends this server the replication stream. A connection may be half open: what was asked on it
-//! is never answered, and no error says so. The database lets go of such a stream by itself, and is asked whether it has.
+//! Whether the database still sends this server the replication stream. A connection may be half open: requests on it
+//! are never answered, and no error reports that. The database drops such a stream by itself, so the server asks it
+//! whether it has.
 
 use std::future::Future;
 use std::pin::pin;
@@ -10,7 +11,8 @@ use pgwire_replication::ReplicationClient;
 use crate::databases::postgres::Inner;
 use crate::databases::postgres::capture::{Lost, failure, slot};
 
-/// The database sends a sign of life twice within the leader's patience; after so many times that it may be gone.
+/// The database sends a sign of life twice within the leader's patience; after so many times without one it may be
+/// gone.
 const SILENCE: u32 = 2;
 
 /// For how long the database may send nothing, or not answer, before it is asked whether it still sends.
@@ -35,8 +37,8 @@ async fn start(inner: &Inner) -> Result<ReplicationClient, Lost> {
     }
 }
 
-/// Does a piece of the leader's work for as long as the database sends it the stream. A statement whose connection is half
-/// open never ends; the database has let go of the stream's connection then, too.
+/// Does a piece of the leader's work for as long as the database sends it the stream. A statement whose connection is
+/// half open never ends; then the database has dropped the stream's connection, too.
 pub(in super::super) async fn attended<T>(
     inner: &Inner,
     sender: Option<i32>,

@@ -1,5 +1,5 @@
-//! The reader of the replication stream: a task that takes events from the client into a queue that is bounded in bytes,
-//! so that large rows wait in the database and not in memory while the log cannot be appended to.
+//! The reader of the replication stream: a task that takes events from the client into a queue that is bounded in
+//! bytes, so that large rows wait in the database and not in memory while the log cannot be appended to.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Events that wait, at most, however small they are.
+/// Most events that wait, however small they are.
 const EVENTS_MAX: usize = 4_096;
-/// What an event takes beside its data, in bytes.
+/// Bytes that an event takes beside its data.
 const EVENT_BYTES: usize = 256;
 /// How long the database may take to end the stream in order.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ pub(in super::super) struct Link {
 }
 
 impl Link {
-    /// Begins to read a stream that has started, with this much memory for what waits.
+    /// Begins to read a stream that has started, with this much memory for events that wait.
     pub(in super::super) fn begin(client: ReplicationClient, memory: usize) -> Link {
         // One event is always let in, however large it is.
         let memory = u32::try_from(memory).unwrap_or(u32::MAX).max(1);
@@ -38,7 +38,7 @@ impl Link {
         Link { events, applied, end, reader: AbortOnDropHandle::new(reader) }
     }
 
-    /// The next event; nothing once the stream has ended.
+    /// The next event; `None` once the stream has ended.
     pub(in super::super) async fn recv(&mut self) -> Read {
         match self.events.recv().await {
             Some((read, _permit)) => read,
@@ -46,7 +46,7 @@ impl Link {
         }
     }
 
-    /// Lets the database forget what was before this place.
+    /// Allows the database to discard the write-ahead log before this place.
     pub(in super::super) fn update_applied_lsn(&self, position: Lsn) {
         self.applied.send_replace(position);
     }

@@ -1,6 +1,6 @@
-//! The leader: takes the slot, follows the stream, and has what it tells appended, batch by batch. A batch leaves
-//! when it is full or when nothing more is waiting, so a single change leaves at once and a flood in large pieces; while
-//! many transactions come, batches gather for a moment.
+//! The leader: takes the slot, follows the stream, and appends its changes, batch by batch. A batch leaves when it is
+//! full or when nothing more is waiting, so a single change leaves at once and a flood in large pieces; while many
+//! transactions come, batches gather for a moment.
 
 mod attend;
 mod link;
@@ -39,7 +39,7 @@ use stops::Stops;
 const PART_ROWS: usize = 4_096;
 /// Bytes of changes that are appended together, roughly at most.
 const PART_BYTES: usize = 4 << 20;
-/// How far the position may lag behind an idle database before it is moved, in bytes, and how often it may be.
+/// How far the position may lag behind an idle database before it is moved, in bytes.
 const IDLE_LAG: u64 = 64 << 10;
 const IDLE_EVERY: Duration = Duration::from_secs(5);
 /// A transaction that is appended in parts is used this many times within the time after which the database ends it.
@@ -47,14 +47,14 @@ const KEEP_PARTS: u32 = 4;
 /// The shortest wait for the stream while a look at the catalogue is due but cannot be taken.
 const IDLE_WAIT: Duration = Duration::from_millis(20);
 
-/// What waits to be appended, in the order of the stream.
+/// One item that waits to be appended, in the order of the stream.
 pub(super) enum Item {
     Change(Box<Change>),
-    /// A transaction ends; whose it was, if that was said.
+    /// A transaction ends; with the transaction and the client that it named, if any.
     End(Option<Arc<Ids>>),
 }
 
-/// The transaction that the stream is telling of.
+/// The transaction that the stream is sending.
 pub(super) struct Open {
     pub(super) commit: CommitMark,
     pub(super) ids: Option<Arc<Ids>>,
@@ -69,31 +69,31 @@ pub(super) struct Leader<'a> {
     stop: &'a CancellationToken,
     client: Link,
     pub(super) appender: Appender,
-    /// The tables by the numbers the stream gives them; nothing for those that are not streamed.
+    /// The tables by the numbers the stream gives them; `None` for those that are not streamed.
     pub(super) sources: HashMap<u32, Option<Arc<Source>>>,
-    /// The tables as the stream told of them.
+    /// The tables as the stream described them.
     pub(super) relations: HashMap<u32, Relation>,
     pub(super) forms: HashMap<u32, Form>,
     pub(super) settler: Settler,
     pub(super) items: Vec<Item>,
     pub(super) bytes: usize,
     pub(super) open: Option<Open>,
-    /// The end of the last transaction that was told of.
+    /// The end of the last transaction that the stream has sent.
     pub(super) told: Lsn,
-    /// A transaction's full number near which the stream's short ones lie.
+    /// A full transaction number that the stream's short ones lie near.
     pub(super) near: i64,
-    /// A table's shape differs from what is known of it.
+    /// The stream describes a table otherwise than the catalogue did.
     pub(super) recheck: bool,
     pub(super) reconciler: Reconciler,
     pub(super) stops: Stops,
-    /// What is known of the tables is as old as this.
+    /// The version of the tables that the sources were made from.
     generation: u64,
     idle_since: Instant,
     pace: Pace,
-    /// No batch leaves before, unless it is full.
+    /// No batch leaves before this time, unless it is full.
     gathers_until: Instant,
     ticked: Instant,
-    /// When the database last sent something, the time that the server was busy left out.
+    /// When the database last sent something, without the time that the server itself was busy.
     heard: Instant,
     /// The database's process that sends the stream.
     sender: Option<i32>,
@@ -147,17 +147,17 @@ impl<'a> Leader<'a> {
         Ok(leader)
     }
 
-    /// What the log must have for this server to be the one that appends.
+    /// The fence that the log must have for this server to append.
     pub(super) fn fence(&self) -> i64 {
         self.appender.fence
     }
 
-    /// What was committed before this place is in the log.
+    /// The log has everything that was committed before this place.
     pub(super) fn position(&self) -> Lsn {
         self.appender.position
     }
 
-    /// Leads until that is over; says why.
+    /// Leads until it cannot go on; returns why.
     pub(super) async fn run(&mut self) -> Lost {
         loop {
             let (inner, sender) = (self.inner, self.sender);
@@ -167,7 +167,7 @@ impl<'a> Leader<'a> {
         }
     }
 
-    /// Lets go of the slot at once, so that another server needs not wait for it.
+    /// Drops the slot at once, so that another server need not wait for it.
     pub(super) async fn release(self) {
         self.client.shutdown().await;
     }
@@ -194,7 +194,7 @@ impl<'a> Leader<'a> {
             None => {
                 self.flush().await?;
                 self.look_after().await?;
-                // What the server itself took its time for is no silence of the database.
+                // The time that the server itself took is not the database's silence.
                 self.heard += worked.elapsed();
                 let silent = self.heard + attend::silence(self.inner);
                 let due = (self.ticked + self.tick_every()).max(Instant::now() + IDLE_WAIT);
@@ -220,8 +220,8 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    /// The database has sent nothing for long. Its sender may be busy with a large transaction that does not concern this
-    /// server, or be gone with the connection half open.
+    /// Called when the database has sent nothing for long. Its sender may be busy with a large transaction that does
+    /// not concern this server, or be gone with the connection half open.
     async fn silence(&mut self) -> Result<(), Lost> {
         if !attend::still_sends(self.inner, self.sender).await {
             return Err(Lost::Silent(attend::silence(self.inner)));
@@ -256,7 +256,7 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    /// The transaction that the stream told of has ended.
+    /// Called when the transaction that the stream was sending has ended.
     async fn end(&mut self, end: Lsn) -> Result<(), Lost> {
         let Some(open) = self.open.take() else { return Ok(()) };
         self.told = self.told.max(end);
@@ -292,7 +292,7 @@ impl<'a> Leader<'a> {
             self.gathers_until = Instant::now() + self.inner.limits.capture_gather.get();
         }
         self.learn(&batch, None).await?;
-        // Transactions that changed nothing that the log shows.
+        // Mutations that made no activity.
         let mut quiet = Vec::new();
         for item in &batch {
             match item {
@@ -308,7 +308,7 @@ impl<'a> Leader<'a> {
         }
         let entries = self.settler.finish();
         if !quiet.is_empty() {
-            // Before the position moves past them: a crash in between says it once more.
+            // Before the position moves past them: after a crash in between they are confirmed again.
             self.appender.confirm(&quiet).await?;
         }
         self.note_unknown().await?;
@@ -319,7 +319,7 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    /// Appends what there is of a transaction that is too large to wait for its end.
+    /// Appends the changes that have come of a transaction that is too large to wait for its end.
     async fn flush_part(&mut self) -> Result<(), Lost> {
         if self.items.is_empty() {
             return Ok(());
@@ -332,7 +332,7 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    /// Every row of these tables went.
+    /// Logs the deletion of every row of these tables.
     pub(super) async fn truncate(&mut self, sources: Vec<Arc<Source>>) -> Result<(), Lost> {
         self.flush().await?;
         let Some(mut open) = self.open.take().filter(|open| !open.covered) else { return Ok(()) };
@@ -352,7 +352,7 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    /// What the open transaction is appended in parts with; begun now, if this is its first part.
+    /// The database transaction that appends the open one in parts; begun now, if this is the first part.
     async fn long_of(&self, open: &mut Open) -> Result<Long, Lost> {
         match open.long.take() {
             Some(long) => Ok(long),
@@ -360,8 +360,8 @@ impl<'a> Leader<'a> {
         }
     }
 
-    /// Appends what waits as a part of the transaction that is open; with what was held back, if nothing that waits
-    /// for it can follow.
+    /// Appends what waits as a part of the open transaction; including updates that were held back, if no delete that
+    /// they wait for can follow.
     async fn append_waiting(&mut self, long: &mut Long, held_back_too: bool) -> Result<(), Lost> {
         let batch = std::mem::take(&mut self.items);
         self.bytes = 0;
@@ -378,7 +378,7 @@ impl<'a> Leader<'a> {
         self.append_part(long, entries).await
     }
 
-    /// Asks the log for the rows of which the stream does not tell enough; within a transaction, if it has begun.
+    /// Asks the log for the rows of which the stream does not send enough; in the transaction `within`, if any.
     async fn learn(&mut self, batch: &[Item], within: Option<&mut Long>) -> Result<(), Lost> {
         let rows = self.unknown(batch);
         let mut priors = match within {
@@ -386,7 +386,7 @@ impl<'a> Leader<'a> {
             Some(long) => prior::look_up(&mut long.transaction, &rows).await?,
             None => prior::look_up(self.inner.db.single().await?.connection(), &rows).await?,
         };
-        // What the log has nothing of is known, too.
+        // That the log has nothing of a row is remembered, too.
         let known = rows.into_iter().map(|name| {
             let logged = priors.remove(&name).map(|Prior { logged, .. }| logged).unwrap_or_default();
             (name, logged)
@@ -395,7 +395,7 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    /// The rows of which the stream does not tell enough.
+    /// The rows of which the stream does not send enough.
     fn unknown(&mut self, batch: &[Item]) -> Vec<RowName> {
         let mut rows: HashSet<RowName> = HashSet::new();
         for item in batch {
@@ -411,7 +411,7 @@ impl<'a> Leader<'a> {
         rows.into_iter().collect()
     }
 
-    /// Notes for good, before the position moves past them, of which types a change could not be told.
+    /// Notes durably, before the position moves past them, the types that had a change with too little data.
     async fn note_unknown(&mut self) -> Result<(), Lost> {
         let unknown = std::mem::take(&mut self.settler.unknown);
         if unknown.is_empty() {
@@ -428,7 +428,7 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    /// The log has grown, or its position moved.
+    /// Called when the log has grown, or its position moved.
     pub(super) fn appended(&mut self) {
         self.reconciler.unseen(self.settler.unseen.drain(..));
         self.client.update_applied_lsn(self.appender.position);
@@ -436,7 +436,7 @@ impl<'a> Leader<'a> {
         self.idle_since = Instant::now();
     }
 
-    /// The database has come this far, and told nothing of it.
+    /// Called when the database has come this far without a change for the log.
     async fn idle(&mut self, wal_end: Lsn) -> Result<(), Lost> {
         let quiet = self.items.is_empty() && self.open.is_none();
         if quiet {
@@ -451,7 +451,7 @@ impl<'a> Leader<'a> {
         Ok(())
     }
 
-    /// What is done between batches: comparing tables, and now and then a look at the catalogue.
+    /// Does the work between batches: comparing tables, and now and then a look at the catalogue.
     async fn look_after(&mut self) -> Result<(), Lost> {
         if self.open.as_ref().is_some_and(|open| open.long.is_some()) {
             return Ok(());
@@ -470,7 +470,7 @@ impl<'a> Leader<'a> {
         let generation = self.inner.shared.generation();
         if generation != self.generation {
             self.generation = generation;
-            // The numbers of types and tables may mean others now.
+            // The numbers of types and tables may stand for others now.
             self.forms.clear();
             self.tell_tables_again().await?;
         }
@@ -490,7 +490,7 @@ impl<'a> Leader<'a> {
     }
 }
 
-/// What a future gives without waiting, if it does.
+/// The output of a future that is ready; does not wait.
 async fn ready_now<F: Future>(future: F) -> Option<F::Output> {
     tokio::select! {
         biased;

@@ -1,11 +1,11 @@
-//! How fast transactions come. Each batch costs the database as much as dozens of changes, which its writers would notice
-//! while there are many; so the leader lets changes gather then, and only then.
+//! How fast transactions come. Each batch costs the database as much as dozens of changes, which its writers would
+//! notice while there are many; so the leader lets changes gather then, and only then.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often the pace is taken.
+/// How often the pace is measured.
 const WINDOW: Duration = Duration::from_millis(100);
 /// Transactions a second above which they gather.
 const BUSY: f64 = 750.0;
@@ -23,7 +23,7 @@ impl Pace {
         Pace { since: Instant::now(), ended: 0, busy: false }
     }
 
-    /// So many transactions have ended; says whether they come so fast that they should gather.
+    /// Counts transactions that have ended; returns whether they come so fast that they should gather.
     pub(in super::super) fn ended(&mut self, transactions: usize) -> bool {
         self.ended = self.ended.saturating_add(u32::try_from(transactions).unwrap_or(u32::MAX));
         let elapsed = self.since.elapsed();

@@ -27,7 +27,8 @@ use crate::databases::postgres::tables::catalog::Table;
 use crate::databases::postgres::{Inner, error};
 use crate::feed::entity::EntityType;
 
-/// Rows that changed without a trace in the log while their tables were compared, at most; more, and comparing begins again.
+/// Most rows that may change without a trace in the log while their tables are compared; with more, comparing begins
+/// again.
 const UNSEEN_MAX: usize = 200_000;
 /// How long to wait before a table that cannot be read is tried again: at first, and at most.
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
@@ -35,7 +36,7 @@ const AGAIN_MOST: Duration = Duration::from_secs(60);
 /// How long to wait between looks at transactions that must end first.
 const WAIT: Duration = Duration::from_millis(100);
 
-/// What is to be compared, and how far that has come.
+/// The tables to compare, and how far that has come.
 #[derive(Default)]
 pub(in super::super) struct Reconciler {
     waiting: VecDeque<Work>,
@@ -44,18 +45,18 @@ pub(in super::super) struct Reconciler {
     step: Option<Step>,
     /// Entity types that must be compared again from the beginning.
     again: HashSet<Arc<str>>,
-    /// Entity types of which capture has told something since this server leads.
+    /// Entity types that the stream has sent changes of since this server leads.
     touched: HashSet<Arc<str>>,
-    /// Rows of tables that are compared whose changes left nothing in the log, by the transactions that made them: what a
-    /// snapshot from before has of such a row, or has not, says nothing.
+    /// Rows of tables that are compared whose changes left nothing in the log, by the transactions that made them: an
+    /// earlier snapshot that has such a row, or lacks it, proves nothing.
     unseen: HashMap<RowName, i64>,
-    /// The same of whole tables that were truncated.
+    /// The same for whole tables that were truncated.
     truncated: HashMap<Arc<str>, i64>,
     /// Tables that could not be read: how often in a row, when to try again, and why.
     failures: HashMap<Arc<str>, (u32, Instant, String)>,
     /// A row of the table that is being compared cannot be read.
     refused: Option<Stop>,
-    /// Every transaction that this server was not told of is before this one.
+    /// Every transaction that the stream did not send to this server is before this one.
     since: i64,
     /// Transactions of activities up to here were another source's.
     pub(in super::super) foreign_until: i64,
@@ -68,7 +69,7 @@ struct Work {
     table: Arc<Table>,
     place: Place,
     from_empty: bool,
-    /// It was begun by this server, which has told of everything since.
+    /// It was begun by this server, which has got every change since.
     begun_here: bool,
     wait_for: i64,
     compared: i64,
@@ -77,7 +78,7 @@ struct Work {
 struct Current {
     work: Work,
     steps: mpsc::Receiver<Result<Step, Unread>>,
-    /// Ends with this.
+    /// Aborted with this.
     _task: AbortOnDropHandle<()>,
 }
 
@@ -86,7 +87,7 @@ impl Reconciler {
         Reconciler { since, foreign_until, ..Reconciler::default() }
     }
 
-    /// What is being compared, and what is to be.
+    /// The table that is being compared, and those that wait.
     fn works(&self) -> impl Iterator<Item = &Work> {
         self.waiting.iter().chain(self.current.as_ref().map(|current| &current.work))
     }
@@ -97,7 +98,7 @@ impl Reconciler {
         self.step = None;
     }
 
-    /// The entity type has stopped: its table is not compared before an operator has ended that.
+    /// Stops comparing a table: its entity type has stopped, and an operator must end that first.
     pub(in super::super) fn leave(&mut self, name: &str) {
         self.waiting.retain(|waiting| *waiting.entity.name != *name);
         self.again.remove(name);
@@ -107,7 +108,8 @@ impl Reconciler {
         }
     }
 
-    /// Rows of tables that are being compared changed, and the log has nothing of it: it had them so already.
+    /// Notes that rows of tables that are being compared changed, and that the log has nothing of it: it had them so
+    /// already.
     pub(in super::super) fn unseen(&mut self, rows: impl Iterator<Item = (RowName, i64)>) {
         self.unseen.extend(rows);
         if self.unseen.len() > UNSEEN_MAX {
@@ -116,7 +118,7 @@ impl Reconciler {
         }
     }
 
-    /// Every row of a table went.
+    /// Notes that every row of a table was removed.
     pub(in super::super) fn truncated(&mut self, name: &Arc<str>, transaction: i64) {
         self.truncated.insert(name.clone(), transaction);
     }
@@ -126,7 +128,7 @@ impl Reconciler {
         self.again.extend(names);
     }
 
-    /// Whether a row is known to have changed after a snapshot, though the log does not say so.
+    /// Whether a row is known to have changed after a snapshot, though the log does not show it.
     pub(in super::super) fn changed_unseen(&self, name: &RowName, snapshot: &Snapshot) -> bool {
         let unseen = |transaction: &i64| !snapshot.sees(*transaction);
         self.unseen.get(name).is_some_and(unseen) || self.truncated.get(&name.0).is_some_and(unseen)
@@ -137,21 +139,21 @@ impl Reconciler {
         self.works().any(|work| &*work.entity.name == name) || self.again.contains(name)
     }
 
-    /// The table must be compared from the beginning, as soon as that can be.
+    /// Has the table compared from the beginning, as soon as that can be.
     pub(in super::super) fn compare_again(&mut self, name: &Arc<str>) {
         if !self.waiting.iter().any(|work| work.entity.name == *name) {
             self.again.insert(name.clone());
         }
     }
 
-    /// Capture has told something of this entity type.
+    /// Notes that the stream has sent a change of this entity type.
     pub(in super::super) fn touched(&mut self, name: &Arc<str>) {
         if !self.touched.contains(name) {
             self.touched.insert(name.clone());
         }
     }
 
-    /// Waits for a step that was not there; for ever where nothing is compared.
+    /// Waits for the next step; for ever where no table is compared.
     pub(in super::super) async fn wait(&mut self) {
         let Some(current) = self.current.as_mut().filter(|_| self.step.is_none()) else {
             return std::future::pending().await;
@@ -165,7 +167,7 @@ impl Reconciler {
         }
     }
 
-    /// A step of the table that is being compared was not read.
+    /// A step of the table that is being compared could not be read.
     fn not_read(&mut self, unread: Unread) {
         match (unread, &self.current) {
             (Unread::Failed(failure), _) => self.failed(&failure),
@@ -191,7 +193,7 @@ impl Reconciler {
         self.again.insert(name);
     }
 
-    /// Of each entity type whose table could not be read to be compared: why.
+    /// The entity types whose tables could not be read to be compared, and why.
     fn failing(&self) -> Vec<(Arc<str>, String)> {
         let failing = self.failures.iter().map(|(name, (_, _, reason))| (name.clone(), reason.clone()));
         failing.collect()
@@ -273,7 +275,7 @@ impl Leader<'_> {
                 _ => self.start_over(entity, table).await?,
             };
             tracing::info!(entity = &**name, table = table.sql, "comparing the table with the log");
-            // Where it was under way, it begins anew.
+            // If it was being compared, it starts over.
             self.reconciler.waiting.retain(|waiting| waiting.entity.name != *name);
             if self.reconciler.current.as_ref().is_some_and(|current| current.work.entity.name == *name) {
                 self.reconciler.let_go();
@@ -290,7 +292,7 @@ impl Leader<'_> {
         Ok(())
     }
 
-    /// Notes for good that the entity types whose tables cannot be served now are to be compared when they can.
+    /// Notes durably that the entity types whose tables cannot be served now are to be compared when they can.
     pub(in super::super) async fn note_unavailable(&mut self) -> Result<(), Lost> {
         let tables = self.inner.shared.tables();
         let missing = self.inner.catalog.iter().filter(|entity| !tables.contains_key(&entity.name));
@@ -301,8 +303,8 @@ impl Leader<'_> {
         }
     }
 
-    /// Notes for good that these entity types are to be compared from their beginning; `missed`: changes of theirs are not
-    /// told, so that the log may lack rows.
+    /// Notes durably that these entity types are to be compared from their beginning; `missed`: the stream lacks
+    /// changes of theirs, so the log may lack rows.
     pub(in super::super) async fn note_to_compare(
         &mut self,
         names: Vec<String>,
@@ -356,7 +358,7 @@ impl Leader<'_> {
             return;
         }
         let Some(work) = self.reconciler.waiting.pop_front() else { return };
-        // What was told before this server led is not among what is known to have gone.
+        // Changes from before this server led are missing from its list of unseen ones.
         let work = Work { wait_for: work.wait_for.max(self.reconciler.since), ..work };
         // One step ahead of the leader.
         let (sender, steps) = mpsc::channel(1);
@@ -411,12 +413,12 @@ impl Leader<'_> {
             let unseen = |name: &RowName| reconciler.changed_unseen(name, &step.snapshot);
             differences(&work.entity, &step, &priors, commit, reconciler.foreign_until, unseen)
         };
-        // What this snapshot sees, later ones see, too.
+        // Later snapshots see what this one sees.
         self.reconciler.unseen.retain(|_, transaction| !step.snapshot.sees(*transaction));
         mark_last(&mut entries);
         self.append_part(&mut long, entries).await?;
         if self.stops.has(&work.entity.name) {
-            // What was appended of this step goes with the transaction.
+            // The part of this step that was appended is rolled back with the transaction.
             return self.note_stops().await;
         }
         note_progress(&mut long, &work).await?;
@@ -458,7 +460,7 @@ async fn note_progress(long: &mut append::Long, work: &Work) -> Result<(), Lost>
     Ok(())
 }
 
-/// Reads the table step by step, once everything that began before it was published has ended.
+/// Reads the table step by step, after every transaction that began before it was published has ended.
 async fn read_steps(inner: Inner, work: Work, steps: mpsc::Sender<Result<Step, Unread>>) {
     let mut place = work.place.clone();
     let result = async {
@@ -479,8 +481,8 @@ async fn read_steps(inner: Inner, work: Work, steps: mpsc::Sender<Result<Step, U
     steps.closed().await;
 }
 
-/// Waits until every transaction before this one has ended: one that had written to the table before the
-/// publication named it is not in the replication stream, and must be in the snapshot.
+/// Waits until every transaction before this one has ended: one that had written to the table before the publication
+/// named it is not in the replication stream, and must be in the snapshot.
 async fn wait_for(inner: &Inner, transaction: i64) -> Result<(), sqlx::Error> {
     loop {
         let mut reading = inner.db.single().await?;

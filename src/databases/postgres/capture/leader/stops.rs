@@ -1,6 +1,6 @@
-//! What the leader does about rows that the log refuses: it stops their entity types, and goes on with the others. A stop is
-//! noted in the database before the position moves past the row, so that it cannot be forgotten; what happens to the type's
-//! rows from there on is made good by comparing its table, once an operator has ended the stop.
+//! The leader's handling of rows that the log refuses: it stops their entity types, and goes on with the others. A stop
+//! is noted in the database before the position moves past the row, so that it cannot be forgotten; the changes of the
+//! type's rows from there on are made good by comparing its table, once an operator has ended the stop.
 
 use std::collections::HashSet;
 
@@ -16,12 +16,12 @@ use crate::databases::postgres::capture::settle::RowName;
 use crate::databases::postgres::capture::sift::{Sifted, Trial};
 use crate::databases::postgres::log::stops::{self, Stop};
 
-/// What has stopped, as the leader knows it.
+/// The stops, as the leader knows them.
 #[derive(Debug, Default)]
 pub(in super::super) struct Stops {
-    /// As the database has them.
+    /// Those in the database.
     noted: Vec<Stop>,
-    /// Not noted in the database yet.
+    /// Those that are not in the database yet.
     fresh: Vec<Stop>,
     /// Rows that are passed over where the log refuses them.
     skipped: HashSet<RowName>,
@@ -41,31 +41,31 @@ impl Stops {
 }
 
 impl Leader<'_> {
-    /// Reads from the database what has stopped, and what an operator has ended since.
+    /// Reads the stops from the database, without those that an operator has ended since.
     pub(in super::super) async fn read_stops(&mut self) -> Result<(), Lost> {
         let mut reading = self.inner.db.single().await?;
         self.stops.noted = stops::read(reading.connection()).await?;
         self.stops.skipped = stops::skipped(reading.connection()).await?;
-        // Also when nothing has changed: what was published before this server led may be out of date.
+        // Also when nothing has changed: another server's stops may have been published before this one led.
         self.publish_stops();
         Ok(())
     }
 
-    /// Leaves out what belongs to stopped entity types, except that rows have gone: lists are served meanwhile, and may have
-    /// given out rows that the log never gets.
+    /// Leaves out the activities of stopped entity types, except deletions: lists are served meanwhile, and may have
+    /// shown rows that the log never gets.
     pub(in super::super) fn without_stopped(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
         entries.retain(|entry| entry.action == Action::Delete || !self.stops.has(&entry.entity.name));
         entries
     }
 
-    /// Appends whole transactions and moves the position; where the log refuses rows, without their entity types. Gives
-    /// what was appended.
+    /// Appends whole transactions and moves the position; where the log refuses rows, without their entity types.
+    /// Returns what was appended.
     pub(in super::super) async fn append_batch(&mut self, entries: Vec<Entry>) -> Result<Vec<Entry>, Lost> {
         let entries = self.without_stopped(entries);
         match self.appender.append(&entries, self.told).await {
             Ok(()) => Ok(entries),
             Err(lost) if lost.remedy() == Remedy::Row => {
-                // Nothing of it stays: it only finds out what can be appended.
+                // Rolled back afterwards: it only finds out what can be appended.
                 let mut trying = self.inner.db.begin().await?;
                 let mut trial = Trial { transaction: &mut trying, behind: self.appender.head };
                 let sifted = self.appender.sift(&mut trial, entries, &self.stops.skipped).await?;
@@ -99,7 +99,7 @@ impl Leader<'_> {
         }
     }
 
-    /// Stops the entity types whose rows the log refuses; gives what it takes.
+    /// Stops the entity types whose rows the log refuses; returns the activities that it takes.
     fn stop_refused(&mut self, sifted: Sifted) -> Vec<Entry> {
         for refusal in sifted.refusals {
             let (entity_type, key) = refusal.row;
@@ -112,18 +112,19 @@ impl Leader<'_> {
         sifted.entries
     }
 
-    /// Stops an entity type; to be noted.
+    /// Stops an entity type; the stop is still to be noted.
     pub(in super::super) fn stop_type(&mut self, stop: Stop) {
         self.reconciler.leave(&stop.entity_type);
         self.stops.fresh.push(stop);
     }
 
-    /// Says what has stopped. Only noted stops are told of: an operator who reads of one must be able to end it at once.
+    /// Publishes the stops that are noted, and no others: an operator who reads of a stop must be able to end it at
+    /// once.
     fn publish_stops(&self) {
         self.inner.shared.set_stops(&self.inner.catalog, self.stops.noted.clone());
     }
 
-    /// Notes new stops for good, then tells of them. To be called before the position moves past what made them.
+    /// Notes new stops durably, then publishes them. To be called before the position moves past their causes.
     pub(in super::super) async fn note_stops(&mut self) -> Result<(), Lost> {
         if self.stops.fresh.is_empty() {
             return Ok(());

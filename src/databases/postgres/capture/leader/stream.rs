@@ -1,5 +1,5 @@
-//! The stream's messages: tables become sources, rows become changes, and a writer's own message says whose they
-//! are.
+//! The stream's messages: tables become sources, rows become changes, and a writer's own message names the transaction
+//! and the client.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ impl Leader<'_> {
         self.items.push(Item::Change(Box::new(change)));
     }
 
-    /// A table as its rows look from here on.
+    /// Takes the shape that a table's rows have from here on.
     async fn relation(&mut self, relation: &Relation) -> Result<(), Lost> {
         let tables = self.tables_with(relation).await?;
         let Some((entity, table)) = streamed(&tables, relation)
@@ -90,7 +90,7 @@ impl Leader<'_> {
         });
         let layout = Layout::new(entity, &table.checked.kept, columns.collect::<Vec<_>>());
         if layout.is_none() {
-            // Its key or its scope is gone: what happens to it cannot be told until an operator has mended that.
+            // Its key or its scope is gone: its changes cannot be logged until an operator has mended that.
             self.recheck = true;
             self.reconciler.compare_again(&entity.name);
         }
@@ -99,8 +99,8 @@ impl Leader<'_> {
         Ok(())
     }
 
-    /// The tables that are streamed. Where this one seems not to be, they are looked at anew: what is told of it from
-    /// here on is passed over, and whichever entity type has no table now must be compared when it has one again.
+    /// The tables that are streamed. Where this one seems not to be, they are looked at again: its changes from here on
+    /// are passed over, and any entity type that has no table now must be compared when it has one again.
     async fn tables_with(&mut self, relation: &Relation) -> Result<Arc<Tables>, Lost> {
         let tables = self.inner.shared.tables();
         if streamed(&tables, relation).is_some() {
@@ -115,7 +115,8 @@ impl Leader<'_> {
         Ok(tables)
     }
 
-    /// What is known of the tables has changed: the stream does not repeat what it has told of them.
+    /// Reads the stream's descriptions of the tables again, after the tables have changed: the stream does not repeat
+    /// them.
     pub(in super::super) async fn tell_tables_again(&mut self) -> Result<(), Lost> {
         for relation in std::mem::take(&mut self.relations).into_values() {
             self.relation(&relation).await?;
@@ -125,8 +126,8 @@ impl Leader<'_> {
         Ok(())
     }
 
-    /// A writer says who it is: for the changes that follow, and, if it says so for the first time, for those of
-    /// the same transaction that still wait.
+    /// A writer names its transaction and client: for the changes that follow, and, at the first time, for those of the
+    /// same transaction that still wait.
     pub(in super::super) fn named(&mut self, prefix: &str, content: &[u8]) {
         let Some(open) = self.open.as_mut().filter(|_| prefix == MESSAGE_PREFIX) else { return };
         let Ok(Ids { transaction_id, client_id }) = serde_json::from_slice(content) else {
