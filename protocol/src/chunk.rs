@@ -43,7 +43,7 @@ pub struct Chunk {
     pub sealed: bool,
 }
 
-struct Mark {
+struct MessageEnd {
     seq: Seq,
     commit_id: i64,
     /// Length of the body up to and with this message.
@@ -57,7 +57,7 @@ pub struct ChunkBuilder {
     start: Seq,
     limits: ChunkLimits,
     body: Vec<u8>,
-    marks: Vec<Mark>,
+    marks: Vec<MessageEnd>,
     cut: Option<usize>,
     /// The window is full with one unfinished transaction; waiting for its end.
     overflowing: bool,
@@ -100,7 +100,11 @@ impl ChunkBuilder {
             self.cut = Some(cut);
             return Feed::Done;
         }
-        self.marks.push(Mark { seq: activity.seq, commit_id: activity.commit_id, end: self.body.len() });
+        self.marks.push(MessageEnd {
+            seq: activity.seq,
+            commit_id: activity.commit_id,
+            end: self.body.len(),
+        });
         Feed::More
     }
 

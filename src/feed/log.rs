@@ -11,7 +11,7 @@ use crate::storage_error::StorageError;
 
 /// What a read cannot give of a stream any more, in the read's own snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kept {
+pub struct ReadLosses {
     /// The content of the log that was read.
     pub version: Version,
     /// Offsets below this one are gone, because a deletion after them was removed. The start of the stream is not.
@@ -156,7 +156,7 @@ pub trait Log: Send + Sync {
         &self,
         stream: &Selector,
         chunk: ChunkBuilder,
-    ) -> Result<(ChunkBuilder, Kept), StorageError>;
+    ) -> Result<(ChunkBuilder, ReadLosses), StorageError>;
 
     /// The activities after a place, in order: at most `rows`, and no more once their rows have `bytes`.
     async fn follow(&self, after: Seq, rows: usize, bytes: usize) -> Result<Gained, StorageError>;

@@ -9,8 +9,8 @@ use bourn_protocol::{ContentType, Epoch, Offset, Place, ReadFrom, Selector, Seq}
 use tokio::sync::watch;
 
 use super::entity::Catalog;
-use super::tail::{Channel, Found, Tail};
-use super::{Capture, Kept, Log};
+use super::tail::{Channel, ChannelRead, Tail};
+use super::{Capture, Log, ReadLosses};
 use crate::head::{Head, Version};
 use crate::reading::{Batch, CachedChunk, ChunkCache, ChunkKey, Session, StreamKey};
 use crate::storage_error::StorageError;
@@ -188,7 +188,7 @@ impl LogSession {
         let key = ChunkKey { stream: StreamKey::Derived(stream.clone(), version), start, head: None };
         let load = async {
             let builder = ChunkBuilder::new(stream.wording(), epoch, start, reader.limits);
-            let (filled, Kept { version, horizon, lost, spans, gap }) =
+            let (filled, ReadLosses { version, horizon, lost, spans, gap }) =
                 reader.log.fill(stream, builder).await?;
             if version.epoch != epoch {
                 return Err(ReadError::Gone(Gone::OtherLog));
@@ -265,20 +265,20 @@ impl Session for LogSession {
             // From here on only new rings count.
             follower.bell.mark_unchanged();
             match follower.channel.after(self.covered) {
-                Found::Next { batch, last } => {
+                ChannelRead::Next { batch, last } => {
                     self.position = batch.next;
                     self.covered = batch.next;
                     self.since = None;
                     return Ok(Batch::Live { batch, last });
                 }
                 // The tail may be behind the log when the session begins: it does not have that part yet.
-                Found::CaughtUp { .. }
+                ChannelRead::CaughtUp { .. }
                     if !std::mem::replace(&mut self.begun, true)
                         && self.covered < self.reader.head.borrow().seq
                         && self.reader.tail.head() < self.reader.head.borrow().seq => {}
-                Found::CaughtUp { more } => return Ok(Batch::Nothing { closed: false, more }),
-                Found::Gone => return Err(ReadError::Gone(Gone::OtherLog)),
-                Found::Behind => {}
+                ChannelRead::CaughtUp { more } => return Ok(Batch::Nothing { closed: false, more }),
+                ChannelRead::Gone => return Err(ReadError::Gone(Gone::OtherLog)),
+                ChannelRead::Behind => {}
             }
         }
         // The tail may have come further than this server knew when it looked at the log's head.

@@ -50,7 +50,7 @@ fn planned<const N: usize>(columns: [(Option<&str>, Stamp); N]) -> impl Iterator
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::feed::entity::{Column, ColumnKind, Kept};
+    use crate::feed::entity::{Column, ColumnKind, KeptColumnNames};
 
     fn schema(modified_at_is_required: bool) -> TableSchema {
         let column = |name: &str, required| Column {
@@ -65,7 +65,7 @@ mod tests {
         let name = |name: &str| Some(name.to_owned());
         TableSchema {
             columns: vec![column("changed", modified_at_is_required), column("made", false)],
-            kept: Kept {
+            kept: KeptColumnNames {
                 transactions: name("txs"),
                 last_client_id: None,
                 created_at: name("made"),

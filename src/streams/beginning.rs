@@ -8,8 +8,8 @@ use bourn_protocol::limits::FORK_DEPTH_MAX;
 use bourn_protocol::stored::{Lifetime, Payload};
 use bourn_protocol::{ContentType, Seq, StreamOffset};
 
-use super::entry::Entry;
 use super::rules::{Head, after, fork_lineage, offset};
+use super::state::StreamState;
 use super::{CreateError, CreateStream, Fork, Segment};
 
 /// What a new stream begins with.
@@ -31,7 +31,7 @@ pub struct Beginning {
 
 /// A stream to be created, complete but for its number.
 #[derive(Debug, Clone)]
-pub struct Unborn {
+pub struct NewStream {
     /// What it begins with.
     pub beginning: Beginning,
     /// Its first appends and where they begin; a part without messages is no append.
@@ -49,7 +49,7 @@ pub struct Unborn {
 pub fn leaves_at(
     create: &CreateStream,
     fork: &Fork,
-    source: Option<&Entry>,
+    source: Option<&StreamState>,
     now: i64,
 ) -> Result<StreamOffset, CreateError> {
     let source = match source {
@@ -83,7 +83,7 @@ const TOO_FAR: CreateError = CreateError::ForkOffset(
 impl Beginning {
     /// The beginning of a stream that is no fork.
     #[must_use]
-    pub fn anew(create: &CreateStream) -> Beginning {
+    pub fn without_source(create: &CreateStream) -> Beginning {
         Beginning {
             content_type: create.content_type.clone().unwrap_or_else(ContentType::octets),
             lifetime: create.lifetime,
@@ -102,7 +102,7 @@ impl Beginning {
     pub fn fork(
         create: &CreateStream,
         fork: &Fork,
-        source: &Entry,
+        source: &StreamState,
         at: StreamOffset,
         next: Option<&Payload>,
     ) -> Result<Beginning, CreateError> {
@@ -133,7 +133,7 @@ impl Beginning {
     ///
     /// # Errors
     /// When the body does not fit.
-    pub fn with_body(mut self, create: &CreateStream, most_bytes: u64) -> Result<Unborn, CreateError> {
+    pub fn with_body(mut self, create: &CreateStream, most_bytes: u64) -> Result<NewStream, CreateError> {
         let body = Payload::take(self.content_type.form(), create.body.clone())?;
         let prefix = std::mem::take(&mut self.prefix);
         let middle = after(self.base, prefix.data.len());
@@ -142,14 +142,14 @@ impl Beginning {
             return Err(CreateError::TooLarge(most_bytes));
         };
         let fork_offset = create.fork.as_ref().map(|_| offset(&self.lineage, self.base));
-        Ok(Unborn { parts: [(self.base, prefix), (middle, body)], tail, fork_offset, beginning: self })
+        Ok(NewStream { parts: [(self.base, prefix), (middle, body)], tail, fork_offset, beginning: self })
     }
 }
 
-impl Unborn {
+impl NewStream {
     /// The stream, under the number that the database has given it.
     #[must_use]
-    pub fn born(&self, create: &CreateStream, id: u64, now: i64) -> Entry {
+    pub fn numbered(&self, create: &CreateStream, id: u64, now: i64) -> StreamState {
         let Beginning { content_type, lifetime, base, lineage, .. } = &self.beginning;
         let head = Head {
             content_type: content_type.clone(),
@@ -159,7 +159,7 @@ impl Unborn {
             writer_seq: None,
             producers: 0,
         };
-        let mut entry = Entry {
+        let mut stream = StreamState {
             id,
             path: create.path.clone(),
             deleted: false,
@@ -174,7 +174,7 @@ impl Unborn {
             dirty: true,
             fresh: Vec::new(),
         };
-        entry.move_tail(self.tail);
-        entry
+        stream.move_tail(self.tail);
+        stream
     }
 }

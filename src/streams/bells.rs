@@ -19,7 +19,7 @@ const FRESH_MOST: usize = 8 << 20;
 
 /// What a bell says of its stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mark {
+pub struct BellState {
     /// How far the stream reaches, at least.
     pub tail: Seq,
     /// It is closed.
@@ -32,7 +32,7 @@ pub struct Mark {
     pub fresh: Arc<[Payload]>,
 }
 
-impl Mark {
+impl BellState {
     /// The appends from a place up to the tail, if the bell has them.
     #[must_use]
     pub fn since(&self, position: Seq) -> Option<&[Payload]> {
@@ -49,7 +49,7 @@ pub struct Bells {
 
 #[derive(Default)]
 struct Registry {
-    bells: HashMap<u64, watch::Sender<Mark>, foldhash::fast::RandomState>,
+    bells: HashMap<u64, watch::Sender<BellState>, foldhash::fast::RandomState>,
     prune_at: usize,
     /// The bells that hold fresh appends, in the order they got them, with the bytes; a bell may stand here more than
     /// once.
@@ -99,13 +99,13 @@ impl Bells {
 
     /// The bell of a stream, created for its first live reader.
     #[must_use]
-    pub fn bell(&self, stream: &StreamInfo) -> watch::Receiver<Mark> {
+    pub fn bell(&self, stream: &StreamInfo) -> watch::Receiver<BellState> {
         let mut registry = self.lock();
         if registry.bells.len() >= registry.prune_at {
             registry.prune();
         }
         let (tail, closed) = (stream.tail, stream.closed);
-        let mark = || Mark { tail, closed, gone: false, doubts: 0, fresh: Arc::default() };
+        let mark = || BellState { tail, closed, gone: false, doubts: 0, fresh: Arc::default() };
         registry.bells.entry(stream.id).or_insert_with(|| watch::Sender::new(mark())).subscribe()
     }
 
@@ -166,11 +166,11 @@ mod tests {
     fn a_bell_has_what_was_appended_for_whoever_waits_where_it_begins() {
         let at = |place| Seq::new(place).unwrap();
         let fresh = [payload("one"), payload("three")].into();
-        let mark = Mark { tail: at(20), closed: false, gone: false, doubts: 0, fresh };
+        let mark = BellState { tail: at(20), closed: false, gone: false, doubts: 0, fresh };
         assert_eq!(mark.since(at(12)).unwrap(), [payload("one"), payload("three")]);
         assert_eq!(mark.since(at(15)), None, "there, a part of it is known already");
         assert_eq!(mark.since(at(11)), None, "there, something is missing");
-        let nothing = Mark { fresh: Arc::default(), ..mark };
+        let nothing = BellState { fresh: Arc::default(), ..mark };
         assert_eq!(nothing.since(at(20)), None);
     }
 

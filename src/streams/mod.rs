@@ -4,10 +4,10 @@
 
 pub mod beginning;
 pub mod bells;
-pub mod entry;
 mod error;
 pub mod rules;
 pub mod session;
+pub mod state;
 mod subscription;
 pub mod subscriptions;
 

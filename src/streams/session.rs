@@ -11,7 +11,7 @@ use bourn_protocol::stored::{Form, Payload};
 use bourn_protocol::{ContentType, Place, ReadFrom, Seq, StreamOffset, StreamPath};
 use tokio::sync::watch;
 
-use super::bells::{Bells, Mark};
+use super::bells::{BellState, Bells};
 use super::error::{FillError, FindError};
 use super::rules::after;
 use super::{StreamInfo, Streams, unix_millis};
@@ -100,7 +100,7 @@ pub struct StreamSession {
     reader: Arc<StreamReader>,
     stream: Arc<StreamInfo>,
     position: StreamOffset,
-    bell: Option<watch::Receiver<Mark>>,
+    bell: Option<watch::Receiver<BellState>>,
     /// The bell's count of doubts at the last look at the database.
     doubts: u64,
 }
@@ -137,7 +137,7 @@ impl StreamSession {
     }
 
     /// How far the stream is known to reach and whether it is closed; with what the bell says, if it says as much.
-    async fn mark(&mut self) -> Result<(Seq, bool, Option<Mark>), ReadError> {
+    async fn mark(&mut self) -> Result<(Seq, bool, Option<BellState>), ReadError> {
         loop {
             let Some(bell) = &mut self.bell else { return Ok((self.stream.tail, self.stream.closed, None)) };
             let mark = bell.borrow_and_update().clone();

@@ -23,11 +23,11 @@ pub struct TaskFailure {
 /// Watches over the background tasks of one server; clones share it.
 #[derive(Debug, Clone)]
 pub struct Supervisor {
-    shared: Arc<Shared>,
+    shared: Arc<SupervisorState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SupervisorState {
     /// The first failure; what follows is mostly its consequence.
     failure: watch::Sender<Option<TaskFailure>>,
     /// The server is stopping: tasks may end.
@@ -36,7 +36,7 @@ struct Shared {
 
 impl Default for Supervisor {
     fn default() -> Supervisor {
-        let shared = Shared { failure: watch::Sender::new(None), stopping: AtomicBool::new(false) };
+        let shared = SupervisorState { failure: watch::Sender::new(None), stopping: AtomicBool::new(false) };
         Supervisor { shared: Arc::new(shared) }
     }
 }

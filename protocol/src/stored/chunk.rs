@@ -20,7 +20,7 @@ pub struct StoredChunk {
     pub sealed: bool,
 }
 
-struct Mark {
+struct AppendEnd {
     position: Seq,
     /// Length of the body up to here.
     end: usize,
@@ -33,7 +33,7 @@ pub struct StoredChunkBuilder {
     start: Seq,
     bytes: usize,
     body: Vec<u8>,
-    marks: Vec<Mark>,
+    marks: Vec<AppendEnd>,
     cut: Option<usize>,
 }
 
@@ -71,7 +71,7 @@ impl StoredChunkBuilder {
             return Feed::Done;
         }
         let comma = usize::from(self.json && !self.marks.is_empty());
-        self.marks.push(Mark { position, end: end + comma + length, messages: before + messages });
+        self.marks.push(AppendEnd { position, end: end + comma + length, messages: before + messages });
         Feed::More
     }
 
@@ -93,7 +93,7 @@ impl StoredChunkBuilder {
         self.body.reserve(length.saturating_sub(self.body.len()));
     }
 
-    fn last(&self) -> Option<&Mark> {
+    fn last(&self) -> Option<&AppendEnd> {
         self.cut.unwrap_or(self.marks.len()).checked_sub(1).and_then(|last| self.marks.get(last))
     }
 

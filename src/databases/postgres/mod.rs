@@ -38,7 +38,7 @@ use super::OpenError;
 use crate::config::{DatabaseUrl, Limits};
 use crate::feed::entity::{Catalog, EntityType};
 use crate::feed::{
-    Activity, ActivityQuery, Capture, CaptureStatus, Gained, Kept, ListPage, ListQuery, Log, Mutation,
+    Activity, ActivityQuery, Capture, CaptureStatus, Gained, ListPage, ListQuery, Log, Mutation, ReadLosses,
     Tables, TransactionState, WriteError, Writer, Written,
 };
 use crate::head::{Head, Version};
@@ -259,7 +259,7 @@ impl Log for PostgresStorage {
         &self,
         stream: &Selector,
         chunk: ChunkBuilder,
-    ) -> Result<(ChunkBuilder, Kept), StorageError> {
+    ) -> Result<(ChunkBuilder, ReadLosses), StorageError> {
         let nothing = !self.can_write(stream.scope.as_ref()).await?;
         // Before the database is read, which has all that this server has published, unless it went back in time.
         let published = *self.inner.shared.head().borrow();

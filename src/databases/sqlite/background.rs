@@ -82,7 +82,7 @@ impl WriterThread {
         let settled = settled.and_then(|served| Ok((served.epoch, self.history.number(&self.connection)?)));
         match settled {
             Ok((epoch, _)) if epoch == before => {}
-            Ok((epoch, seq)) => self.served_anew(Head { epoch, seq }, reconciles),
+            Ok((epoch, seq)) => self.epoch_changed(Head { epoch, seq }, reconciles),
             Err(failure) => {
                 self.shared.writer_stands(Some(error::storage(&failure).to_string()));
                 std::thread::park_timeout(TICK);
@@ -91,7 +91,7 @@ impl WriterThread {
     }
 
     /// Publishes a log of another epoch, drops what is known of the one before, and compares the tables with it.
-    pub(super) fn served_anew(&mut self, head: Head, reconciles: &mut VecDeque<Reconcile>) {
+    pub(super) fn epoch_changed(&mut self, head: Head, reconciles: &mut VecDeque<Reconcile>) {
         if let Err(failure) = self.history.note(&self.connection, head.seq) {
             tracing::debug!(%failure, "cannot note what is served");
         }
@@ -99,7 +99,7 @@ impl WriterThread {
         if let Ok(version) = versions::of_log(&self.connection) {
             self.version.send_replace(version);
         }
-        self.streams.served_anew(&self.connection);
+        self.streams.epoch_changed(&self.connection);
         *reconciles = self.refresh(VecDeque::new());
         self.shared.writer_stands(None);
     }
@@ -136,7 +136,7 @@ impl WriterThread {
                 self.shared.file_stands(None);
                 self.shared.committed(Ok(&()));
                 let seq = self.history.number(&self.connection).unwrap_or(Seq::ZERO);
-                self.served_anew(Head { epoch: served.epoch, seq }, reconciles);
+                self.epoch_changed(Head { epoch: served.epoch, seq }, reconciles);
             }
             Err(reason) => self.shared.writer_stands(Some(reason)),
         }

@@ -10,12 +10,12 @@ use crate::streams::{
     StoredSubscription,
 };
 
-pub(super) type Sender = oneshot::Sender<Result<Written, WriteError>>;
+pub(super) type AnswerSender = oneshot::Sender<Result<Written, WriteError>>;
 
 /// A job of the writer thread.
-pub(super) enum Job {
+pub(super) enum WriterJob {
     /// Do a mutation and answer.
-    Write(Box<Mutation>, Sender),
+    Write(Box<Mutation>, AnswerSender),
     /// Change stored streams.
     Stream(StreamJob),
     /// Change subscriptions to them.

@@ -28,21 +28,21 @@ const EXPIRE_MAX: i64 = 20_000;
 const LOGGED_MAX: usize = 100;
 
 /// A mutation that was done.
-pub(super) struct Entry {
+pub(super) struct LedgerEntry {
     pub(super) entity_type: String,
     pub(super) entity_id: String,
     pub(super) fingerprint: Vec<u8>,
     pub(super) outcome: Option<String>,
 }
 
-impl Entry {
+impl LedgerEntry {
     /// The entry of a mutation that the ledger has forgotten, from what the log knows of it.
-    pub(super) fn of(change: LoggedChange, operation: &Operation) -> Entry {
+    pub(super) fn of(change: LoggedChange, operation: &Operation) -> LedgerEntry {
         let (entity_type, entity_id) = match operation {
             Operation::Rollback { .. } => (String::new(), String::new()),
             _ => (change.entity_type, change.entity_id),
         };
-        Entry { entity_type, entity_id, fingerprint: Vec::new(), outcome: None }
+        LedgerEntry { entity_type, entity_id, fingerprint: Vec::new(), outcome: None }
     }
 }
 
@@ -65,13 +65,13 @@ pub(super) fn logged(connection: &Connection, id: &TransactionId) -> rusqlite::R
 }
 
 /// The mutation that was done under this id.
-pub(super) fn find(connection: &Connection, id: &TransactionId) -> rusqlite::Result<Option<Entry>> {
+pub(super) fn find(connection: &Connection, id: &TransactionId) -> rusqlite::Result<Option<LedgerEntry>> {
     connection
         .prepare_cached(
             "SELECT entity_type, entity_id, fingerprint, outcome FROM bourn_ledger WHERE transaction_id = ?1",
         )?
         .query_row([id.as_str()], |row| {
-            Ok(Entry {
+            Ok(LedgerEntry {
                 entity_type: row.get(0)?,
                 entity_id: row.get(1)?,
                 fingerprint: row.get(2)?,

@@ -40,8 +40,8 @@ use crate::config::Limits;
 use crate::feed::entity::{Catalog, EntityType, TableSchema};
 use crate::feed::retention::Retention;
 use crate::feed::{
-    Activity, ActivityQuery, Capture, CaptureStatus, Condition, Gained, Kept, ListPage, ListQuery, Log,
-    Mutation, Tables, TransactionState, WriteError, Writer, Written,
+    Activity, ActivityQuery, Capture, CaptureStatus, Condition, Gained, ListPage, ListQuery, Log, Mutation,
+    ReadLosses, Tables, TransactionState, WriteError, Writer, Written,
 };
 use crate::head::{Head, Version};
 use crate::storage_error::StorageError;
@@ -50,8 +50,8 @@ pub use admin::{check, prepare, prepare_sql, renew_log};
 use connect::open_error;
 use file::history::History;
 use file::{events, versions};
-use jobs::Job;
-use log::read::{self, View};
+use jobs::WriterJob;
+use log::read::{self, LogSnapshot};
 use pool::ReadPool;
 use tables::{introspect, rows};
 use writer::WriterThread;
@@ -63,7 +63,7 @@ const SAME_CONFIGURATION: &str =
 
 /// The state that [`SqliteStorage`] shares with its threads: how capture is doing, and which jobs are queued already.
 #[derive(Debug, Default)]
-struct Shared {
+struct StorageState {
     status: Mutex<Status>,
     /// The writer has been asked to fold marks, and has not begun: it is asked once, not at every look.
     fold_asked: AtomicBool,
@@ -89,7 +89,7 @@ struct Status {
     left_out: BTreeMap<String, String>,
 }
 
-impl Shared {
+impl StorageState {
     fn with<T>(&self, change: impl FnOnce(&mut Status) -> T) -> T {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -163,13 +163,13 @@ impl Shared {
 pub struct SqliteStorage {
     pool: ReadPool,
     history: Arc<History>,
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<WriterJob>,
     head: tokio::sync::watch::Receiver<Head>,
     version: tokio::sync::watch::Receiver<Version>,
-    shared: Arc<Shared>,
-    streams: Arc<streams::Shared>,
+    shared: Arc<StorageState>,
+    streams: Arc<streams::StreamsState>,
     /// Dropped with the storage, which ends the watcher.
-    _watcher: events::Stop,
+    _watcher: events::StopOnDrop,
 }
 
 impl SqliteStorage {
@@ -197,8 +197,8 @@ impl SqliteStorage {
         let (head, _) = tokio::sync::watch::channel(Head { epoch: history.served().epoch, seq: sealed });
         let (version, _) = tokio::sync::watch::channel(versions::of_log(&connection).map_err(failed)?);
         let (jobs, queue) = mpsc::channel(limits.write_queue);
-        let shared = Arc::new(Shared::default());
-        let stored = Arc::new(streams::Shared::new());
+        let shared = Arc::new(StorageState::default());
+        let stored = Arc::new(streams::StreamsState::new());
         let stream_version = Arc::new(AtomicI64::new(versions::of_streams(&connection).map_err(failed)?));
         let (watcher, events) = events::Events::new(path).map_err(|e| OpenError::new(&path.display(), &e))?;
         let watching = watch::Watcher {
@@ -253,12 +253,12 @@ impl SqliteStorage {
     async fn view<T, F>(&self, work: F) -> Result<T, StorageError>
     where
         T: Send + 'static,
-        F: FnOnce(&View<'_>) -> rusqlite::Result<T> + Send + 'static,
+        F: FnOnce(&LogSnapshot<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
         let history = self.history.clone();
         let read = self.pool.read(move |connection| {
             let snapshot = connection.transaction()?;
-            work(&View::of(&snapshot, &history)?)
+            work(&LogSnapshot::of(&snapshot, &history)?)
         });
         read.await
     }
@@ -296,7 +296,7 @@ impl Log for SqliteStorage {
         &self,
         stream: &Selector,
         chunk: ChunkBuilder,
-    ) -> Result<(ChunkBuilder, Kept), StorageError> {
+    ) -> Result<(ChunkBuilder, ReadLosses), StorageError> {
         let stream = stream.clone();
         self.view(move |view| Ok((read::fill(view, &stream, chunk)?, read::kept(view, &stream)?))).await
     }
@@ -333,7 +333,7 @@ impl Tables for SqliteStorage {
 impl Writer for SqliteStorage {
     async fn write(&self, mutation: Mutation) -> Result<Written, WriteError> {
         let (answer, answered) = oneshot::channel();
-        self.jobs.try_send(Job::Write(Box::new(mutation), answer)).map_err(|error| match error {
+        self.jobs.try_send(WriterJob::Write(Box::new(mutation), answer)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => WriteError::Storage(StorageError::Overloaded),
             mpsc::error::TrySendError::Closed(_) => WriteError::Storage(StorageError::Closed),
         })?;
@@ -342,7 +342,7 @@ impl Writer for SqliteStorage {
 
     async fn close(&self) {
         let (done, finished) = oneshot::channel();
-        if self.jobs.send(Job::Close(done)).await.is_ok() {
+        if self.jobs.send(WriterJob::Close(done)).await.is_ok() {
             let _ = finished.await;
         }
     }

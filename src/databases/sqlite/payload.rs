@@ -105,7 +105,7 @@ fn tiny_power(exponent: i32) -> f64 {
 
 /// A value as the database holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Held {
+pub(super) enum StoredValue {
     Text(Vec<u8>),
     /// The bits of a number: any two numbers whose bits differ are two values.
     Real(u64),
@@ -114,17 +114,17 @@ pub(super) enum Held {
     Json(String),
 }
 
-impl Held {
+impl StoredValue {
     /// The value as a parameter, and the expression that takes it.
     pub(super) fn bind(&self, column: &Column) -> (&'static str, Sql) {
         match self {
-            Held::Text(bytes) => match String::from_utf8(bytes.clone()) {
+            StoredValue::Text(bytes) => match String::from_utf8(bytes.clone()) {
                 Ok(text) => ("?", Sql::Text(text)),
                 Err(broken) => ("CAST(? AS TEXT)", Sql::Blob(broken.into_bytes())),
             },
-            Held::Real(bits) => ("?", Sql::Real(f64::from_bits(*bits))),
-            Held::Blob(bytes) => ("?", Sql::Blob(bytes.clone())),
-            Held::Json(json) => ("?", bind(column, Json::of(json))),
+            StoredValue::Real(bits) => ("?", Sql::Real(f64::from_bits(*bits))),
+            StoredValue::Blob(bytes) => ("?", Sql::Blob(bytes.clone())),
+            StoredValue::Json(json) => ("?", bind(column, Json::of(json))),
         }
     }
 }
@@ -172,11 +172,11 @@ impl<'a> Frame<'a> {
         }
     }
 
-    fn held(&self) -> Option<Held> {
+    fn held(&self) -> Option<StoredValue> {
         Some(match self.kind {
-            b'r' => Held::Real(real(self.content).to_bits()),
-            b'b' => Held::Blob(unhex(&format!("\\x{}", std::str::from_utf8(self.content).ok()?))?),
-            _ => Held::Text(self.content.to_vec()),
+            b'r' => StoredValue::Real(real(self.content).to_bits()),
+            b'b' => StoredValue::Blob(unhex(&format!("\\x{}", std::str::from_utf8(self.content).ok()?))?),
+            _ => StoredValue::Text(self.content.to_vec()),
         })
     }
 }
@@ -217,7 +217,7 @@ pub(super) fn json(payload: &[u8]) -> Cow<'_, str> {
 }
 
 /// The values of the row as the database held them, by column.
-pub(super) fn held(payload: &[u8]) -> Option<Vec<(String, Held)>> {
+pub(super) fn held(payload: &[u8]) -> Option<Vec<(String, StoredValue)>> {
     let (skeleton, frames) = (std::cell::RefCell::new(Vec::new()), std::cell::RefCell::new(Vec::new()));
     // Each frame is replaced by its number in brackets: values outside frames are never arrays.
     pieces(
@@ -233,7 +233,7 @@ pub(super) fn held(payload: &[u8]) -> Option<Vec<(String, Held)>> {
     let columns = Columns::parse(&skeleton.into_inner()).ok()?;
     let value = |json: Json<'_>| match json.text().strip_prefix('[').filter(|_| !frames.is_empty()) {
         Some(number) => frames.get(number.strip_suffix(']')?.parse::<usize>().ok()?)?.clone(),
-        None => Some(Held::Json(json.text().to_owned())),
+        None => Some(StoredValue::Json(json.text().to_owned())),
     };
     columns.iter().map(|(name, json)| Some((name.to_owned(), value(json)?))).collect()
 }
@@ -391,7 +391,7 @@ mod tests {
         connection.execute_batch("CREATE TABLE t (x)").unwrap();
         let schema = TableSchema {
             columns: vec![column("x")],
-            kept: crate::feed::entity::Kept::default(),
+            kept: crate::feed::entity::KeptColumnNames::default(),
             unique: Vec::new(),
             left_alone: Vec::new(),
         };
@@ -428,7 +428,7 @@ mod tests {
             let payloads: Vec<String> =
                 select.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
             numbers.iter().zip(&payloads).all(|(number, payload)| {
-                held(payload.as_bytes()).unwrap()[0].1 == Held::Real(number.to_bits())
+                held(payload.as_bytes()).unwrap()[0].1 == StoredValue::Real(number.to_bits())
             })
         };
         assert!(compare());
@@ -451,8 +451,8 @@ mod tests {
             json(payload),
             r#"{"a":"\"x\",\u0001b:1\u0000","b":[],"c":"no","d":"2026-01-02T3","e":"\\x00ff","f":null,"g":-7,"h":"�"}"#
         );
-        let held: Vec<Held> = held(payload).unwrap().into_iter().map(|(_, value)| value).collect();
-        let text = |text: &[u8]| Held::Text(text.to_vec());
+        let held: Vec<StoredValue> = held(payload).unwrap().into_iter().map(|(_, value)| value).collect();
+        let text = |text: &[u8]| StoredValue::Text(text.to_vec());
         assert_eq!(
             held,
             [
@@ -460,9 +460,9 @@ mod tests {
                 text(b" []"),
                 text(b"no"),
                 text(b"2026-01-02 3"),
-                Held::Blob(vec![0, 255]),
-                Held::Json("null".into()),
-                Held::Json("-7".into()),
+                StoredValue::Blob(vec![0, 255]),
+                StoredValue::Json("null".into()),
+                StoredValue::Json("-7".into()),
                 text(b"\xff"),
             ]
         );
@@ -472,7 +472,7 @@ mod tests {
     fn what_an_older_version_wrote_is_json() {
         let old = br#"{"a":"x","b":[1]}"#;
         assert_eq!(json(old), std::str::from_utf8(old).unwrap());
-        assert_eq!(held(old).unwrap()[1], ("b".into(), Held::Json("[1]".into())));
+        assert_eq!(held(old).unwrap()[1], ("b".into(), StoredValue::Json("[1]".into())));
     }
 
     proptest! {

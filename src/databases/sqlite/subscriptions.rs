@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::SqliteStorage;
 use super::file::history::History;
-use super::jobs::{Job, SubscriptionJob};
+use super::jobs::{SubscriptionJob, WriterJob};
 use crate::storage_error::StorageError;
 use crate::streams::{Secrets, StoredSubscription, SubscriptionStore};
 
@@ -91,7 +91,7 @@ impl SqliteStorage {
         job: impl FnOnce(oneshot::Sender<Result<T, StorageError>>) -> SubscriptionJob,
     ) -> Result<T, StorageError> {
         let (answer, answered) = oneshot::channel();
-        self.jobs.try_send(Job::Subscription(job(answer))).map_err(|error| match error {
+        self.jobs.try_send(WriterJob::Subscription(job(answer))).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => StorageError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => StorageError::Closed,
         })?;

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use tokio::sync::{mpsc, watch};
 
-use super::file::events::{Events, Waited};
+use super::file::events::{Events, WaitResult};
 use super::file::history::History;
 use super::file::{sequencer, versions};
-use super::jobs::{Job, StreamJob};
+use super::jobs::{StreamJob, WriterJob};
 use super::log::read;
 use super::writer::WRITING_FOR;
-use super::{Shared, advance, connect, error, streams};
+use super::{StorageState, advance, connect, error, streams};
 use crate::head::{Head, Version};
 use crate::streams::unix_millis;
 
@@ -40,7 +40,7 @@ const COMMIT_PATIENCE: Duration = Duration::from_millis(250);
 
 /// What a look found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
+enum LookResult {
     /// No commit.
     Nothing,
     /// Commits of this process, or ones that changed nothing that is streamed.
@@ -78,11 +78,11 @@ pub(super) struct Watcher {
     pub(super) file: u64,
     pub(super) busy: Duration,
     pub(super) history: Arc<History>,
-    pub(super) jobs: mpsc::Sender<Job>,
+    pub(super) jobs: mpsc::Sender<WriterJob>,
     pub(super) head: watch::Sender<Head>,
     pub(super) version: watch::Sender<Version>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) streams: Arc<streams::Shared>,
+    pub(super) shared: Arc<StorageState>,
+    pub(super) streams: Arc<streams::StreamsState>,
     /// The last commit that is known to have touched streams.
     pub(super) stream_version: Arc<AtomicI64>,
     /// The schema as it was before the writer first looked at the tables.
@@ -109,16 +109,16 @@ impl Watcher {
             crate::failpoint!("bourn-watcher", |_| ());
             let patience = if again { Duration::ZERO } else { self.interval.min(COLLECT_EVERY) };
             let waited = self.events.wait(patience);
-            if waited == Waited::Stopped {
+            if waited == WaitResult::Stopped {
                 return;
             }
-            let event = waited == Waited::Event;
+            let event = waited == WaitResult::Event;
             if event {
                 expected.get_or_insert_with(Expected::now).until = Instant::now();
             }
             // If the queue is full, it is tried again at the next look.
             if self.retain_every.is_some_and(|every| retained_at.elapsed() >= every)
-                && self.jobs.try_send(Job::Retain).is_ok()
+                && self.jobs.try_send(WriterJob::Retain).is_ok()
             {
                 retained_at = Instant::now();
             }
@@ -136,15 +136,17 @@ impl Watcher {
                 Ok(found) => {
                     self.shared.watcher_stands(None);
                     let pause = match found {
-                        Look::Nothing => expected.and_then(|expected| expected.pause(Instant::now(), event)),
-                        Look::Others => event.then_some(AFTER_OTHERS),
-                        Look::News => event.then_some(AFTER_NEWS),
+                        LookResult::Nothing => {
+                            expected.and_then(|expected| expected.pause(Instant::now(), event))
+                        }
+                        LookResult::Others => event.then_some(AFTER_OTHERS),
+                        LookResult::News => event.then_some(AFTER_NEWS),
                     };
-                    if found == Look::News {
+                    if found == LookResult::News {
                         news_at = Some(Instant::now());
                     }
                     // The events may have been those of two commits, of which only the first counts yet.
-                    if found != Look::Nothing {
+                    if found != LookResult::Nothing {
                         expected = event.then(Expected::now);
                     }
                     again = pause.is_some();
@@ -169,23 +171,23 @@ impl Watcher {
         let wanted = streams::wants_collecting(&self.connection, unix_millis());
         // If the queue is full or this fails, the next round asks again.
         if wanted.is_ok_and(|wanted| wanted) {
-            let _ = self.jobs.try_send(Job::Stream(StreamJob::Collect));
+            let _ = self.jobs.try_send(WriterJob::Stream(StreamJob::Collect));
         }
     }
 
     /// Asks the writer whether the database can be written again, after the last write was refused.
     fn probe(&self) {
         if self.shared.with(|status| status.refused.is_some()) {
-            let _ = self.jobs.try_send(Job::Probe);
+            let _ = self.jobs.try_send(WriterJob::Probe);
         }
     }
 
     /// Takes one look; returns what it found.
-    fn look(&mut self) -> rusqlite::Result<Look> {
+    fn look(&mut self) -> rusqlite::Result<LookResult> {
         if !self.history.in_place() || self.history.is_gone() {
             // The same file may be back in its place.
-            let _ = self.jobs.try_send(Job::Reopen);
-            return Ok(Look::Others);
+            let _ = self.jobs.try_send(WriterJob::Reopen);
+            return Ok(LookResult::Others);
         }
         if self.file != self.history.file() {
             self.file = self.history.file();
@@ -194,17 +196,17 @@ impl Watcher {
             self.events.watch();
         }
         if self.history.in_doubt() {
-            let _ = self.jobs.try_send(Job::Settle);
+            let _ = self.jobs.try_send(WriterJob::Settle);
         }
         let owed = self.shared.refresh_owed.load(Ordering::Relaxed);
         let data: i64 =
             self.connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
         if data == self.data_version && !owed {
-            return Ok(Look::Nothing);
+            return Ok(LookResult::Nothing);
         }
         let schema = connect::schema_version(&self.connection)?;
         if schema != self.schema_version || owed {
-            if self.jobs.try_send(Job::Refresh).is_err() {
+            if self.jobs.try_send(WriterJob::Refresh).is_err() {
                 self.shared.refresh_owed.store(true, Ordering::Relaxed);
             } else {
                 self.shared.refresh_owed.store(false, Ordering::Relaxed);
@@ -214,14 +216,14 @@ impl Watcher {
         let news = self.follow()?;
         self.history.note_log();
         self.data_version = data;
-        Ok(if news { Look::News } else { Look::Others })
+        Ok(if news { LookResult::News } else { LookResult::Others })
     }
 
     /// Numbers and publishes all activities; returns whether any of them is another process's.
     fn follow(&self) -> rusqlite::Result<bool> {
         let (head, version, stream_version, unnumbered) = {
             let snapshot = self.connection.unchecked_transaction()?;
-            let view = read::View::of(&snapshot, &self.history)?;
+            let view = read::LogSnapshot::of(&snapshot, &self.history)?;
             let all = sequencer::head(&snapshot)?;
             (
                 view.head(),
@@ -243,7 +245,7 @@ impl Watcher {
         }
         if self.history.beside.unfolded() >= sequencer::FOLD_ROWS {
             let asked = self.shared.fold_asked.swap(true, Ordering::Relaxed);
-            if !asked && self.jobs.try_send(Job::Fold).is_err() {
+            if !asked && self.jobs.try_send(WriterJob::Fold).is_err() {
                 self.shared.fold_asked.store(false, Ordering::Relaxed);
             }
         }

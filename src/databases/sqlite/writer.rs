@@ -14,13 +14,13 @@ use tokio::sync::{mpsc, watch};
 
 use super::file::history::History;
 use super::file::sequencer;
-use super::jobs::{Job, Sender, StreamJob};
+use super::jobs::{AnswerSender, StreamJob, WriterJob};
 use super::streams::StreamWriter;
 use super::tables::introspect;
 use super::tables::reconcile::Reconcile;
 use super::triggers::{self, installed};
 use super::writes::mutate;
-use super::{Shared, advance, error};
+use super::{StorageState, advance, error};
 use crate::feed::entity::{Catalog, EntityType, TableSchema, TableState};
 use crate::feed::retention::Retention;
 use crate::feed::{Mutation, WriteError, Written};
@@ -43,11 +43,11 @@ pub(super) const TICK: Duration = Duration::from_millis(1);
 pub(super) const GONE: &str =
     "the database's file was removed from its path; put it back, or another one in its place";
 
-type Waiting = VecDeque<(Box<Mutation>, Sender)>;
-type Answer = (Box<Mutation>, Sender, Result<Written, WriteError>);
+type Waiting = VecDeque<(Box<Mutation>, AnswerSender)>;
+type MutationAnswer = (Box<Mutation>, AnswerSender, Result<Written, WriteError>);
 
 /// Why nothing of a batch was written.
-enum Failed {
+enum BatchFailure {
     /// The database could not do it.
     Storage(StorageError),
     /// The last mutation tried made SQLite roll everything back (a trigger may order that); the others are not to
@@ -59,8 +59,8 @@ pub(super) struct WriterThread {
     pub(super) connection: Connection,
     pub(super) catalog: Arc<Catalog>,
     pub(super) history: Arc<History>,
-    pub(super) jobs: mpsc::Receiver<Job>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) jobs: mpsc::Receiver<WriterJob>,
+    pub(super) shared: Arc<StorageState>,
     pub(super) head: watch::Sender<Head>,
     pub(super) version: watch::Sender<Version>,
     /// Most mutations of one commit.
@@ -75,7 +75,7 @@ pub(super) struct WriterThread {
 }
 
 impl WriterThread {
-    /// Works until it gets [`Job::Close`] or all senders are gone.
+    /// Works until it gets [`WriterJob::Close`] or all senders are gone.
     pub(super) fn run(mut self, mut reconciles: VecDeque<Reconcile>) {
         let mut expired_at = Instant::now();
         // Whether there may be old activities to remove.
@@ -114,19 +114,19 @@ impl WriterThread {
             crate::failpoint!("bourn-writer", |_| ());
             match job {
                 None => return,
-                Some(Job::Close(done)) => {
+                Some(WriterJob::Close(done)) => {
                     let _ = done.send(());
                     return;
                 }
-                Some(Job::Fold) => self.fold(),
-                Some(Job::Reopen) => self.reopen(&mut reconciles),
-                Some(Job::Settle) => {}
-                Some(Job::Probe) => self.probe(),
-                Some(Job::Retain) => retaining = true,
-                Some(Job::Refresh) => reconciles = self.refresh(reconciles),
-                Some(Job::Subscription(job)) => job.run(&self.connection, &self.history),
-                Some(Job::Stream(job)) => next = self.stream_batch(job),
-                Some(Job::Write(mutation, answer)) => next = self.write_batch(mutation, answer),
+                Some(WriterJob::Fold) => self.fold(),
+                Some(WriterJob::Reopen) => self.reopen(&mut reconciles),
+                Some(WriterJob::Settle) => {}
+                Some(WriterJob::Probe) => self.probe(),
+                Some(WriterJob::Retain) => retaining = true,
+                Some(WriterJob::Refresh) => reconciles = self.refresh(reconciles),
+                Some(WriterJob::Subscription(job)) => job.run(&self.connection, &self.history),
+                Some(WriterJob::Stream(job)) => next = self.stream_batch(job),
+                Some(WriterJob::Write(mutation, answer)) => next = self.write_batch(mutation, answer),
             }
             if expired_at.elapsed() >= EXPIRE_EVERY {
                 expired_at = Instant::now();
@@ -140,12 +140,12 @@ impl WriterThread {
 
     /// Does a mutation and those that wait behind it, up to the batch's size or the first job of another kind, which it
     /// returns.
-    fn write_batch(&mut self, first: Box<Mutation>, answer: Sender) -> Option<Job> {
+    fn write_batch(&mut self, first: Box<Mutation>, answer: AnswerSender) -> Option<WriterJob> {
         let mut waiting = VecDeque::from([(first, answer)]);
         let mut other = None;
         while waiting.len() < self.batch {
             match self.jobs.try_recv() {
-                Ok(Job::Write(mutation, answer)) => waiting.push_back((mutation, answer)),
+                Ok(WriterJob::Write(mutation, answer)) => waiting.push_back((mutation, answer)),
                 Ok(job) => {
                     other = Some(job);
                     break;
@@ -160,12 +160,12 @@ impl WriterThread {
     }
 
     /// The same for stored streams.
-    fn stream_batch(&mut self, first: StreamJob) -> Option<Job> {
+    fn stream_batch(&mut self, first: StreamJob) -> Option<WriterJob> {
         let mut waiting = vec![first];
         let mut other = None;
         while waiting.len() < self.batch {
             match self.jobs.try_recv() {
-                Ok(Job::Stream(job)) => waiting.push(job),
+                Ok(WriterJob::Stream(job)) => waiting.push(job),
                 Ok(job) => {
                     other = Some(job);
                     break;
@@ -182,7 +182,7 @@ impl WriterThread {
         metrics::histogram!("bourn_commit_seconds").record(started.elapsed().as_secs_f64());
         // The rest is queued behind other jobs, so that other writers are not held up.
         if more && other.is_none() {
-            other = self.jobs.try_recv().ok().or(Some(Job::Stream(StreamJob::Collect)));
+            other = self.jobs.try_recv().ok().or(Some(WriterJob::Stream(StreamJob::Collect)));
         }
         other
     }
@@ -201,7 +201,7 @@ impl WriterThread {
                     let _ = answer.send(result);
                 }
             }
-            Err(Failed::Storage(failure)) => {
+            Err(BatchFailure::Storage(failure)) => {
                 self.shared.committed(Err::<&(), _>(&failure));
                 // Nothing of the batch was written, whatever the answers to its mutations were.
                 let tried = answers.into_iter().map(|(_, answer, _)| answer);
@@ -209,7 +209,7 @@ impl WriterThread {
                     let _ = answer.send(Err(WriteError::Storage(failure.clone())));
                 }
             }
-            Err(Failed::Undone) => {
+            Err(BatchFailure::Undone) => {
                 if let Some((_, answer, result)) = answers.pop() {
                     let _ = answer.send(result);
                 }
@@ -221,11 +221,15 @@ impl WriterThread {
         }
     }
 
-    fn commit_batch(&self, waiting: &mut Waiting, answers: &mut Vec<Answer>) -> Result<Seq, Failed> {
-        let storage = |e: rusqlite::Error| Failed::Storage(error::storage(&e));
+    fn commit_batch(
+        &self,
+        waiting: &mut Waiting,
+        answers: &mut Vec<MutationAnswer>,
+    ) -> Result<Seq, BatchFailure> {
+        let storage = |e: rusqlite::Error| BatchFailure::Storage(error::storage(&e));
         let gone = || {
             self.shared.file_stands(Some(GONE));
-            Err(Failed::Storage(StorageError::Unavailable))
+            Err(BatchFailure::Storage(StorageError::Unavailable))
         };
         if !self.history.in_place() {
             return gone();
@@ -245,9 +249,9 @@ impl WriterThread {
                 // SQLite has rolled the whole transaction back by itself: because of a full disk or worse, or a
                 // trigger.
                 let failed = match &result {
-                    Err(WriteError::Storage(failure)) => Failed::Storage(failure.clone()),
-                    Err(_) => Failed::Undone,
-                    Ok(_) => Failed::Storage(StorageError::Unavailable),
+                    Err(WriteError::Storage(failure)) => BatchFailure::Storage(failure.clone()),
+                    Err(_) => BatchFailure::Undone,
+                    Ok(_) => BatchFailure::Storage(StorageError::Unavailable),
                 };
                 answers.push((mutation, answer, result.map(|(written, _)| written)));
                 return Err(failed);

@@ -6,7 +6,7 @@ use crate::config::{KeptColumn, KeptColumns};
 
 /// The names of the columns that the server keeps in one table; nothing where the table has none for the purpose.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Kept {
+pub struct KeptColumnNames {
     /// The ids of the transactions that made, changed and deleted the row.
     pub transactions: Option<String>,
     /// The device that wrote the row last.
@@ -19,7 +19,7 @@ pub struct Kept {
     pub deleted_at: Option<String>,
 }
 
-impl Kept {
+impl KeptColumnNames {
     /// Whether no request body may set the column.
     #[must_use]
     pub fn is_read_only(&self, column: &str) -> bool {
@@ -49,7 +49,7 @@ impl Kept {
         config: &KeptColumns,
         table: &str,
         columns: &[Column],
-    ) -> Result<(Kept, Vec<String>), String> {
+    ) -> Result<(KeptColumnNames, Vec<String>), String> {
         let mut left_alone = Vec::new();
         let mut find = |purpose: Purpose, configured: &KeptColumn| {
             let (name, given) = match configured {
@@ -82,7 +82,7 @@ impl Kept {
                 }
             }
         };
-        let kept = Kept {
+        let kept = KeptColumnNames {
             transactions: find(Purpose::Transactions, &config.transactions)?,
             last_client_id: find(Purpose::LastClientId, &config.last_client_id)?,
             created_at: find(Purpose::CreatedAt, &config.created_at)?,
@@ -163,8 +163,11 @@ mod tests {
             column("modified_at", ColumnKind::Timestamp, false),
             column("deleted_at", ColumnKind::Text, true),
         ];
-        let (kept, left_alone) = Kept::find(&KeptColumns::default(), "t", &columns).unwrap();
-        assert_eq!(kept, Kept { modified_at: Some("modified_at".into()), ..Kept::default() });
+        let (kept, left_alone) = KeptColumnNames::find(&KeptColumns::default(), "t", &columns).unwrap();
+        assert_eq!(
+            kept,
+            KeptColumnNames { modified_at: Some("modified_at".into()), ..KeptColumnNames::default() }
+        );
         assert_eq!(left_alone.len(), 3, "{left_alone:?}");
         assert!(!kept.is_read_only("transactions") && kept.is_read_only("modified_at"));
     }
@@ -178,11 +181,11 @@ mod tests {
         ];
         let named =
             |name: &str| KeptColumns { deleted_at: KeptColumn::Named(name.into()), ..KeptColumns::default() };
-        let find = |config: &KeptColumns| Kept::find(config, "t", &columns);
+        let find = |config: &KeptColumns| KeptColumnNames::find(config, "t", &columns);
         assert_eq!(find(&named("removed")).unwrap().0.deleted_at.as_deref(), Some("removed"));
         assert!(find(&named("gone")).unwrap_err().contains("has no column `gone`"));
         assert!(find(&named("n")).unwrap_err().contains("neither a time nor text"));
         let off = KeptColumns { deleted_at: KeptColumn::Off, ..KeptColumns::default() };
-        assert_eq!(find(&off).unwrap(), (Kept::default(), Vec::new()));
+        assert_eq!(find(&off).unwrap(), (KeptColumnNames::default(), Vec::new()));
     }
 }

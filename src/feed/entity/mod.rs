@@ -15,7 +15,7 @@ use bourn_protocol::{MessageKind, Scope, Selector};
 pub use crate::config::ConflictPolicy;
 use crate::config::{EntityConfig, KeptColumns};
 pub use column::{Column, ColumnKind, unhex};
-pub use kept::Kept;
+pub use kept::KeptColumnNames;
 pub use members::{Columns, Json, Kind};
 pub use schema::{ColumnError, TableSchema, UniqueColumn};
 

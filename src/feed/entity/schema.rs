@@ -2,7 +2,7 @@
 
 use super::EntityType;
 use super::column::{Column, ColumnKind};
-use super::kept::Kept;
+use super::kept::KeptColumnNames;
 use super::members::{Columns, printable};
 
 /// A column of a set that must be unique.
@@ -20,7 +20,7 @@ pub struct TableSchema {
     /// The columns.
     pub columns: Vec<Column>,
     /// Which of them the server keeps.
-    pub kept: Kept,
+    pub kept: KeptColumnNames,
     /// The sets of columns that must be unique, besides the text of the key; only those that a storage has to know.
     pub unique: Vec<Vec<UniqueColumn>>,
     /// Columns that look as if the server should keep them, and why it does not; text for the operator.
@@ -50,7 +50,7 @@ impl TableSchema {
     /// # Errors
     /// When a column that the configuration names is missing or does not fit, in words.
     pub fn new(entity: &EntityType, mut columns: Vec<Column>) -> Result<TableSchema, String> {
-        let (kept, left_alone) = Kept::find(&entity.kept, &entity.table, &columns)?;
+        let (kept, left_alone) = KeptColumnNames::find(&entity.kept, &entity.table, &columns)?;
         let ids = columns.iter_mut().find(|column| kept.transactions.as_ref() == Some(&column.name));
         if let Some(column) = ids {
             column.kind = ColumnKind::Json;

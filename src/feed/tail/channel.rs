@@ -13,7 +13,7 @@ use crate::reading::LiveBatch;
 
 /// What a channel has for a reader.
 #[derive(Debug)]
-pub enum Found {
+pub enum ChannelRead {
     /// What follows the reader's place.
     Next {
         /// The next batch.
@@ -68,23 +68,23 @@ impl Channel {
 
     /// What follows a place.
     #[must_use]
-    pub fn after(&self, place: Seq) -> Found {
+    pub fn after(&self, place: Seq) -> ChannelRead {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         if ring.gone {
-            return Found::Gone;
+            return ChannelRead::Gone;
         }
         if place < ring.base {
-            return Found::Behind;
+            return ChannelRead::Behind;
         }
         let index = ring.batches.partition_point(|batch| batch.next <= place);
         match ring.batches.get(index) {
-            None => Found::CaughtUp { more: ring.more },
+            None => ChannelRead::CaughtUp { more: ring.more },
             Some(batch) if batch.first > place => {
                 let last = index + 1 == ring.batches.len() && !ring.more;
-                Found::Next { batch: batch.clone(), last }
+                ChannelRead::Next { batch: batch.clone(), last }
             }
             // The reader was further in the log than the tail: it already has a part of this batch.
-            Some(_) => Found::Behind,
+            Some(_) => ChannelRead::Behind,
         }
     }
 
@@ -175,9 +175,9 @@ mod tests {
 
     fn is_last(channel: &Channel, place: u64) -> bool {
         match channel.after(Seq::new(place).unwrap()) {
-            Found::Next { last, .. } => last,
-            Found::CaughtUp { more } => !more,
-            Found::Gone | Found::Behind => panic!("nothing is here"),
+            ChannelRead::Next { last, .. } => last,
+            ChannelRead::CaughtUp { more } => !more,
+            ChannelRead::Gone | ChannelRead::Behind => panic!("nothing is here"),
         }
     }
 
@@ -195,10 +195,10 @@ mod tests {
 
     fn found(channel: &Channel, place: u64) -> String {
         match channel.after(Seq::new(place).unwrap()) {
-            Found::Next { batch, .. } => batch.next.to_string(),
-            Found::CaughtUp { .. } => "caught up".into(),
-            Found::Gone => "gone".into(),
-            Found::Behind => "behind".into(),
+            ChannelRead::Next { batch, .. } => batch.next.to_string(),
+            ChannelRead::CaughtUp { .. } => "caught up".into(),
+            ChannelRead::Gone => "gone".into(),
+            ChannelRead::Behind => "behind".into(),
         }
     }
 

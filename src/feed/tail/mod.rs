@@ -24,7 +24,7 @@ use crate::head::Head;
 use crate::storage_error::StorageError;
 pub use awaited::Awaited;
 use awaited::AwaitedIds;
-pub use channel::{Channel, Found};
+pub use channel::{Channel, ChannelRead};
 
 /// Most activities taken from the log at once. Readers fetch from the log what the tail had to skip.
 const FOLLOW_ROWS: usize = 4_096;
@@ -164,7 +164,7 @@ impl Tail {
         let (head, followed) = {
             let mut registry = self.lock();
             if registry.head.epoch != target.epoch {
-                registry.begin_anew(target);
+                registry.start_over(target);
                 return Ok(false);
             }
             if registry.head.seq >= target.seq {
@@ -246,7 +246,7 @@ impl Registry {
     }
 
     /// The log was replaced by another one: readers of the old one end.
-    fn begin_anew(&mut self, head: Head) {
+    fn start_over(&mut self, head: Head) {
         for channel in
             std::mem::take(&mut self.channels).into_values().filter_map(|channel| channel.upgrade())
         {
@@ -312,8 +312,8 @@ mod tests {
             assert!(memory.used.load(Ordering::Relaxed) <= memory.most);
         }
         // The quiet channel has given up all of it; the busy one's readers have the newest.
-        assert!(matches!(quiet.after(seq(1)), Found::Behind));
-        assert!(matches!(busy.after(seq(27)), Found::Next { .. }));
+        assert!(matches!(quiet.after(seq(1)), ChannelRead::Behind));
+        assert!(matches!(busy.after(seq(27)), ChannelRead::Next { .. }));
         drop((quiet, busy));
         assert_eq!(memory.used.load(Ordering::Relaxed), 0);
     }

@@ -64,7 +64,7 @@ pub struct Subscriptions {
     /// Counts what was changed through this server. Unlike a notification, a count cannot be missed.
     changed: tokio::sync::watch::Sender<Revision>,
     /// What requests have the watcher look at, beside what the storage reports.
-    owed: Mutex<watch::OwedLooks>,
+    requested_looks: Mutex<watch::RequestedLooks>,
 }
 
 /// Counts the changes of subscriptions that the watcher must know of.
@@ -103,7 +103,7 @@ impl Subscriptions {
             tasks: TaskTracker::new(),
             ended: CancellationToken::new(),
             changed: tokio::sync::watch::Sender::default(),
-            owed: Mutex::default(),
+            requested_looks: Mutex::default(),
         })
     }
 
@@ -310,7 +310,7 @@ impl Subscriptions {
         let due_at = subscription.due_at();
         let stored = StoredSubscription { id: id.into(), version, due_at, state };
         let saved = self.store.save_subscription(stored).await?;
-        self.note_change(before.is_none_or(|before| subscription.concerns_others_than(before)));
+        self.note_change(before.is_none_or(|before| subscription.changes_what_is_watched(before)));
         Ok(saved)
     }
 
@@ -324,7 +324,7 @@ impl Subscriptions {
 
     /// Has the watcher look at a subscription, of whose streams these have moved; with `None`, at all subscriptions.
     fn look_at(&self, id: &str, moved: Option<Vec<StreamPath>>) {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner).add(id, moved);
+        self.requested_looks.lock().unwrap_or_else(PoisonError::into_inner).add(id, moved);
         self.note_change(false);
     }
 

@@ -418,7 +418,7 @@ impl Subscription {
 
     /// Whether the watcher must read it again: it follows other streams, or whether its wake events fail has changed.
     #[must_use]
-    pub(super) fn concerns_others_than(&self, before: &Subscription) -> bool {
+    pub(super) fn changes_what_is_watched(&self, before: &Subscription) -> bool {
         !self.links.keys().eq(before.links.keys()) || self.is_unannounced() != before.is_unannounced()
     }
 

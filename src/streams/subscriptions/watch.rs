@@ -45,14 +45,14 @@ impl Interest {
 
 /// Changes of streams since the watcher last looked.
 #[derive(Default)]
-struct News {
+struct UnseenChanges {
     moved: BTreeSet<StreamPath>,
     deleted: BTreeSet<StreamPath>,
     /// Any stream may have changed.
     unknown: bool,
 }
 
-impl News {
+impl UnseenChanges {
     fn take(&mut self, changes: &[StreamChange]) {
         for change in changes {
             match change {
@@ -86,14 +86,14 @@ impl News {
 
 /// Looks that requests ask the watcher for: a stream may have moved between a look-up and a save.
 #[derive(Default)]
-pub(super) struct OwedLooks {
+pub(super) struct RequestedLooks {
     /// The streams that have moved, by subscription.
     moved: BTreeMap<String, Vec<StreamPath>>,
     /// Any stream may have moved.
     all: bool,
 }
 
-impl OwedLooks {
+impl RequestedLooks {
     pub(super) fn add(&mut self, id: &str, moved: Option<Vec<StreamPath>>) {
         match moved {
             Some(moved) => self.moved.entry(id.to_owned()).or_default().extend(moved),
@@ -104,7 +104,7 @@ impl OwedLooks {
 
 /// Why a subscription must be looked at.
 #[derive(Default)]
-struct Owed {
+struct PendingLook {
     gone: BTreeSet<StreamPath>,
     here: BTreeSet<StreamPath>,
     /// The wake stream has changed: the wake event may go through now.
@@ -118,23 +118,23 @@ struct Watcher {
     stale: bool,
     /// The revision of this server's changes that the interests include.
     revision: Revision,
-    news: News,
+    unseen: UnseenChanges,
     /// The epoch of the log when the streams were last looked at.
     epoch: Epoch,
     /// The looks that are still to be taken, by subscription. None is removed before it succeeded.
-    owed: BTreeMap<String, Owed>,
+    pending: BTreeMap<String, PendingLook>,
 }
 
 impl Watcher {
     fn new(revision: Revision, epoch: Epoch) -> Watcher {
         // Changes from before this task ran are found by looking at everything once.
-        let news = News { unknown: true, ..News::default() };
-        Watcher { interests: Vec::new(), stale: true, revision, news, epoch, owed: BTreeMap::new() }
+        let unseen = UnseenChanges { unknown: true, ..UnseenChanges::default() };
+        Watcher { interests: Vec::new(), stale: true, revision, unseen, epoch, pending: BTreeMap::new() }
     }
 
     /// Assigns the changes to the subscriptions that they concern.
     fn distribute(&mut self) {
-        let News { moved, deleted, .. } = std::mem::take(&mut self.news);
+        let UnseenChanges { moved, deleted, .. } = std::mem::take(&mut self.unseen);
         for interest in &mut self.interests {
             let gone = deleted.iter().filter(|path| interest.linked.contains(*path));
             let gone: Vec<StreamPath> = gone.cloned().collect();
@@ -143,19 +143,19 @@ impl Watcher {
             if gone.is_empty() && here.is_empty() {
                 continue;
             }
-            let owed = self.owed.entry(interest.id.clone()).or_default();
+            let look = self.pending.entry(interest.id.clone()).or_default();
             for path in &gone {
-                owed.here.remove(path);
+                look.here.remove(path);
                 interest.linked.remove(path);
             }
-            owed.announce |= interest.unannounced.as_ref().is_some_and(|path| here.contains(path));
+            look.announce |= interest.unannounced.as_ref().is_some_and(|path| here.contains(path));
             let follows = |path: &&StreamPath| interest.unannounced.as_ref() != Some(*path);
             interest.linked.extend(here.iter().filter(follows).cloned());
-            owed.here.extend(here);
-            owed.gone.extend(gone);
+            look.here.extend(here);
+            look.gone.extend(gone);
         }
         let known: HashSet<&str> = self.interests.iter().map(|interest| &*interest.id).collect();
-        self.owed.retain(|id, _| known.contains(&**id));
+        self.pending.retain(|id, _| known.contains(&**id));
     }
 }
 
@@ -205,8 +205,8 @@ impl Subscriptions {
             });
             tokio::select! {
                 change = changes.recv() => match change {
-                    Ok(change) => watcher.news.take(&change),
-                    Err(broadcast::error::RecvError::Lagged(_)) => watcher.news.unknown = true,
+                    Ok(change) => watcher.unseen.take(&change),
+                    Err(broadcast::error::RecvError::Lagged(_)) => watcher.unseen.unknown = true,
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
                 // The round reads the revision itself.
@@ -214,7 +214,7 @@ impl Subscriptions {
                 () = tokio::time::sleep(wait) => watcher.stale = true,
                 () = stop.cancelled() => return,
             }
-            watcher.news.drain(&mut changes);
+            watcher.unseen.drain(&mut changes);
         }
     }
 
@@ -229,57 +229,58 @@ impl Subscriptions {
         if watcher.epoch != epoch {
             // The database went back in time, or is another one, and so are its keys, subscriptions and streams.
             self.keys.store(Arc::new(keys(&*self.store).await?));
-            (watcher.stale, watcher.news.unknown, watcher.epoch) = (true, true, epoch);
+            (watcher.stale, watcher.unseen.unknown, watcher.epoch) = (true, true, epoch);
         }
         // In this order: a subscription is saved and counted before a look at it is requested, and before the watcher
         // sees a change of a stream that was appended to for it.
-        let owed = std::mem::take(&mut *self.owed.lock().unwrap_or_else(PoisonError::into_inner));
+        let requested =
+            std::mem::take(&mut *self.requested_looks.lock().unwrap_or_else(PoisonError::into_inner));
         let revision = *revisions.borrow();
-        watcher.news.unknown |= owed.all;
-        for (id, moved) in owed.moved {
-            watcher.owed.entry(id).or_default().here.extend(moved);
+        watcher.unseen.unknown |= requested.all;
+        for (id, moved) in requested.moved {
+            watcher.pending.entry(id).or_default().here.extend(moved);
         }
-        if watcher.stale || watcher.news.unknown || watcher.revision.interests != revision.interests {
+        if watcher.stale || watcher.unseen.unknown || watcher.revision.interests != revision.interests {
             watcher.interests = self.interests().await?;
             watcher.stale = false;
         }
         watcher.revision = revision;
         if watcher.interests.is_empty() {
-            watcher.news = News::default();
-            watcher.owed.clear();
+            watcher.unseen = UnseenChanges::default();
+            watcher.pending.clear();
             return Ok(());
         }
-        if watcher.news.unknown {
+        if watcher.unseen.unknown {
             let mut after = None;
             loop {
                 let page = self.streams.list_streams(after.as_ref(), LIST_PAGE).await?;
                 let concerns =
                     |path: &&StreamPath| watcher.interests.iter().any(|interest| interest.concerns(path));
-                watcher.news.moved.extend(page.iter().filter(concerns).cloned());
+                watcher.unseen.moved.extend(page.iter().filter(concerns).cloned());
                 if page.len() < LIST_PAGE {
                     break;
                 }
                 after = page.last().cloned();
             }
-            watcher.news.unknown = false;
+            watcher.unseen.unknown = false;
         }
         watcher.distribute();
-        self.pay(watcher).await?;
+        self.look_at_pending(watcher).await?;
         self.due().await
     }
 
     /// Looks at the subscriptions that must be looked at. One that fails is looked at again in the next round.
-    async fn pay(self: &Arc<Self>, watcher: &mut Watcher) -> Result<(), Refusal> {
-        let ids: Vec<String> = watcher.owed.keys().cloned().collect();
+    async fn look_at_pending(self: &Arc<Self>, watcher: &mut Watcher) -> Result<(), Refusal> {
+        let ids: Vec<String> = watcher.pending.keys().cloned().collect();
         let mut failures = Vec::new();
         for id in ids {
-            let Some(owed) = watcher.owed.get(&id) else { continue };
-            let gone: Vec<&StreamPath> = owed.gone.iter().collect();
-            let here: Vec<&StreamPath> = owed.here.iter().collect();
-            match self.look(&id, &gone, &here, owed.announce).await {
+            let Some(look) = watcher.pending.get(&id) else { continue };
+            let gone: Vec<&StreamPath> = look.gone.iter().collect();
+            let here: Vec<&StreamPath> = look.here.iter().collect();
+            match self.look(&id, &gone, &here, look.announce).await {
                 Ok(changed) => {
                     watcher.stale |= changed;
-                    watcher.owed.remove(&id);
+                    watcher.pending.remove(&id);
                 }
                 Err(error) => failures.push(error),
             }

@@ -186,7 +186,7 @@ async fn renew(transaction: &mut Session, epoch: Epoch) -> Result<(), sqlx::Erro
         .bind(epoch.as_str())
         .execute(&mut **transaction)
         .await?;
-    number_streams_anew(transaction).await?;
+    renumber_streams(transaction).await?;
     announce(transaction).await
 }
 
@@ -227,7 +227,7 @@ async fn leap(transaction: &mut Session, before: i64, known: i64, reason: &str) 
         .bind(to)
         .execute(&mut **transaction)
         .await?;
-    number_streams_anew(transaction).await?;
+    renumber_streams(transaction).await?;
     announce(transaction).await?;
     Ok(to)
 }
@@ -247,7 +247,7 @@ async fn announce(transaction: &mut Session) -> Result<(), sqlx::Error> {
 /// Gives stored streams whose appends may have been lost other numbers, as forks of what is left: an offset names the
 /// stream that the bytes before it were appended to, so an offset of lost bytes never names the bytes that replace
 /// them.
-async fn number_streams_anew(transaction: &mut Session) -> Result<(), sqlx::Error> {
+async fn renumber_streams(transaction: &mut Session) -> Result<(), sqlx::Error> {
     // Numbers that were used since are not used again.
     statement(
         "SELECT setval(pg_get_serial_sequence('bourn.streams', 'id'), 1 + floor(random() * 4e15)::bigint)",

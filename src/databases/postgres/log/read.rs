@@ -12,7 +12,7 @@ use super::narrow::Narrowing;
 use super::walk::{END, Walk};
 use crate::databases::postgres::connections::{scalar, statement};
 use crate::databases::postgres::error;
-use crate::feed::{Activity, ActivityQuery, Kept, TransactionState};
+use crate::feed::{Activity, ActivityQuery, ReadLosses, TransactionState};
 use crate::head::{Head, Version};
 
 /// The columns of an activity, in the order [`with_ref`] takes them.
@@ -91,7 +91,7 @@ pub(in super::super) async fn stream_tail(
 }
 
 /// What a read cannot give of a stream any more, without the lost parts of the log.
-async fn horizon(connection: &mut PgConnection, stream: &Selector) -> Result<Kept, sqlx::Error> {
+async fn horizon(connection: &mut PgConnection, stream: &Selector) -> Result<ReadLosses, sqlx::Error> {
     let nowhere = Head { epoch: Epoch::draw(), seq: Seq::ZERO };
     kept(connection, stream, nowhere, (Seq::ZERO, Seq::ZERO)).await
 }
@@ -103,7 +103,7 @@ pub(in super::super) async fn kept(
     stream: &Selector,
     published: Head,
     read: (Seq, Seq),
-) -> Result<Kept, sqlx::Error> {
+) -> Result<ReadLosses, sqlx::Error> {
     let row = statement(
         "SELECT CASE WHEN $1::text IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE scope = $1 AND ($2::text IS NULL OR entity_type = $2)) \
          WHEN $2 IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE entity_type = $2) ELSE horizon END, generation, epoch, head, \
@@ -119,7 +119,7 @@ pub(in super::super) async fn kept(
     let version = version_of(row.try_get(2)?, row.try_get(1)?)?;
     must_reach(Head { epoch: version.epoch, seq: seq_of(row.try_get(3)?) }, published)?;
     let gap: Option<i64> = row.try_get(5)?;
-    Ok(Kept {
+    Ok(ReadLosses {
         version,
         horizon: seq_of(horizon),
         lost: row.try_get(4)?,

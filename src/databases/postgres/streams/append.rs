@@ -13,13 +13,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::news::Counter;
-use super::rows::{columns, entry, forked_from, number};
+use super::rows::{columns, forked_from, number, stream_state};
 use crate::databases::postgres::connections::{Session, statement};
 use crate::databases::postgres::log::history::settled;
 use crate::databases::postgres::{Inner, error};
 use crate::storage_error::StorageError;
-use crate::streams::entry::{Entry, FRESH_ROOM_BYTES};
 use crate::streams::rules::ProducerState;
+use crate::streams::state::{FRESH_ROOM_BYTES, StreamState};
 use crate::streams::{AppendError, AppendStream, Appended, StreamChange};
 
 /// Maximum size in bytes of appends that share a commit; the last of them may cross it.
@@ -28,25 +28,25 @@ const BATCH_BYTES: usize = 16 << 20;
 const ATTEMPTS: usize = 3;
 
 /// A job of a lane.
-pub(super) enum Job {
+pub(super) enum LaneJob {
     /// Append to a stream.
     Append(Box<AppendStream>, oneshot::Sender<Result<Appended, AppendError>>),
     /// Note that a stream was read: it lives until this time.
     Touch(StreamPath, i64),
 }
 
-impl Job {
+impl LaneJob {
     fn path(&self) -> &StreamPath {
         match self {
-            Job::Append(append, _) => &append.path,
-            Job::Touch(path, _) => path,
+            LaneJob::Append(append, _) => &append.path,
+            LaneJob::Touch(path, _) => path,
         }
     }
 
     fn bytes(&self) -> usize {
         match self {
-            Job::Append(append, _) => append.payload.data.len(),
-            Job::Touch(..) => 0,
+            LaneJob::Append(append, _) => append.payload.data.len(),
+            LaneJob::Touch(..) => 0,
         }
     }
 }
@@ -72,15 +72,15 @@ struct Batch<'a> {
 type Answers = Vec<Option<Result<Appended, AppendError>>>;
 
 /// Why a batch failed.
-struct Failed {
+struct CommitFailure {
     error: sqlx::Error,
     /// Whether the commit may have been done all the same.
     unsure: bool,
 }
 
-impl From<sqlx::Error> for Failed {
-    fn from(error: sqlx::Error) -> Failed {
-        Failed { error, unsure: false }
+impl From<sqlx::Error> for CommitFailure {
+    fn from(error: sqlx::Error) -> CommitFailure {
+        CommitFailure { error, unsure: false }
     }
 }
 
@@ -91,7 +91,7 @@ impl Lane {
     }
 
     /// Works until the server stops, and then does the jobs that wait.
-    pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken) {
+    pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<LaneJob>, stop: CancellationToken) {
         let most = self.inner.limits.write_batch;
         let mut waiting = Vec::with_capacity(most);
         loop {
@@ -120,14 +120,14 @@ impl Lane {
     }
 
     /// Commits these jobs together and answers them.
-    async fn commit(&mut self, jobs: Vec<Job>) {
+    async fn commit(&mut self, jobs: Vec<LaneJob>) {
         let mut attempts = 0;
         let done = loop {
             attempts += 1;
             let db = self.inner.db.clone();
             let tried = db.in_time(self.try_commit(&jobs)).await;
             // A commit that was given up may have been done all the same.
-            match tried.unwrap_or_else(|error| Err(Failed { error, unsure: true })) {
+            match tried.unwrap_or_else(|error| Err(CommitFailure { error, unsure: true })) {
                 Ok(answers) => break Ok(answers),
                 Err(failed) => {
                     if failed.unsure {
@@ -147,20 +147,20 @@ impl Lane {
         let mut answers = answers.into_iter();
         for job in jobs {
             let answer = answers.next().flatten();
-            if let Job::Append(_, to) = job {
+            if let LaneJob::Append(_, to) = job {
                 // The caller may have gone.
                 let _ = to.send(answer.unwrap_or_else(|| Err(failure.clone().into())));
             }
         }
     }
 
-    async fn try_commit(&mut self, jobs: &[Job]) -> Result<Answers, Failed> {
+    async fn try_commit(&mut self, jobs: &[LaneJob]) -> Result<Answers, CommitFailure> {
         let now = self.inner.stored.now();
         let mut transaction = self.inner.db.begin().await?;
-        let mut entries = self.lock(&mut transaction, jobs).await?;
-        know_producers(&mut transaction, jobs, &mut entries).await?;
+        let mut loaded = self.lock(&mut transaction, jobs).await?;
+        know_producers(&mut transaction, jobs, &mut loaded).await?;
         let expired: Vec<u64> =
-            entries.values().filter(|entry| entry.expired(now)).map(|entry| entry.id).collect();
+            loaded.values().filter(|stream| stream.expired(now)).map(|stream| stream.id).collect();
         let forked = match expired.is_empty() {
             true => Vec::new(),
             false => forked_from(&mut transaction, &expired).await?,
@@ -169,24 +169,24 @@ impl Lane {
         let mut batch = Batch::default();
         let mut answers = Answers::with_capacity(jobs.len());
         for job in jobs {
-            let entry = entries.get_mut(job.path());
+            let stream = loaded.get_mut(job.path());
             answers.push(match job {
-                Job::Append(append, _) => Some(match entry {
+                LaneJob::Append(append, _) => Some(match stream {
                     None => Err(AppendError::Missing),
-                    Some(entry) if entry.deleted || forked.contains(&entry.id) => Err(AppendError::Gone),
-                    Some(entry) if entry.expired(now) => Err(AppendError::Missing),
-                    Some(entry) => batch.append(entry, append, now, most_bytes),
+                    Some(stream) if stream.deleted || forked.contains(&stream.id) => Err(AppendError::Gone),
+                    Some(stream) if stream.expired(now) => Err(AppendError::Missing),
+                    Some(stream) => batch.append(stream, append, now, most_bytes),
                 }),
-                Job::Touch(_, deadline) => {
-                    if let Some(entry) = entry.filter(|entry| !entry.deleted && !entry.expired(now)) {
-                        entry.dirty |= entry.deadline < Some(*deadline);
-                        entry.deadline = entry.deadline.max(Some(*deadline));
+                LaneJob::Touch(_, deadline) => {
+                    if let Some(stream) = stream.filter(|stream| !stream.deleted && !stream.expired(now)) {
+                        stream.dirty |= stream.deadline < Some(*deadline);
+                        stream.deadline = stream.deadline.max(Some(*deadline));
                     }
                     None
                 }
             });
         }
-        let dirty: Vec<&Entry> = entries.values().filter(|entry| entry.dirty).collect();
+        let dirty: Vec<&StreamState> = loaded.values().filter(|stream| stream.dirty).collect();
         if dirty.is_empty() {
             transaction.commit().await?;
             return Ok(answers);
@@ -195,11 +195,11 @@ impl Lane {
         transaction.commit().await.map_err(|error| {
             // An error of the database means that it was not done; any other failure leaves that open.
             let unsure = error.as_database_error().is_none();
-            Failed { error, unsure }
+            CommitFailure { error, unsure }
         })?;
-        let moved = entries.values_mut().filter(|entry| batch.moved.contains(&entry.id));
+        let moved = loaded.values_mut().filter(|stream| batch.moved.contains(&stream.id));
         let mut room = FRESH_ROOM_BYTES;
-        let changes: Vec<StreamChange> = moved.map(|entry| entry.moved(&mut room)).collect();
+        let changes: Vec<StreamChange> = moved.map(|stream| stream.moved(&mut room)).collect();
         self.inner.stored.committed(&mut self.counter, changes);
         Ok(answers)
     }
@@ -208,8 +208,8 @@ impl Lane {
     async fn lock(
         &self,
         transaction: &mut Session,
-        jobs: &[Job],
-    ) -> Result<HashMap<StreamPath, Entry>, sqlx::Error> {
+        jobs: &[LaneJob],
+    ) -> Result<HashMap<StreamPath, StreamState>, sqlx::Error> {
         let mut paths: Vec<&str> = jobs.iter().map(|job| job.path().as_str()).collect();
         paths.sort_unstable();
         paths.dedup();
@@ -223,36 +223,36 @@ impl Lane {
         .bind(paths)
         .fetch_all(&mut **transaction)
         .await?;
-        let mut entries = HashMap::with_capacity(rows.len());
+        let mut loaded = HashMap::with_capacity(rows.len());
         for row in &rows {
             if !row.try_get::<bool, _>("settled")? {
                 // Lost bytes may have had these places.
                 return Err(error::Unsettled.into());
             }
-            let entry = entry(transaction, &self.inner.stored, row).await?;
-            entries.insert(entry.path.clone(), entry);
+            let stream = stream_state(transaction, &self.inner.stored, row).await?;
+            loaded.insert(stream.path.clone(), stream);
         }
-        Ok(entries)
+        Ok(loaded)
     }
 }
 
 /// Loads the state of the producers into the states of their streams.
 async fn know_producers(
     connection: &mut PgConnection,
-    jobs: &[Job],
-    entries: &mut HashMap<StreamPath, Entry>,
+    jobs: &[LaneJob],
+    loaded: &mut HashMap<StreamPath, StreamState>,
 ) -> Result<(), sqlx::Error> {
     let (mut streams, mut producers) = (Vec::new(), Vec::new());
     let mut paths = HashMap::new();
     for job in jobs {
-        let Job::Append(append, _) = job else { continue };
-        let (Some(producer), Some(entry)) = (&append.producer, entries.get_mut(&append.path)) else {
+        let LaneJob::Append(append, _) = job else { continue };
+        let (Some(producer), Some(stream)) = (&append.producer, loaded.get_mut(&append.path)) else {
             continue;
         };
-        if entry.producers.insert(producer.id.clone(), None).is_none() {
-            streams.push(entry.id.cast_signed());
+        if stream.producers.insert(producer.id.clone(), None).is_none() {
+            streams.push(stream.id.cast_signed());
             producers.push(producer.id.as_str());
-            paths.insert(entry.id, &append.path);
+            paths.insert(stream.id, &append.path);
         }
     }
     if streams.is_empty() {
@@ -269,8 +269,8 @@ async fn know_producers(
     for row in rows {
         let state = ProducerState { epoch: number(&row, "epoch")?, seq: number(&row, "seq")? };
         let path = paths.get(&number(&row, "stream_id")?);
-        if let Some(entry) = path.and_then(|path| entries.get_mut(*path)) {
-            entry.producers.insert(row.try_get("producer_id")?, Some(state));
+        if let Some(stream) = path.and_then(|path| loaded.get_mut(*path)) {
+            stream.producers.insert(row.try_get("producer_id")?, Some(state));
         }
     }
     Ok(())
@@ -279,24 +279,24 @@ async fn know_producers(
 impl<'a> Batch<'a> {
     fn append(
         &mut self,
-        entry: &mut Entry,
+        stream: &mut StreamState,
         append: &'a AppendStream,
         now: i64,
         most_bytes: u64,
     ) -> Result<Appended, AppendError> {
-        let taken = entry.append(append, now, most_bytes)?;
+        let taken = stream.append(append, now, most_bytes)?;
         if let Some(start) = taken.start {
-            self.streams.push(entry.id.cast_signed());
+            self.streams.push(stream.id.cast_signed());
             self.starts.push(start.as_i64());
             self.messages.push(i32::try_from(append.payload.messages).unwrap_or(i32::MAX));
             self.data.push(&append.payload.data);
         }
         if let Some(producer) = append.producer.as_ref().filter(|_| taken.producer) {
             let state = ProducerState { epoch: producer.epoch, seq: producer.seq };
-            self.producers.insert((entry.id, &producer.id), state);
+            self.producers.insert((stream.id, &producer.id), state);
         }
         if !taken.appended.duplicate {
-            self.moved.insert(entry.id);
+            self.moved.insert(stream.id);
         }
         Ok(taken.appended)
     }
@@ -304,7 +304,7 @@ impl<'a> Batch<'a> {
     async fn write(
         &mut self,
         connection: &mut PgConnection,
-        dirty: &[&Entry],
+        dirty: &[&StreamState],
         counter: &Counter,
     ) -> Result<(), sqlx::Error> {
         let producers = self.producers.iter();
@@ -315,9 +315,10 @@ impl<'a> Batch<'a> {
             known.2.push(state.epoch.cast_signed());
             known.3.push(state.seq.cast_signed());
         }
-        let closers: Vec<_> = dirty.iter().map(|entry| entry.head.closed_by.as_ref()).collect();
-        let all =
-            |column: fn(&Entry) -> i64| -> Vec<i64> { dirty.iter().map(|entry| column(entry)).collect() };
+        let closers: Vec<_> = dirty.iter().map(|stream| stream.head.closed_by.as_ref()).collect();
+        let all = |column: fn(&StreamState) -> i64| -> Vec<i64> {
+            dirty.iter().map(|stream| column(stream)).collect()
+        };
         statement(
             "WITH data AS (\
              INSERT INTO bourn.stream_data (stream_id, start, messages, data) \
@@ -347,15 +348,15 @@ impl<'a> Batch<'a> {
         .bind(known.3)
         .bind(counter.writer)
         .bind(counter.next())
-        .bind(all(|entry| entry.id.cast_signed()))
-        .bind(all(|entry| entry.head.tail.position.as_i64()))
-        .bind(dirty.iter().map(|entry| entry.head.closed).collect::<Vec<bool>>())
+        .bind(all(|stream| stream.id.cast_signed()))
+        .bind(all(|stream| stream.head.tail.position.as_i64()))
+        .bind(dirty.iter().map(|stream| stream.head.closed).collect::<Vec<bool>>())
         .bind(closers.iter().map(|by| by.map(|by| by.id.as_str())).collect::<Vec<_>>())
         .bind(closers.iter().map(|by| by.map(|by| by.epoch.cast_signed())).collect::<Vec<_>>())
         .bind(closers.iter().map(|by| by.map(|by| by.seq.cast_signed())).collect::<Vec<_>>())
-        .bind(dirty.iter().map(|entry| entry.head.writer_seq.as_deref()).collect::<Vec<_>>())
-        .bind(dirty.iter().map(|entry| entry.deadline).collect::<Vec<_>>())
-        .bind(all(|entry| i64::from(entry.head.producers)))
+        .bind(dirty.iter().map(|stream| stream.head.writer_seq.as_deref()).collect::<Vec<_>>())
+        .bind(dirty.iter().map(|stream| stream.deadline).collect::<Vec<_>>())
+        .bind(all(|stream| i64::from(stream.head.producers)))
         .execute(connection)
         .await
         .map(|_| ())

@@ -43,7 +43,7 @@ pub(super) enum Removed {
 }
 
 /// A stream that is locked.
-struct Link {
+struct LockedStream {
     id: u64,
     source: Option<u64>,
     state: i16,
@@ -62,7 +62,7 @@ pub(super) async fn remove(
     let mut found = None;
     for row in &rows {
         let source = row.try_get::<Option<i64>, _>("source_id")?.map(i64::cast_unsigned);
-        let link = Link { id: number(row, "id")?, source, state: row.try_get("state")? };
+        let link = LockedStream { id: number(row, "id")?, source, state: row.try_get("state")? };
         if row.try_get::<Option<&str>, _>("path")? == Some(path.as_str()) {
             found = Some((link.id, link.state, row.try_get::<Option<i64>, _>("deadline")?));
         }

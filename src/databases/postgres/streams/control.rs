@@ -9,22 +9,22 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::collect::{Removed, remove};
-use super::rows::{append_at, columns, entry};
+use super::rows::{append_at, columns, stream_state};
 use super::worker::Worker;
 use crate::databases::postgres::connections::{Session, scalar, statement};
 use crate::databases::postgres::error;
 use crate::databases::postgres::log::history::must_be_settled;
 use crate::storage_error::StorageError;
-use crate::streams::beginning::{Beginning, Unborn, leaves_at};
-use crate::streams::entry::Entry;
+use crate::streams::beginning::{Beginning, NewStream, leaves_at};
 use crate::streams::rules::{lifetime_columns, matches};
+use crate::streams::state::StreamState;
 use crate::streams::{CreateError, CreateStream, Created, FindError};
 
 /// How often an attempt that another server anticipated is repeated.
 const ATTEMPTS: usize = 8;
 
 /// A job of the workers.
-pub(super) enum Job {
+pub(super) enum WorkerJob {
     /// Create a stream.
     Create(Box<CreateStream>, oneshot::Sender<Result<Created, CreateError>>),
     /// Delete one.
@@ -42,7 +42,7 @@ enum Attempt {
 
 impl Worker {
     /// Works until the server stops, and then does the jobs that wait.
-    pub(super) async fn run(mut self, jobs: Arc<Mutex<mpsc::Receiver<Job>>>, stop: CancellationToken) {
+    pub(super) async fn run(mut self, jobs: Arc<Mutex<mpsc::Receiver<WorkerJob>>>, stop: CancellationToken) {
         loop {
             let job = {
                 let mut jobs = jobs.lock().await;
@@ -57,8 +57,8 @@ impl Worker {
             // The caller may have gone.
             match job {
                 None => return,
-                Some(Job::Create(create, to)) => drop(to.send(Box::pin(self.create(&create)).await)),
-                Some(Job::Delete(path, to)) => drop(to.send(Box::pin(self.delete(&path)).await)),
+                Some(WorkerJob::Create(create, to)) => drop(to.send(Box::pin(self.create(&create)).await)),
+                Some(WorkerJob::Delete(path, to)) => drop(to.send(Box::pin(self.delete(&path)).await)),
             }
         }
     }
@@ -113,16 +113,16 @@ impl Worker {
         let source = create.fork.as_ref().map(|fork| &fork.source);
         let (there, source) = self.lock(&mut transaction, &create.path, source).await?;
         match there {
-            Some(entry) if entry.deleted => return Ok(Attempt::Done(Err(CreateError::Blocked))),
-            Some(entry) if entry.expired(now) => return Ok(Attempt::Expired),
-            Some(entry) => {
-                let same = matches(&entry.configuration(), create);
-                return Ok(Attempt::Done(same.map(|()| Created { stream: entry.info(now), new: false })));
+            Some(stream) if stream.deleted => return Ok(Attempt::Done(Err(CreateError::Blocked))),
+            Some(stream) if stream.expired(now) => return Ok(Attempt::Expired),
+            Some(stream) => {
+                let same = matches(&stream.configuration(), create);
+                return Ok(Attempt::Done(same.map(|()| Created { stream: stream.info(now), new: false })));
             }
             None => {}
         }
         let beginning = match &create.fork {
-            None => Ok(Beginning::anew(create)),
+            None => Ok(Beginning::without_source(create)),
             Some(fork) => match (leaves_at(create, fork, source.as_ref(), now), &source) {
                 (Ok(at), Some(source)) => {
                     let next = append_at(&mut transaction, &source.lineage, at.position).await?;
@@ -133,22 +133,22 @@ impl Worker {
             },
         };
         let most_bytes = self.inner.limits.stream_limit.get();
-        let unborn = match beginning.and_then(|beginning| beginning.with_body(create, most_bytes)) {
-            Ok(unborn) => unborn,
+        let new_stream = match beginning.and_then(|beginning| beginning.with_body(create, most_bytes)) {
+            Ok(new_stream) => new_stream,
             Err(refused) => return Ok(Attempt::Done(Err(refused))),
         };
         let most = i64::try_from(self.inner.limits.streams).unwrap_or(i64::MAX);
         // The new stream's number may have been given to a stream that was lost.
         must_be_settled(&mut transaction).await?;
-        let Some(id) = insert(&mut transaction, create, &unborn, most, now).await? else {
+        let Some(id) = insert(&mut transaction, create, &new_stream, most, now).await? else {
             let total: i64 = scalar(TOTAL).fetch_one(&mut *transaction).await?;
             return Ok(match total >= most {
                 true => Attempt::Done(Err(CreateError::TooMany)),
                 false => Attempt::Again,
             });
         };
-        let mut entry = unborn.born(create, id.cast_unsigned(), now);
-        let parts = || unborn.parts.iter().filter(|(_, part)| part.messages > 0);
+        let mut stream = new_stream.numbered(create, id.cast_unsigned(), now);
+        let parts = || new_stream.parts.iter().filter(|(_, part)| part.messages > 0);
         statement(
             "WITH data AS (\
              INSERT INTO bourn.stream_data (stream_id, start, messages, data) \
@@ -164,8 +164,8 @@ impl Worker {
         .bind(self.counter.next())
         .execute(&mut *transaction)
         .await?;
-        self.commit(transaction, vec![entry.moved(&mut 0)]).await?;
-        Ok(Attempt::Done(Ok(Created { stream: entry.info(now), new: true })))
+        self.commit(transaction, vec![stream.moved(&mut 0)]).await?;
+        Ok(Attempt::Done(Ok(Created { stream: stream.info(now), new: true })))
     }
 
     /// The stream at the path and the source, locked in the order of their numbers.
@@ -174,7 +174,7 @@ impl Worker {
         transaction: &mut Session,
         path: &StreamPath,
         source: Option<&StreamPath>,
-    ) -> Result<(Option<Entry>, Option<Entry>), sqlx::Error> {
+    ) -> Result<(Option<StreamState>, Option<StreamState>), sqlx::Error> {
         let paths: Vec<&str> = std::iter::once(path).chain(source).map(StreamPath::as_str).collect();
         let rows = statement(concat!(
             "SELECT ",
@@ -186,7 +186,7 @@ impl Worker {
         .await?;
         let (mut there, mut from) = (None, None);
         for row in &rows {
-            let found = entry(transaction, &self.inner.stored, row).await?;
+            let found = stream_state(transaction, &self.inner.stored, row).await?;
             if Some(&found.path) == source {
                 from = Some(found.clone());
             }
@@ -205,11 +205,11 @@ const TOTAL: &str = "SELECT coalesce(sum(streams), 0)::bigint FROM bourn.stream_
 async fn insert(
     transaction: &mut Session,
     create: &CreateStream,
-    unborn: &Unborn,
+    new_stream: &NewStream,
     most: i64,
     now: i64,
 ) -> Result<Option<i64>, sqlx::Error> {
-    let Beginning { content_type, lifetime, base, source_id, .. } = &unborn.beginning;
+    let Beginning { content_type, lifetime, base, source_id, .. } = &new_stream.beginning;
     let (ttl, expires_at) = lifetime_columns(*lifetime);
     let fork = create.fork.as_ref();
     let row = statement(
@@ -220,7 +220,7 @@ async fn insert(
     )
     .bind(create.path.as_str())
     .bind(content_type.as_str())
-    .bind(unborn.tail.as_i64())
+    .bind(new_stream.tail.as_i64())
     .bind(create.closed)
     .bind(ttl)
     .bind(expires_at)
@@ -228,7 +228,7 @@ async fn insert(
     .bind(source_id.map(u64::cast_signed))
     .bind(fork.map(|fork| fork.source.as_str()))
     .bind(base.as_i64())
-    .bind(unborn.fork_offset.map(|offset| offset.to_string()))
+    .bind(new_stream.fork_offset.map(|offset| offset.to_string()))
     .bind(fork.map_or(0, |fork| fork.sub).cast_signed())
     .bind(most)
     .fetch_optional(&mut **transaction)

@@ -40,8 +40,8 @@ const WORKERS: usize = 4;
 
 /// The queues of jobs.
 pub(super) struct Queues {
-    lanes: Vec<mpsc::Sender<append::Job>>,
-    control: mpsc::Sender<control::Job>,
+    lanes: Vec<mpsc::Sender<append::LaneJob>>,
+    control: mpsc::Sender<control::WorkerJob>,
     hasher: foldhash::fast::FixedState,
 }
 
@@ -80,7 +80,7 @@ impl Queues {
     }
 
     /// The lane of a stream.
-    fn lane(&self, path: &StreamPath, job: append::Job) -> Result<(), StorageError> {
+    fn lane(&self, path: &StreamPath, job: append::LaneJob) -> Result<(), StorageError> {
         let lanes = u64::try_from(self.lanes.len()).unwrap_or(1).max(1);
         let lane = usize::try_from(self.hasher.hash_one(path) % lanes).unwrap_or(0);
         let lane = self.lanes.get(lane).ok_or(StorageError::Closed)?;
@@ -99,7 +99,7 @@ fn full<T>(refused: &TrySendError<T>) -> StorageError {
 impl Streams for PostgresStorage {
     async fn create_stream(&self, create: CreateStream) -> Result<Created, CreateError> {
         let (answer, answered) = oneshot::channel();
-        let job = control::Job::Create(Box::new(create), answer);
+        let job = control::WorkerJob::Create(Box::new(create), answer);
         self.queues.control.try_send(job).map_err(|refused| full(&refused))?;
         answered.await.unwrap_or(Err(StorageError::Closed.into()))
     }
@@ -107,13 +107,13 @@ impl Streams for PostgresStorage {
     async fn append(&self, append: AppendStream) -> Result<Appended, AppendError> {
         let (answer, answered) = oneshot::channel();
         let path = append.path.clone();
-        self.queues.lane(&path, append::Job::Append(Box::new(append), answer))?;
+        self.queues.lane(&path, append::LaneJob::Append(Box::new(append), answer))?;
         answered.await.unwrap_or(Err(StorageError::Closed.into()))
     }
 
     async fn delete_stream(&self, path: &StreamPath) -> Result<(), FindError> {
         let (answer, answered) = oneshot::channel();
-        let job = control::Job::Delete(path.clone(), answer);
+        let job = control::WorkerJob::Delete(path.clone(), answer);
         self.queues.control.try_send(job).map_err(|refused| full(&refused))?;
         answered.await.unwrap_or(Err(StorageError::Closed.into()))
     }
@@ -124,8 +124,8 @@ impl Streams for PostgresStorage {
             let mut reading = self.inner.db.single().await?;
             let found = reading::find(reading.connection(), &self.inner.stored, path).await?;
             let forked = match &found {
-                Some(entry) if !entry.deleted && entry.expired(now) => {
-                    Some(rows::has_forks(reading.connection(), entry.id).await?)
+                Some(stream) if !stream.deleted && stream.expired(now) => {
+                    Some(rows::has_forks(reading.connection(), stream.id).await?)
                 }
                 _ => None,
             };
@@ -135,14 +135,14 @@ impl Streams for PostgresStorage {
         match self.serve(find).await? {
             (None, _) | (_, Some(false)) => Err(FindError::Missing),
             (_, Some(true)) => Err(FindError::Gone),
-            (Some(entry), None) if entry.deleted => Err(FindError::Gone),
-            (Some(entry), None) => Ok(entry.found(now)),
+            (Some(stream), None) if stream.deleted => Err(FindError::Gone),
+            (Some(stream), None) => Ok(stream.found(now)),
         }
     }
 
     fn touch_stream(&self, stream: &StreamInfo) {
         let Some((saved, wanted)) = stream.read_at(self.inner.stored.now()) else { return };
-        if self.queues.lane(&stream.path, append::Job::Touch(stream.path.clone(), wanted)).is_err() {
+        if self.queues.lane(&stream.path, append::LaneJob::Touch(stream.path.clone(), wanted)).is_err() {
             stream.saved_deadline.store(saved, Ordering::Relaxed);
         }
     }

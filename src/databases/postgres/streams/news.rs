@@ -38,9 +38,9 @@ pub(in super::super) struct Stored {
     changes: broadcast::Sender<Arc<[StreamChange]>>,
     /// The name of this server in its notifications.
     server: u64,
-    owed: Mutex<Owed>,
+    owed: Mutex<Unsent>,
     ring: Notify,
-    heard: Mutex<HashMap<i64, Heard>>,
+    heard: Mutex<HashMap<i64, WriterCommits>>,
     own: Mutex<HashSet<i64>>,
     lineages: Mutex<HashMap<u64, Arc<[Segment]>>>,
     clock: Clock,
@@ -48,7 +48,7 @@ pub(in super::super) struct Stored {
 
 /// What has not been sent to the other servers yet.
 #[derive(Debug, Default)]
-struct Owed {
+struct Unsent {
     /// The range of commits of each writer.
     commits: HashMap<i64, (i64, i64)>,
     changes: Vec<StreamChange>,
@@ -59,7 +59,7 @@ struct Owed {
 
 /// What is known of the commits of another server's writer.
 #[derive(Debug, Default)]
-struct Heard {
+struct WriterCommits {
     /// Notifications have covered the commits up to this one.
     told: i64,
     /// The writer's count at the last look.
@@ -90,7 +90,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Owed {
+impl Unsent {
     fn add(&mut self, change: &StreamChange) {
         let mut change = change.clone();
         if let StreamChange::Moved { id, fresh, .. } = &mut change {

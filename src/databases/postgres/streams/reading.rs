@@ -7,10 +7,10 @@ use bourn_protocol::stored::chunk::StoredChunkBuilder;
 use sqlx::{PgConnection, Row};
 
 use super::news::Stored;
-use super::rows::{broken, columns, entry, seq};
+use super::rows::{broken, columns, seq, stream_state};
 use crate::databases::postgres::connections::{scalar, statement};
-use crate::streams::entry::Entry;
 use crate::streams::rules::after;
+use crate::streams::state::StreamState;
 use crate::streams::{FillError, StreamInfo};
 
 /// Maximum size in bytes of the appends that one statement gives; the last of them may cross it.
@@ -23,13 +23,13 @@ pub(super) async fn find(
     connection: &mut PgConnection,
     stored: &Stored,
     path: &StreamPath,
-) -> Result<Option<Entry>, sqlx::Error> {
+) -> Result<Option<StreamState>, sqlx::Error> {
     let row = statement(concat!("SELECT ", columns!(), " FROM bourn.streams WHERE path = $1"))
         .bind(path.as_str())
         .fetch_optional(&mut *connection)
         .await?;
     match row {
-        Some(row) => entry(connection, stored, &row).await.map(Some),
+        Some(row) => stream_state(connection, stored, &row).await.map(Some),
         None => Ok(None),
     }
 }

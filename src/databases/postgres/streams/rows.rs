@@ -10,11 +10,11 @@ use sqlx::{PgConnection, Row};
 
 use super::news::Stored;
 use crate::databases::postgres::connections::{scalar, statement};
-use crate::streams::entry::Entry;
 use crate::streams::rules::{Head, lifetime, lineage};
+use crate::streams::state::StreamState;
 use crate::streams::{Producer, Segment};
 
-/// The columns that [`entry`] takes, as a literal.
+/// The columns that [`stream_state`] takes, as a literal.
 macro_rules! columns {
     () => {
         "id, path, state, content_type, tail, closed, closed_by, closed_epoch, closed_seq, writer_seq, ttl, expires_at, \
@@ -37,11 +37,11 @@ pub(super) fn number(row: &PgRow, column: &'static str) -> Result<u64, sqlx::Err
 }
 
 /// A stream's state from its row.
-pub(super) async fn entry(
+pub(super) async fn stream_state(
     connection: &mut PgConnection,
     stored: &Stored,
     row: &PgRow,
-) -> Result<Entry, sqlx::Error> {
+) -> Result<StreamState, sqlx::Error> {
     let id = number(row, "id")?;
     let closed_by = match row.try_get::<Option<String>, _>("closed_by")? {
         Some(id) => {
@@ -65,7 +65,7 @@ pub(super) async fn entry(
         None => lineage(id, base, []),
         Some(source) => stored.lineage(id, async || forked(connection, id, base, source).await).await?,
     };
-    let mut entry = Entry {
+    let mut stream = StreamState {
         id,
         path: path(row.try_get("path")?)?,
         deleted: row.try_get::<i16, _>("state")? != 0,
@@ -80,8 +80,8 @@ pub(super) async fn entry(
         dirty: false,
         fresh: Vec::new(),
     };
-    entry.move_tail(seq(row, "tail")?);
-    Ok(entry)
+    stream.move_tail(seq(row, "tail")?);
+    Ok(stream)
 }
 
 /// The lineage of a fork. It never changes.

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::value::Form;
 use crate::databases::postgres::pgoutput::{Cell, Tuple};
-use crate::feed::entity::{EntityType, Kept};
+use crate::feed::entity::{EntityType, KeptColumnNames};
 
 /// The columns of a table's rows, in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +85,7 @@ impl Layout {
     /// The layout of rows with these columns, if they have the entity type's key and scope.
     pub(in super::super) fn new(
         entity: &EntityType,
-        kept: &Kept,
+        kept: &KeptColumnNames,
         columns: impl IntoIterator<Item = (String, Form)>,
     ) -> Option<Layout> {
         let column = |(name, form): (String, Form)| {

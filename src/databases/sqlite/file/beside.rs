@@ -53,14 +53,14 @@ pub(in super::super) struct Witness {
 
 /// One transaction of another process, or several that were seen together: the activities after `from`, up to `to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in super::super) struct Mark {
+pub(in super::super) struct TransactionMark {
     pub(in super::super) from: Seq,
     pub(in super::super) to: Seq,
 }
 
 /// The marks that are not folded into the database yet, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(in super::super) struct Marks(pub(in super::super) Vec<Mark>);
+pub(in super::super) struct Marks(pub(in super::super) Vec<TransactionMark>);
 
 impl Marks {
     /// The seq up to which they reach.
@@ -69,7 +69,7 @@ impl Marks {
     }
 
     /// The mark that an activity falls under.
-    pub(in super::super) fn of(&self, seq: Seq) -> Option<Mark> {
+    pub(in super::super) fn of(&self, seq: Seq) -> Option<TransactionMark> {
         let at = self.0.partition_point(|mark| mark.to < seq);
         self.0.get(at).copied().filter(|mark| mark.from < seq)
     }
@@ -215,7 +215,7 @@ impl Locked<'_> {
     }
 
     /// Adds a mark behind the others; it is on the disk when this returns.
-    pub(in super::super) fn add(&self, mark: Mark) -> io::Result<()> {
+    pub(in super::super) fn add(&self, mark: TransactionMark) -> io::Result<()> {
         let mut marks = Marks::clone(&self.marks());
         let index = marks.0.len();
         let length = self.file()?.metadata()?.len().max(MARKS_AT);
@@ -347,7 +347,7 @@ fn place_of(index: usize) -> u64 {
     MARKS_AT + (index * MARK_BYTES) as u64
 }
 
-fn encode_mark(epoch: Epoch, index: u64, mark: Mark) -> [u8; MARK_BYTES] {
+fn encode_mark(epoch: Epoch, index: u64, mark: TransactionMark) -> [u8; MARK_BYTES] {
     let mut bytes = [0; MARK_BYTES];
     bytes[..8].copy_from_slice(&mark.from.get().to_le_bytes());
     bytes[8..16].copy_from_slice(&mark.to.get().to_le_bytes());
@@ -360,7 +360,7 @@ fn encode_mark(epoch: Epoch, index: u64, mark: Mark) -> [u8; MARK_BYTES] {
 /// is still in its place: seqs only grow, so no other marks can lie before it.
 fn read_marks(file: &File, epoch: Epoch, known: &Marks) -> io::Result<Marks> {
     let count = known.0.len();
-    let mut marks: Vec<Mark> = Vec::new();
+    let mut marks: Vec<TransactionMark> = Vec::new();
     let mut last = [0; MARK_BYTES];
     if let Some(mark) = known.0.last()
         && file.read_exact_at(&mut last, place_of(count - 1)).is_ok()
@@ -375,7 +375,7 @@ fn read_marks(file: &File, epoch: Epoch, known: &Marks) -> io::Result<Marks> {
     for (index, bytes) in (marks.len() as u64..).zip(bytes.chunks_exact(MARK_BYTES)) {
         let place = |at| number(bytes, at).and_then(Seq::new);
         let (Some(from), Some(to)) = (place(0), place(8)) else { break };
-        let mark = Mark { from, to };
+        let mark = TransactionMark { from, to };
         if encode_mark(epoch, index, mark) != bytes || marks.last().is_some_and(|last| last.to > from) {
             break;
         }
@@ -399,8 +399,8 @@ mod tests {
         Seq::new(n).unwrap()
     }
 
-    fn mark(from: u64, to: u64) -> Mark {
-        Mark { from: seq(from), to: seq(to) }
+    fn mark(from: u64, to: u64) -> TransactionMark {
+        TransactionMark { from: seq(from), to: seq(to) }
     }
 
     #[test]

@@ -14,13 +14,13 @@ use super::beside::beside_path;
 const WITHOUT_EVENTS: Duration = Duration::from_millis(5);
 
 /// Stops the waiting when it is dropped.
-pub(in super::super) struct Stop {
+pub(in super::super) struct StopOnDrop {
     _held: UnixStream,
 }
 
 /// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in super::super) enum Waited {
+pub(in super::super) enum WaitResult {
     /// Something happened to the files.
     Event,
     /// Nothing happened in that time.
@@ -41,7 +41,7 @@ pub(in super::super) struct Events {
 
 impl Events {
     /// The events of the database at this path.
-    pub(in super::super) fn new(path: &Path) -> io::Result<(Stop, Events)> {
+    pub(in super::super) fn new(path: &Path) -> io::Result<(StopOnDrop, Events)> {
         let (held, stop) = UnixStream::pair()?;
         let mut events = Events {
             path: path.to_owned(),
@@ -52,7 +52,7 @@ impl Events {
             log: None,
         };
         events.watch();
-        Ok((Stop { _held: held }, events))
+        Ok((StopOnDrop { _held: held }, events))
     }
 }
 
@@ -62,7 +62,7 @@ mod linux {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-    use super::{AsFd, Duration, Events, WITHOUT_EVENTS, Waited, beside_path};
+    use super::{AsFd, Duration, Events, WITHOUT_EVENTS, WaitResult, beside_path};
 
     impl Events {
         /// Watches the files that are there now. To watch the same file twice is one watch.
@@ -95,7 +95,7 @@ mod linux {
         }
 
         /// Waits for an event, `patience` at most.
-        pub(crate) fn wait(&mut self, patience: Duration) -> Waited {
+        pub(crate) fn wait(&mut self, patience: Duration) -> WaitResult {
             // Without a watch on the write-ahead log no event reports a commit.
             let blind = self.inotify.is_none() || self.log.is_none();
             let patience = if blind { patience.min(WITHOUT_EVENTS) } else { patience };
@@ -114,21 +114,21 @@ mod linux {
                 }
             };
             match polled {
-                Ok((Some(true), _)) => return Waited::Stopped,
+                Ok((Some(true), _)) => return WaitResult::Stopped,
                 Ok((_, Some(true))) => {}
                 Ok(_) | Err(Errno::EINTR) => {
                     if blind {
                         self.watch();
                     }
-                    return Waited::Nothing;
+                    return WaitResult::Nothing;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "waiting for file events failed");
                     std::thread::park_timeout(patience);
-                    return Waited::Nothing;
+                    return WaitResult::Nothing;
                 }
             }
-            let Some(inotify) = &self.inotify else { return Waited::Nothing };
+            let Some(inotify) = &self.inotify else { return WaitResult::Nothing };
             let mut renamed = false;
             while let Ok(events) = inotify.read_events() {
                 renamed |= events.iter().any(|event| !event.mask.contains(AddWatchFlags::IN_MODIFY));
@@ -136,7 +136,7 @@ mod linux {
             if renamed {
                 self.watch();
             }
-            Waited::Event
+            WaitResult::Event
         }
     }
 }
@@ -146,10 +146,10 @@ impl Events {
     pub(in super::super) fn watch(&mut self) {}
 
     /// Waits, `patience` at most.
-    pub(in super::super) fn wait(&mut self, patience: Duration) -> Waited {
+    pub(in super::super) fn wait(&mut self, patience: Duration) -> WaitResult {
         use std::io::Read;
         let patience = patience.min(WITHOUT_EVENTS);
         let waited = self.stop.set_read_timeout(Some(patience)).and_then(|()| self.stop.read(&mut [0]));
-        if waited.is_ok() { Waited::Stopped } else { Waited::Nothing }
+        if waited.is_ok() { WaitResult::Stopped } else { WaitResult::Nothing }
     }
 }

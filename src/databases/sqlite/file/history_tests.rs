@@ -51,7 +51,7 @@ fn foreign(path: &Path, activities: usize) {
 
 fn view(server: &Server) -> (Seq, Vec<i64>) {
     let snapshot = server.connection.unchecked_transaction().unwrap();
-    let view = read::View::of(&snapshot, &server.history).unwrap();
+    let view = read::LogSnapshot::of(&snapshot, &server.history).unwrap();
     let gained = read::follow(&view, Seq::ZERO, 1_000, 1 << 20).unwrap();
     (view.sealed, gained.activities.iter().map(|activity| activity.commit_id).collect())
 }

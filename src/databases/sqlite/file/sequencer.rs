@@ -24,7 +24,7 @@ use std::sync::Arc;
 use bourn_protocol::{Epoch, Seq};
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
-use super::beside::{Beside, Locked, Mark, Marks};
+use super::beside::{Beside, Locked, Marks, TransactionMark};
 use crate::databases::sqlite::error;
 
 /// Most activities that are folded into the database in one commit, unless others come faster; and how many must wait
@@ -43,7 +43,7 @@ pub(in super::super) fn sealed(
     }
     // Another server has folded a part of a transaction whose mark is not known here.
     let mut marks = Marks::clone(&known);
-    marks.0.push(Mark { from: seq, to: end });
+    marks.0.push(TransactionMark { from: seq, to: end });
     Ok((end, Arc::new(marks)))
 }
 
@@ -81,7 +81,7 @@ pub(in super::super) fn number(
     }
     // A numbered activity is on the disk, also where its writer does not sync.
     sync_log(path).map_err(io)?;
-    locked.add(Mark { from: sealed, to: head }).map_err(io)?;
+    locked.add(TransactionMark { from: sealed, to: head }).map_err(io)?;
     Ok(head)
 }
 
@@ -129,7 +129,7 @@ impl<'a> Pending<'a> {
         let locked = beside.lock(epoch).map_err(io)?;
         let (sealed, _) = sealed(connection, locked.marks())?;
         if head > sealed {
-            let mark = Mark { from: sealed, to: head };
+            let mark = TransactionMark { from: sealed, to: head };
             if locked.marks().0.is_empty() && head.get() - sealed.get() <= room {
                 fold(connection, mark, sealed, room)?;
             } else {
@@ -165,7 +165,12 @@ impl<'a> Pending<'a> {
 
 /// Copies a mark's number to at most `most` of its activities that lack it, from a place on; returns how many those
 /// were, and up to where none lacks it now.
-fn fold(connection: &Connection, mark: Mark, from: Seq, most: u64) -> rusqlite::Result<(u64, Seq)> {
+fn fold(
+    connection: &Connection,
+    mark: TransactionMark,
+    from: Seq,
+    most: u64,
+) -> rusqlite::Result<(u64, Seq)> {
     let from = from.max(mark.from).as_i64();
     let end: Option<i64> = connection
         .prepare_cached(

@@ -13,7 +13,7 @@ use crate::databases::sqlite::file::history::History;
 use crate::databases::sqlite::file::{sequencer, versions};
 use crate::databases::sqlite::sql::{bytes, literal};
 use crate::databases::sqlite::{ledger, payload};
-use crate::feed::{Activity, ActivityQuery, Gained, Kept, TransactionState};
+use crate::feed::{Activity, ActivityQuery, Gained, ReadLosses, TransactionState};
 use crate::head::{Head, Version};
 
 /// The columns of an activity, in the order [`read_activity`] and [`with_ref`] take them.
@@ -24,7 +24,7 @@ pub(in super::super) const COLUMNS: &str = "seq, action, entity_type, entity_id,
 const FILL_ROWS: usize = 1_100;
 
 /// A snapshot of the log, up to the last activity that has its transaction's number.
-pub(in super::super) struct View<'a> {
+pub(in super::super) struct LogSnapshot<'a> {
     pub(in super::super) snapshot: &'a Connection,
     marks: Arc<Marks>,
     /// The head of the log.
@@ -32,13 +32,16 @@ pub(in super::super) struct View<'a> {
     pub(in super::super) version: Version,
 }
 
-impl<'a> View<'a> {
+impl<'a> LogSnapshot<'a> {
     /// Begins the snapshot with the first look at the database, after the marks were taken, so that they agree.
-    pub(in super::super) fn of(snapshot: &'a Connection, history: &History) -> rusqlite::Result<View<'a>> {
+    pub(in super::super) fn of(
+        snapshot: &'a Connection,
+        history: &History,
+    ) -> rusqlite::Result<LogSnapshot<'a>> {
         let (served, marks) = (history.served(), history.beside.marks());
         history.verify(snapshot, &served)?;
         let (sealed, marks) = sequencer::sealed(snapshot, marks)?;
-        Ok(View { snapshot, marks, sealed, version: versions::of_log(snapshot)? })
+        Ok(LogSnapshot { snapshot, marks, sealed, version: versions::of_log(snapshot)? })
     }
 
     /// How far the log reaches, for readers.
@@ -117,7 +120,7 @@ fn feeds(connection: &Connection, stream: &Selector) -> rusqlite::Result<Option<
 }
 
 /// The place of the last activity of a stream.
-pub(in super::super) fn stream_tail(view: &View<'_>, stream: &Selector) -> rusqlite::Result<Seq> {
+pub(in super::super) fn stream_tail(view: &LogSnapshot<'_>, stream: &Selector) -> rusqlite::Result<Seq> {
     let (connection, newest_first) = (view.snapshot, "ORDER BY seq DESC LIMIT 1");
     let newest = |condition: &str, value: &[&dyn ToSql]| -> rusqlite::Result<Seq> {
         let sealed = view.sealed.as_i64();
@@ -144,7 +147,7 @@ pub(in super::super) fn stream_tail(view: &View<'_>, stream: &Selector) -> rusql
 }
 
 /// What a read cannot give of a stream any more.
-pub(in super::super) fn kept(view: &View<'_>, stream: &Selector) -> rusqlite::Result<Kept> {
+pub(in super::super) fn kept(view: &LogSnapshot<'_>, stream: &Selector) -> rusqlite::Result<ReadLosses> {
     let connection = view.snapshot;
     let horizon: Option<i64> = match (&stream.scope, &stream.entity_type) {
         (Some(scope), name) => connection
@@ -160,12 +163,12 @@ pub(in super::super) fn kept(view: &View<'_>, stream: &Selector) -> rusqlite::Re
         }
     };
     let horizon = horizon.and_then(Seq::from_i64).unwrap_or_default();
-    Ok(Kept { version: view.version, horizon, lost: false, spans: false, gap: None })
+    Ok(ReadLosses { version: view.version, horizon, lost: false, spans: false, gap: None })
 }
 
 /// Fills the chunk with what follows its position, until it is done or the stream ends.
 pub(in super::super) fn fill(
-    view: &View<'_>,
+    view: &LogSnapshot<'_>,
     stream: &Selector,
     mut chunk: ChunkBuilder,
 ) -> rusqlite::Result<ChunkBuilder> {
@@ -192,7 +195,7 @@ pub(in super::super) fn fill(
 
 /// Reads once; returns how many rows there were and whether the chunk is done.
 fn fill_from(
-    view: &View<'_>,
+    view: &LogSnapshot<'_>,
     condition: &str,
     values: &[&dyn ToSql],
     chunk: &mut ChunkBuilder,
@@ -206,7 +209,7 @@ fn fill_from(
 
 /// Pushes these rows into the chunk; returns how many it took and whether it is done.
 fn push_all(
-    view: &View<'_>,
+    view: &LogSnapshot<'_>,
     mut rows: Rows<'_>,
     chunk: &mut ChunkBuilder,
 ) -> rusqlite::Result<(usize, bool)> {
@@ -223,7 +226,7 @@ fn push_all(
 /// Reads once from several feeds, in the order of the log: each is read by its own index, as far as the furthest of
 /// them could matter.
 fn fill_merged(
-    view: &View<'_>,
+    view: &LogSnapshot<'_>,
     feeds: &[i64],
     after: Seq,
     chunk: &mut ChunkBuilder,
@@ -241,7 +244,7 @@ fn fill_merged(
 
 /// The activities after a place, in order, within limits.
 pub(in super::super) fn follow(
-    view: &View<'_>,
+    view: &LogSnapshot<'_>,
     after: Seq,
     most_rows: usize,
     most_bytes: usize,
@@ -263,7 +266,10 @@ pub(in super::super) fn follow(
 }
 
 /// The activities that match, newest first.
-pub(in super::super) fn query(view: &View<'_>, query: &ActivityQuery) -> rusqlite::Result<Vec<Activity>> {
+pub(in super::super) fn query(
+    view: &LogSnapshot<'_>,
+    query: &ActivityQuery,
+) -> rusqlite::Result<Vec<Activity>> {
     let connection = view.snapshot;
     let mut conditions = vec![format!("seq <= {}", view.sealed.as_i64())];
     let mut values: Vec<Arc<dyn ToSql>> = Vec::new();
@@ -339,7 +345,7 @@ pub(in super::super) fn query(view: &View<'_>, query: &ActivityQuery) -> rusqlit
 
 /// What became of a transaction.
 pub(in super::super) fn transaction(
-    view: &View<'_>,
+    view: &LogSnapshot<'_>,
     id: &TransactionId,
 ) -> rusqlite::Result<TransactionState> {
     let connection = view.snapshot;

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use bourn_protocol::{StreamOffset, StreamPath};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::reading::{Base, COLUMNS, number};
+use super::reading::{COLUMNS, StreamRow, number};
 use crate::streams::Producer;
-use crate::streams::entry::Entry;
 use crate::streams::rules::{Head, ProducerState};
+use crate::streams::state::StreamState;
 
 /// Reads the stream at a path.
-pub(super) fn load(connection: &Connection, path: &StreamPath) -> rusqlite::Result<Option<Entry>> {
+pub(super) fn load(connection: &Connection, path: &StreamPath) -> rusqlite::Result<Option<StreamState>> {
     let sql = format!(
         "SELECT {COLUMNS}, closed_by, closed_epoch, closed_seq, writer_seq, producers, source_path, fork_offset, \
              fork_sub FROM bourn_streams WHERE path = ?1"
@@ -21,14 +21,14 @@ pub(super) fn load(connection: &Connection, path: &StreamPath) -> rusqlite::Resu
     let found = connection
         .prepare_cached(&sql)?
         .query_row([path.as_str()], |row| {
-            let base = Base::read(row)?;
+            let base = StreamRow::read(row)?;
             let closed_by = match row.get::<_, Option<String>>(11)? {
                 Some(id) => Some(Producer { id, epoch: number(row, 12)?, seq: number(row, 13)? }),
                 None => None,
             };
             let source: Option<String> = row.get(16)?;
             let fork_offset: Option<String> = row.get(17)?;
-            let entry = Entry {
+            let stream = StreamState {
                 id: base.id,
                 path: base.path.clone(),
                 deleted: base.deleted,
@@ -50,51 +50,55 @@ pub(super) fn load(connection: &Connection, path: &StreamPath) -> rusqlite::Resu
                 dirty: false,
                 fresh: Vec::new(),
             };
-            Ok((base, entry))
+            Ok((base, stream))
         })
         .optional()?;
-    let Some((base, mut entry)) = found else { return Ok(None) };
-    entry.lineage = base.lineage(connection)?;
-    entry.move_tail(base.tail);
-    Ok(Some(entry))
+    let Some((base, mut stream)) = found else { return Ok(None) };
+    stream.lineage = base.lineage(connection)?;
+    stream.move_tail(base.tail);
+    Ok(Some(stream))
 }
 
 /// Loads the state of a producer into the stream's state.
-pub(super) fn know_producer(connection: &Connection, entry: &mut Entry, id: &str) -> rusqlite::Result<()> {
-    if entry.producers.contains_key(id) {
+pub(super) fn know_producer(
+    connection: &Connection,
+    stream: &mut StreamState,
+    id: &str,
+) -> rusqlite::Result<()> {
+    if stream.producers.contains_key(id) {
         return Ok(());
     }
     let found = connection
         .prepare_cached(
             "SELECT epoch, seq FROM bourn_stream_producers WHERE stream_id = ?1 AND producer_id = ?2",
         )?
-        .query_row(params![entry.id.cast_signed(), id], |row| {
+        .query_row(params![stream.id.cast_signed(), id], |row| {
             Ok(ProducerState { epoch: number(row, 0)?, seq: number(row, 1)? })
         })
         .optional()?;
-    entry.producers.insert(id.to_owned(), found);
+    stream.producers.insert(id.to_owned(), found);
     Ok(())
 }
 
 /// Saves what has changed.
-pub(super) fn save(connection: &Connection, entry: &mut Entry) -> rusqlite::Result<()> {
-    let closed_by = entry.head.closed_by.as_ref();
+pub(super) fn save(connection: &Connection, stream: &mut StreamState) -> rusqlite::Result<()> {
+    let closed_by = stream.head.closed_by.as_ref();
     connection
         .prepare_cached(
             "UPDATE bourn_streams SET tail = ?2, closed = ?3, closed_by = ?4, closed_epoch = ?5, closed_seq = ?6, \
              writer_seq = ?7, deadline = ?8, producers = ?9 WHERE id = ?1",
         )?
         .execute(params![
-            entry.id.cast_signed(),
-            entry.head.tail.position.as_i64(),
-            entry.head.closed,
+            stream.id.cast_signed(),
+            stream.head.tail.position.as_i64(),
+            stream.head.closed,
             closed_by.map(|producer| producer.id.as_str()),
             closed_by.map(|producer| producer.epoch.cast_signed()),
             closed_by.map(|producer| producer.seq.cast_signed()),
-            entry.head.writer_seq,
-            entry.deadline,
-            entry.head.producers,
+            stream.head.writer_seq,
+            stream.deadline,
+            stream.head.producers,
         ])?;
-    entry.dirty = false;
+    stream.dirty = false;
     Ok(())
 }

@@ -16,7 +16,7 @@ use bourn_protocol::stored::chunk::StoredChunkBuilder;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::SqliteStorage;
-use super::jobs::{Job, StreamJob};
+use super::jobs::{StreamJob, WriterJob};
 use crate::storage_error::StorageError;
 use crate::streams::{
     AppendError, AppendStream, Appended, CreateError, CreateStream, Created, FillError, FindError,
@@ -32,14 +32,14 @@ const CHANGES_KEPT: usize = 1_024;
 
 /// What the storage and its threads share of stored streams.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct StreamsState {
     pub(super) directory: Directory,
     pub(super) changes: broadcast::Sender<Arc<[StreamChange]>>,
 }
 
-impl Shared {
-    pub(super) fn new() -> Shared {
-        Shared { directory: Directory::default(), changes: broadcast::Sender::new(CHANGES_KEPT) }
+impl StreamsState {
+    pub(super) fn new() -> StreamsState {
+        StreamsState { directory: Directory::default(), changes: broadcast::Sender::new(CHANGES_KEPT) }
     }
 
     /// Another process has written to streams.
@@ -52,7 +52,7 @@ impl Shared {
 
 impl SqliteStorage {
     fn stream_job(&self, job: StreamJob) -> Result<(), StorageError> {
-        self.jobs.try_send(Job::Stream(job)).map_err(|error| match error {
+        self.jobs.try_send(WriterJob::Stream(job)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => StorageError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => StorageError::Closed,
         })
@@ -93,8 +93,8 @@ impl Streams for SqliteStorage {
                 });
                 match read.await? {
                     None => return Err(FindError::Missing),
-                    Some(reading::Found::Deleted) => return Err(FindError::Gone),
-                    Some(reading::Found::Live(stream)) => directory.put(stream, generation),
+                    Some(reading::FoundStream::Deleted) => return Err(FindError::Gone),
+                    Some(reading::FoundStream::Live(stream)) => directory.put(stream, generation),
                 }
             }
         };

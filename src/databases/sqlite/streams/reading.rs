@@ -15,18 +15,18 @@ use crate::streams::rules::{after, lifetime, lineage};
 use crate::streams::{FillError, Segment, StreamInfo};
 
 /// The stream that is found at a path.
-pub(super) enum Found {
+pub(super) enum FoundStream {
     Live(Arc<StreamInfo>),
     /// Deleted, and kept for its forks.
     Deleted,
 }
 
-/// The columns that [`Base::read`] takes.
+/// The columns that [`StreamRow::read`] takes.
 pub(super) const COLUMNS: &str =
     "id, path, state, content_type, tail, closed, ttl, expires_at, deadline, source_id, base";
 
 /// A stream's row, as far as readers and writers both need it.
-pub(super) struct Base {
+pub(super) struct StreamRow {
     pub(super) id: u64,
     pub(super) path: StreamPath,
     pub(super) deleted: bool,
@@ -51,12 +51,12 @@ pub(super) fn number(row: &Row<'_>, i: usize) -> rusqlite::Result<u64> {
     u64::try_from(row.get::<_, i64>(i)?).map_err(|_| broken(i))
 }
 
-impl Base {
-    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Base> {
+impl StreamRow {
+    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<StreamRow> {
         let path: String = row.get(1)?;
         let content_type: String = row.get(3)?;
         let lifetime = lifetime(row.get(6)?, row.get(7)?).ok_or_else(|| broken(6))?;
-        Ok(Base {
+        Ok(StreamRow {
             id: number(row, 0)?,
             path: StreamPath::new(&path).map_err(|_| broken(1))?,
             deleted: row.get::<_, i64>(2)? != 0,
@@ -87,16 +87,16 @@ impl Base {
 }
 
 /// The stream at a path.
-pub(super) fn find(connection: &Connection, path: &StreamPath) -> rusqlite::Result<Option<Found>> {
+pub(super) fn find(connection: &Connection, path: &StreamPath) -> rusqlite::Result<Option<FoundStream>> {
     let sql = format!("SELECT {COLUMNS} FROM bourn_streams WHERE path = ?1");
-    let base = connection.prepare_cached(&sql)?.query_row([path.as_str()], Base::read).optional()?;
+    let base = connection.prepare_cached(&sql)?.query_row([path.as_str()], StreamRow::read).optional()?;
     let Some(base) = base else { return Ok(None) };
     if base.deleted {
-        return Ok(Some(Found::Deleted));
+        return Ok(Some(FoundStream::Deleted));
     }
     let lineage = base.lineage(connection)?;
     let deadline = base.deadline.unwrap_or(i64::MAX);
-    Ok(Some(Found::Live(Arc::new(StreamInfo {
+    Ok(Some(FoundStream::Live(Arc::new(StreamInfo {
         id: base.id,
         path: base.path,
         content_type: base.content_type,

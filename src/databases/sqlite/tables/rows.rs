@@ -14,7 +14,7 @@ use crate::head::Head;
 
 /// A page of living rows, by key, and the tail of their stream in the same snapshot.
 pub(in super::super) fn list(
-    view: &read::View<'_>,
+    view: &read::LogSnapshot<'_>,
     entity: &EntityType,
     schema: &TableSchema,
     query: &ListQuery,

@@ -9,7 +9,7 @@ use crate::databases::sqlite::sql::{ident, literal};
 use crate::feed::entity::EntityType;
 
 /// The triggers that are there.
-pub(in super::super) struct Found {
+pub(in super::super) struct InstalledTriggers {
     /// By name, with their statements.
     installed: Vec<(String, String)>,
     /// They are the ones that this server makes.
@@ -25,7 +25,7 @@ pub(in super::super) fn look(
     connection: &Connection,
     entity: &EntityType,
     wanted: &[Trigger],
-) -> rusqlite::Result<Found> {
+) -> rusqlite::Result<InstalledTriggers> {
     let names: Vec<String> = EVENTS
         .iter()
         .chain(&unlogged::EVENTS)
@@ -67,7 +67,7 @@ pub(in super::super) fn look(
     // A server made them, but for another configuration than this server's.
     let there = digest(entity, installed.iter().map(|(name, sql)| (name.as_str(), sql.as_str())));
     let others = !fit && made.is_some_and(|made| made == there && made != digest_of(entity, wanted));
-    Ok(Found { installed, fit, compare: !reconciled, others })
+    Ok(InstalledTriggers { installed, fit, compare: !reconciled, others })
 }
 
 /// Drops and makes triggers so that exactly the right ones exist; returns whether the table is to be compared with the

@@ -28,7 +28,7 @@ pub(super) struct Trigger {
 }
 
 /// The values of one activity, as SQL expressions.
-pub(super) struct Entry<'a> {
+pub(super) struct ActivitySql<'a> {
     pub(super) action: String,
     /// Where key, scope and value come from: `NEW` or `OLD`.
     pub(super) row: &'a str,
@@ -82,7 +82,7 @@ impl Maker<'_> {
         // left that one.
         let moved = format!("a.organization_id IS NOT {}", self.scope("NEW"));
         let left = self.entity.scope.as_ref().map(|_| self.left_behind("NEW", 'i', &moved));
-        let entered = self.entry(&Entry {
+        let entered = self.entry(&ActivitySql {
             action: format!("CASE WHEN EXISTS (SELECT 1 FROM {alive}) THEN 'update' ELSE 'create' END"),
             row: "NEW",
             how: 'i',
@@ -103,7 +103,7 @@ impl Maker<'_> {
 
     /// Logs a deletion of what the log has alive under the row's key, if `condition` holds for it.
     pub(super) fn left_behind(&self, row: &str, how: char, condition: &str) -> String {
-        let entry = Entry {
+        let entry = ActivitySql {
             action: "'delete'".into(),
             row,
             how,
@@ -154,7 +154,7 @@ impl Maker<'_> {
             Some(_) => format!("({}) AND NOT ({})", self.changed(), self.announces_delete()),
             None => self.changed(),
         };
-        let left = self.entry(&Entry {
+        let left = self.entry(&ActivitySql {
             action: "'delete'".into(),
             row: "OLD",
             how: 't',
@@ -162,7 +162,7 @@ impl Maker<'_> {
             previous: self.previous(),
             from: format!("WHERE {turned} AND {old}"),
         });
-        let entered_or_changed = self.entry(&Entry {
+        let entered_or_changed = self.entry(&ActivitySql {
             action: format!("CASE WHEN {turned} THEN 'create' ELSE 'update' END"),
             row: "NEW",
             how: 'u',
@@ -175,7 +175,7 @@ impl Maker<'_> {
     }
 
     fn delete(&self) -> Trigger {
-        let deleted = self.entry(&Entry {
+        let deleted = self.entry(&ActivitySql {
             action: "'delete'".into(),
             row: "OLD",
             how: 'd',
@@ -274,14 +274,14 @@ impl Maker<'_> {
         )
     }
 
-    pub(super) fn entry(&self, entry: &Entry<'_>) -> String {
+    pub(super) fn entry(&self, entry: &ActivitySql<'_>) -> String {
         let value =
             if entry.action == "'delete'" { "NULL".into() } else { payload::row(self.schema, entry.row) };
         self.entry_of(entry, &key_text(self.entity, self.schema, entry.row), &self.scope(entry.row), &value)
     }
 
-    fn entry_of(&self, entry: &Entry<'_>, key: &str, scope: &str, value: &str) -> String {
-        let Entry { action, how, changed_keys, previous, from, .. } = entry;
+    fn entry_of(&self, entry: &ActivitySql<'_>, key: &str, scope: &str, value: &str) -> String {
+        let ActivitySql { action, how, changed_keys, previous, from, .. } = entry;
         let previous = previous.as_deref().unwrap_or("NULL");
         format!(
             "INSERT INTO bourn_entries\nSELECT {action}, {name}, {key}, {scope}, {ids},\n{changed_keys},\n{value},\n\

@@ -2,7 +2,7 @@
 //! is logged first as it was, so that a reader from the start never gets a change of a row that it does not have, and
 //! an undo of the change does not take the row for a new one. They are dropped when the comparison has ended.
 
-use super::{Entry, Maker, Trigger, name};
+use super::{ActivitySql, Maker, Trigger, name};
 use crate::databases::sqlite::sql::{ident, visible};
 use crate::feed::entity::EntityType;
 
@@ -37,7 +37,7 @@ fn log_as_it_is(maker: &Maker<'_>) -> String {
     let elsewhere = format!("{visible} AND a.organization_id IS NOT {}", maker.scope("OLD"));
     let left = maker.left_behind("OLD", 'n', &elsewhere);
     let alive = maker.logged("OLD", "a.action <> 'delete'");
-    let entered = maker.entry(&Entry {
+    let entered = maker.entry(&ActivitySql {
         action: "'create'".into(),
         row: "OLD",
         how: 'n',

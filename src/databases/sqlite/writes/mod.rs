@@ -11,15 +11,15 @@ use rusqlite::types::Value as Sql;
 use crate::feed::entity::{Catalog, Column};
 
 /// A value that a column is set to: the parameter, and the expression that takes it.
-struct Set<'a> {
+struct Assignment<'a> {
     column: &'a Column,
     source: &'static str,
     value: Sql,
 }
 
-impl<'a> Set<'a> {
-    fn new(column: &'a Column, value: Sql) -> Set<'a> {
-        Set { column, source: "?", value }
+impl<'a> Assignment<'a> {
+    fn new(column: &'a Column, value: Sql) -> Assignment<'a> {
+        Assignment { column, source: "?", value }
     }
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
-use super::{Context, Set, rollback};
+use super::{Assignment, Context, rollback};
 use crate::databases::sqlite::error;
 use crate::databases::sqlite::file::sequencer;
 use crate::databases::sqlite::ledger::{self, Done};
@@ -48,7 +48,7 @@ pub(in super::super) fn apply(
     let logged = ledger::logged(connection, &mutation.transaction_id).map_err(|e| error::write(&e))?;
     if !logged.is_empty() {
         let change = logged.into_iter().find(|change| change.may_be_of(&mutation.operation));
-        let entry = ledger::Entry::of(change.ok_or(WriteError::Reused)?, &mutation.operation);
+        let entry = ledger::LedgerEntry::of(change.ok_or(WriteError::Reused)?, &mutation.operation);
         return context.repeated(&entry).map(|written| (written, before));
     }
     let mut done = match &mutation.operation {
@@ -146,11 +146,11 @@ impl Context<'_> {
     ) -> Result<Done, WriteError> {
         let schema = schema_of(entity)?;
         self.expect(entity, &schema, key, expected)?;
-        let sets: Vec<Set<'_>> = columns
+        let sets: Vec<Assignment<'_>> = columns
             .iter()
             .filter(|(name, _)| *name != entity.key)
             .filter_map(|(name, value)| {
-                schema.column(name).map(|column| Set::new(column, bind(column, value)))
+                schema.column(name).map(|column| Assignment::new(column, bind(column, value)))
             })
             .collect();
         self.set(entity, &schema, key.as_str(), &sets, Action::Update)?;
@@ -175,7 +175,7 @@ impl Context<'_> {
         entity: &EntityType,
         schema: &TableSchema,
         key: &str,
-        sets: &[Set<'_>],
+        sets: &[Assignment<'_>],
         action: Action,
     ) -> Result<(), WriteError> {
         let mut parts: Vec<String> =
@@ -230,7 +230,7 @@ impl Context<'_> {
         let soft = schema.kept.deleted_at.as_deref().and_then(|name| schema.column(name));
         if let Some(column) = soft {
             let now = Sql::Text(self.now()?);
-            self.set(entity, schema, key, &[Set::new(column, now)], Action::Delete)?;
+            self.set(entity, schema, key, &[Assignment::new(column, now)], Action::Delete)?;
             return self.row(entity, schema, key);
         }
         let row = self.row(entity, schema, key)?;
@@ -317,7 +317,7 @@ impl Context<'_> {
 
     /// The answer to a mutation that was done before: the row as it is, or, where it is gone, as the mutation
     /// left it.
-    fn repeated(&self, entry: &ledger::Entry) -> Result<Written, WriteError> {
+    fn repeated(&self, entry: &ledger::LedgerEntry) -> Result<Written, WriteError> {
         let entity = self.catalog.by_name(&entry.entity_type);
         let mut row = match entity.map(|entity| (entity, entity.schema())) {
             Some((entity, Ok(schema))) => self.row(entity, &schema, &entry.entity_id)?,

@@ -8,12 +8,12 @@ use bourn_protocol::{Action, Seq, TransactionId};
 use rusqlite::ToSql;
 use rusqlite::types::Value as Sql;
 
-use super::{Context, Set};
+use super::{Assignment, Context};
 use crate::databases::sqlite::error;
 use crate::databases::sqlite::file::sequencer;
 use crate::databases::sqlite::ledger::Done;
 use crate::databases::sqlite::log::read::{COLUMNS, read_activity};
-use crate::databases::sqlite::payload::{self, Held};
+use crate::databases::sqlite::payload::{self, StoredValue};
 use crate::databases::sqlite::sql::{bytes, ident, lossy};
 use crate::feed::entity::{ColumnKind, Columns};
 use crate::feed::undo::{self, Need, Plan};
@@ -159,7 +159,7 @@ impl Context<'_> {
     fn park(&self, activity: &Activity) -> Result<(), WriteError> {
         let Some(entity) = self.catalog.by_name(&activity.entity_type) else { return Ok(()) };
         let schema = entity.schema().map_err(|reason| undo::not_reversible(activity, &reason))?;
-        let mut sets: Vec<Set<'_>> = Vec::new();
+        let mut sets: Vec<Assignment<'_>> = Vec::new();
         for unique in &schema.unique {
             let movable = |name: &str| name != entity.key && entity.scope.as_deref() != Some(name);
             let columns = unique.iter().filter_map(|column| schema.column(&column.name));
@@ -171,7 +171,7 @@ impl Context<'_> {
                 _ => Sql::Text(bourn_protocol::ids::random_text(PARKED_LENGTH)),
             };
             if sets.iter().all(|set| set.column.name != column.name) {
-                sets.push(Set::new(column, value));
+                sets.push(Assignment::new(column, value));
             }
         }
         if sets.is_empty() || !self.exists(entity, &schema, &activity.entity_id)? {
@@ -185,7 +185,7 @@ impl Context<'_> {
     }
 
     /// The row before a change, as the database had it.
-    fn previous(&self, activity: &Activity) -> Result<BTreeMap<String, Held>, WriteError> {
+    fn previous(&self, activity: &Activity) -> Result<BTreeMap<String, StoredValue>, WriteError> {
         let payload = self
             .connection
             .prepare_cached("SELECT previous_values FROM activities WHERE seq = ?1")
@@ -215,19 +215,19 @@ impl Context<'_> {
         let mut sets = Vec::new();
         for (column, json) in undo::previous_columns(entity, &schema, &shown, self.transaction.as_str()) {
             let held = held.get(&column.name).filter(|_| ids != Some(&column.name));
-            let json = Held::Json(json.get().to_owned());
+            let json = StoredValue::Json(json.get().to_owned());
             let (source, value) = held.unwrap_or(&json).bind(column);
-            sets.push(Set { column, source, value });
+            sets.push(Assignment { column, source, value });
         }
         if let Some(row) = row {
             // Sets only what differs. An older version of the server kept values as JSON shows them.
             let shown_now = Columns::parse(payload::json(&row).as_bytes()).unwrap_or_default();
-            let held_now: BTreeMap<String, Held> =
+            let held_now: BTreeMap<String, StoredValue> =
                 payload::held(&row).unwrap_or_default().into_iter().collect();
-            sets.retain(|Set { column, .. }| {
+            sets.retain(|Assignment { column, .. }| {
                 let name = &column.name;
                 let same = held.get(name) == held_now.get(name)
-                    || (matches!(held.get(name), Some(Held::Json(_)))
+                    || (matches!(held.get(name), Some(StoredValue::Json(_)))
                         && shown.get(name) == shown_now.get(name));
                 !same || ids == Some(name)
             });
@@ -235,7 +235,7 @@ impl Context<'_> {
         }
         if let (Some(column), Some(value)) = (schema.column(&entity.key), held.get(&entity.key)) {
             let (source, value) = value.bind(column);
-            sets.push(Set { column, source, value });
+            sets.push(Assignment { column, source, value });
         }
         let names: Vec<String> = sets.iter().map(|set| ident(&set.column.name)).collect();
         let places: Vec<&str> = sets.iter().map(|set| set.source).collect();

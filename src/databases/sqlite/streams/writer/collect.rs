@@ -21,15 +21,15 @@ pub(in super::super) fn remove(
     path: &StreamPath,
     outcome: &mut Outcome,
 ) -> rusqlite::Result<bool> {
-    let Some(entry) = writer.heads.remove(path) else { return Ok(true) };
-    outcome.deleted.push((entry.id, path.clone()));
-    if has_forks(transaction, entry.id)? {
+    let Some(stream) = writer.heads.remove(path) else { return Ok(true) };
+    outcome.deleted.push((stream.id, path.clone()));
+    if has_forks(transaction, stream.id)? {
         transaction
             .prepare_cached("UPDATE bourn_streams SET state = 1, deadline = NULL WHERE id = ?1")?
-            .execute([entry.id.cast_signed()])?;
+            .execute([stream.id.cast_signed()])?;
         return Ok(false);
     }
-    let mut next = Some(entry.id.cast_signed());
+    let mut next = Some(stream.id.cast_signed());
     while let Some(id) = next {
         let source: Option<i64> = transaction
             .prepare_cached(
@@ -69,7 +69,7 @@ pub(in super::super) fn step(
         .collect::<Result<_, _>>()?;
     for path in expired.iter().filter_map(|path| StreamPath::new(path).ok()) {
         // Checked again: it may have been used in this very transaction.
-        if writer.entry(transaction, &path)?.is_some_and(|entry| entry.expired(now)) {
+        if writer.stream_state(transaction, &path)?.is_some_and(|stream| stream.expired(now)) {
             remove(writer, transaction, &path, outcome)?;
         }
     }

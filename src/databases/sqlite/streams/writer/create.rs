@@ -4,9 +4,9 @@ use rusqlite::{Connection, params};
 
 use super::{Outcome, StreamWriter, collect, insert};
 use crate::databases::sqlite::streams::reading::append_at;
-use crate::streams::beginning::{Beginning, Unborn, leaves_at};
-use crate::streams::entry::Entry;
+use crate::streams::beginning::{Beginning, NewStream, leaves_at};
 use crate::streams::rules::{lifetime_columns, matches};
+use crate::streams::state::StreamState;
 use crate::streams::{CreateError, CreateStream, Created, Fork};
 
 impl StreamWriter {
@@ -18,10 +18,10 @@ impl StreamWriter {
         now: i64,
         outcome: &mut Outcome,
     ) -> rusqlite::Result<Result<Created, CreateError>> {
-        let there = match self.entry(transaction, &create.path)? {
+        let there = match self.stream_state(transaction, &create.path)? {
             None => None,
-            Some(entry) if entry.deleted => return Ok(Err(CreateError::Blocked)),
-            Some(entry) => Some((entry.expired(now), entry.configuration(), entry.info(now))),
+            Some(state) if state.deleted => return Ok(Err(CreateError::Blocked)),
+            Some(state) => Some((state.expired(now), state.configuration(), state.info(now))),
         };
         match there {
             Some((false, configuration, stream)) => {
@@ -40,22 +40,22 @@ impl StreamWriter {
             return Ok(Err(CreateError::TooMany));
         }
         let beginning = match &create.fork {
-            None => Ok(Beginning::anew(create)),
+            None => Ok(Beginning::without_source(create)),
             Some(fork) => self.leave(transaction, create, fork, now)?,
         };
-        let unborn = match beginning.and_then(|beginning| beginning.with_body(create, self.most_bytes)) {
-            Ok(unborn) => unborn,
+        let new_stream = match beginning.and_then(|beginning| beginning.with_body(create, self.most_bytes)) {
+            Ok(new_stream) => new_stream,
             Err(refused) => return Ok(Err(refused)),
         };
-        let entry = begin(transaction, create, &unborn, now)?;
-        for (start, part) in &unborn.parts {
+        let state = begin(transaction, create, &new_stream, now)?;
+        for (start, part) in &new_stream.parts {
             if part.messages > 0 {
-                insert(transaction, entry.id, start.as_i64(), part.messages, &part.data)?;
+                insert(transaction, state.id, start.as_i64(), part.messages, &part.data)?;
             }
         }
         transaction.prepare_cached("UPDATE bourn_stream_totals SET streams = streams + 1")?.execute([])?;
-        let stream = entry.info(now);
-        self.heads.insert(create.path.clone(), entry);
+        let stream = state.info(now);
+        self.heads.insert(create.path.clone(), state);
         outcome.used.push(create.path.clone());
         Ok(Ok(Created { stream, new: true }))
     }
@@ -68,7 +68,7 @@ impl StreamWriter {
         fork: &Fork,
         now: i64,
     ) -> rusqlite::Result<Result<Beginning, CreateError>> {
-        let source = self.entry(transaction, &fork.source)?;
+        let source = self.stream_state(transaction, &fork.source)?;
         let at = match leaves_at(create, fork, source.as_deref(), now) {
             Ok(at) => at,
             Err(refused) => return Ok(Err(refused)),
@@ -83,10 +83,10 @@ impl StreamWriter {
 fn begin(
     transaction: &Connection,
     create: &CreateStream,
-    unborn: &Unborn,
+    new_stream: &NewStream,
     now: i64,
-) -> rusqlite::Result<Entry> {
-    let Beginning { content_type, lifetime, base, source_id, .. } = &unborn.beginning;
+) -> rusqlite::Result<StreamState> {
+    let Beginning { content_type, lifetime, base, source_id, .. } = &new_stream.beginning;
     let (ttl, expires_at) = lifetime_columns(*lifetime);
     let fork = create.fork.as_ref();
     transaction
@@ -97,7 +97,7 @@ fn begin(
         .execute(params![
             create.path.as_str(),
             content_type.as_str(),
-            unborn.tail.as_i64(),
+            new_stream.tail.as_i64(),
             create.closed,
             ttl,
             expires_at,
@@ -105,8 +105,8 @@ fn begin(
             source_id.map(u64::cast_signed),
             fork.map(|fork| fork.source.as_str()),
             base.as_i64(),
-            unborn.fork_offset.map(|offset| offset.to_string()),
+            new_stream.fork_offset.map(|offset| offset.to_string()),
             fork.map_or(0, |fork| fork.sub).cast_signed(),
         ])?;
-    Ok(unborn.born(create, transaction.last_insert_rowid().cast_unsigned(), now))
+    Ok(new_stream.numbered(create, transaction.last_insert_rowid().cast_unsigned(), now))
 }

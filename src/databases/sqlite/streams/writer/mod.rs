@@ -15,14 +15,14 @@ use bourn_protocol::stored::Payload;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use tokio::sync::oneshot;
 
-use super::{Shared, heads};
+use super::{StreamsState, heads};
 use crate::config::Limits;
 use crate::databases::sqlite::error;
 use crate::databases::sqlite::file::history::History;
 use crate::databases::sqlite::file::versions;
 use crate::databases::sqlite::jobs::StreamJob;
 use crate::storage_error::StorageError;
-use crate::streams::entry::{Entry, FRESH_ROOM_BYTES};
+use crate::streams::state::{FRESH_ROOM_BYTES, StreamState};
 use crate::streams::{
     AppendError, AppendStream, Appended, CreateError, Created, FindError, StreamChange, unix_millis,
 };
@@ -37,35 +37,35 @@ const IN_PLACE_BYTES: usize = 900;
 
 /// The streams as the writer knows them, and the limits that they must keep.
 pub(in super::super) struct StreamWriter {
-    pub(super) heads: HashMap<StreamPath, Entry, foldhash::fast::RandomState>,
+    pub(super) heads: HashMap<StreamPath, StreamState, foldhash::fast::RandomState>,
     /// The version of the last commit of ours; if the database has another one, another process has written.
     version: i64,
     /// The same version for the watcher.
     published: Arc<AtomicI64>,
     history: Arc<History>,
-    shared: Arc<Shared>,
+    shared: Arc<StreamsState>,
     pub(super) most_bytes: u64,
     pub(super) most_streams: i64,
 }
 
 /// An answer that waits for the commit.
-enum Answer {
+enum StreamAnswer {
     Create(oneshot::Sender<Result<Created, CreateError>>, Result<Created, CreateError>),
     Append(oneshot::Sender<Result<Appended, AppendError>>, Result<Appended, AppendError>),
     Delete(oneshot::Sender<Result<(), FindError>>, Result<(), FindError>),
 }
 
-impl Answer {
+impl StreamAnswer {
     /// Sends the answer, or the failure of the commit.
     fn give(self, failure: Option<&StorageError>) {
         // The caller may have gone.
         match (self, failure.cloned()) {
-            (Answer::Create(to, result), None) => drop(to.send(result)),
-            (Answer::Append(to, result), None) => drop(to.send(result)),
-            (Answer::Delete(to, result), None) => drop(to.send(result)),
-            (Answer::Create(to, _), Some(failure)) => drop(to.send(Err(failure.into()))),
-            (Answer::Append(to, _), Some(failure)) => drop(to.send(Err(failure.into()))),
-            (Answer::Delete(to, _), Some(failure)) => drop(to.send(Err(failure.into()))),
+            (StreamAnswer::Create(to, result), None) => drop(to.send(result)),
+            (StreamAnswer::Append(to, result), None) => drop(to.send(result)),
+            (StreamAnswer::Delete(to, result), None) => drop(to.send(result)),
+            (StreamAnswer::Create(to, _), Some(failure)) => drop(to.send(Err(failure.into()))),
+            (StreamAnswer::Append(to, _), Some(failure)) => drop(to.send(Err(failure.into()))),
+            (StreamAnswer::Delete(to, _), Some(failure)) => drop(to.send(Err(failure.into()))),
         }
     }
 }
@@ -86,7 +86,7 @@ impl StreamWriter {
     pub(in super::super) fn new(
         limits: &Limits,
         history: Arc<History>,
-        shared: Arc<Shared>,
+        shared: Arc<StreamsState>,
         published: Arc<AtomicI64>,
     ) -> StreamWriter {
         StreamWriter {
@@ -101,7 +101,7 @@ impl StreamWriter {
     }
 
     /// The log has another epoch, and every stream another number.
-    pub(in super::super) fn served_anew(&mut self, connection: &Connection) {
+    pub(in super::super) fn epoch_changed(&mut self, connection: &Connection) {
         self.heads.clear();
         self.version = -1;
         // If it cannot be read now, the next commit reads it.
@@ -139,16 +139,16 @@ impl StreamWriter {
         &mut self,
         connection: &Connection,
         jobs: Vec<StreamJob>,
-        answers: &mut Vec<Answer>,
+        answers: &mut Vec<StreamAnswer>,
     ) -> rusqlite::Result<bool> {
         let mut waiting = jobs.into_iter();
         let done = self.in_transaction(connection, &mut waiting, answers);
         // Requests that were not tried get the same answer.
         for job in waiting {
             answers.extend(match job {
-                StreamJob::Create(_, to) => Some(Answer::Create(to, Err(StorageError::Closed.into()))),
-                StreamJob::Append(_, to) => Some(Answer::Append(to, Err(StorageError::Closed.into()))),
-                StreamJob::Delete(_, to) => Some(Answer::Delete(to, Err(StorageError::Closed.into()))),
+                StreamJob::Create(_, to) => Some(StreamAnswer::Create(to, Err(StorageError::Closed.into()))),
+                StreamJob::Append(_, to) => Some(StreamAnswer::Append(to, Err(StorageError::Closed.into()))),
+                StreamJob::Delete(_, to) => Some(StreamAnswer::Delete(to, Err(StorageError::Closed.into()))),
                 StreamJob::Touch(..) | StreamJob::Collect => None,
             });
         }
@@ -159,7 +159,7 @@ impl StreamWriter {
         &mut self,
         connection: &Connection,
         jobs: &mut impl Iterator<Item = StreamJob>,
-        answers: &mut Vec<Answer>,
+        answers: &mut Vec<StreamAnswer>,
     ) -> rusqlite::Result<bool> {
         if !self.history.in_place() {
             return Err(error::gone());
@@ -179,10 +179,10 @@ impl StreamWriter {
         }
         let (mut moved, mut changes, mut room) = (Vec::new(), Vec::new(), FRESH_ROOM_BYTES);
         for path in &outcome.used {
-            let Some(entry) = self.heads.get_mut(path).filter(|entry| entry.dirty) else { continue };
-            heads::save(&transaction, entry)?;
-            changes.push(entry.moved(&mut room));
-            moved.push(entry.info(now));
+            let Some(stream) = self.heads.get_mut(path).filter(|stream| stream.dirty) else { continue };
+            heads::save(&transaction, stream)?;
+            changes.push(stream.moved(&mut room));
+            moved.push(stream.info(now));
         }
         let deleted: Vec<StreamPath> = outcome.deleted.iter().map(|(_, path)| path.clone()).collect();
         changes.extend(outcome.deleted.into_iter().map(|(id, path)| StreamChange::Deleted { id, path }));
@@ -213,37 +213,38 @@ impl StreamWriter {
         transaction: &Connection,
         job: StreamJob,
         now: i64,
-        answers: &mut Vec<Answer>,
+        answers: &mut Vec<StreamAnswer>,
         outcome: &mut Outcome,
     ) -> rusqlite::Result<()> {
         // The answer is registered before anything is tried, so that a failure finds it.
         let unanswered = StorageError::Unavailable;
         match job {
             StreamJob::Create(create, to) => {
-                answers.push(Answer::Create(to, Err(unanswered.into())));
+                answers.push(StreamAnswer::Create(to, Err(unanswered.into())));
                 let result = self.create(transaction, &create, now, outcome)?;
-                if let Some(Answer::Create(_, answer)) = answers.last_mut() {
+                if let Some(StreamAnswer::Create(_, answer)) = answers.last_mut() {
                     *answer = result;
                 }
             }
             StreamJob::Append(append, to) => {
-                answers.push(Answer::Append(to, Err(unanswered.into())));
+                answers.push(StreamAnswer::Append(to, Err(unanswered.into())));
                 let result = self.append(transaction, &append, now, outcome)?;
-                if let Some(Answer::Append(_, answer)) = answers.last_mut() {
+                if let Some(StreamAnswer::Append(_, answer)) = answers.last_mut() {
                     *answer = result;
                 }
             }
             StreamJob::Delete(path, to) => {
-                answers.push(Answer::Delete(to, Err(unanswered.into())));
+                answers.push(StreamAnswer::Delete(to, Err(unanswered.into())));
                 let result = self.delete(transaction, &path, now, outcome)?;
-                if let Some(Answer::Delete(_, answer)) = answers.last_mut() {
+                if let Some(StreamAnswer::Delete(_, answer)) = answers.last_mut() {
                     *answer = result;
                 }
             }
             StreamJob::Touch(path, deadline) => {
-                if let Some(entry) = self.entry(transaction, &path)?.filter(|entry| !entry.deleted) {
-                    entry.deadline = entry.deadline.max(Some(deadline));
-                    heads::save(transaction, entry)?;
+                if let Some(stream) = self.stream_state(transaction, &path)?.filter(|stream| !stream.deleted)
+                {
+                    stream.deadline = stream.deadline.max(Some(deadline));
+                    heads::save(transaction, stream)?;
                     outcome.touched = true;
                 }
             }
@@ -261,14 +262,14 @@ impl StreamWriter {
     }
 
     /// The stream at a path, read if it is not known.
-    pub(super) fn entry(
+    pub(super) fn stream_state(
         &mut self,
         connection: &Connection,
         path: &StreamPath,
-    ) -> rusqlite::Result<Option<&mut Entry>> {
+    ) -> rusqlite::Result<Option<&mut StreamState>> {
         if !self.heads.contains_key(path) {
             match heads::load(connection, path)? {
-                Some(entry) => self.heads.insert(path.clone(), entry),
+                Some(stream) => self.heads.insert(path.clone(), stream),
                 None => return Ok(None),
             };
         }
@@ -283,10 +284,10 @@ impl StreamWriter {
         outcome: &mut Outcome,
     ) -> rusqlite::Result<Result<Appended, AppendError>> {
         let most_bytes = self.most_bytes;
-        let expired = match self.entry(transaction, &append.path)? {
+        let expired = match self.stream_state(transaction, &append.path)? {
             None => return Ok(Err(AppendError::Missing)),
-            Some(entry) if entry.deleted => return Ok(Err(AppendError::Gone)),
-            Some(entry) => entry.expired(now),
+            Some(stream) if stream.deleted => return Ok(Err(AppendError::Gone)),
+            Some(stream) => stream.expired(now),
         };
         if expired {
             return Ok(Err(match collect::remove(self, transaction, &append.path, outcome)? {
@@ -294,18 +295,18 @@ impl StreamWriter {
                 false => AppendError::Gone,
             }));
         }
-        let Some(entry) = self.heads.get_mut(&append.path) else { return Ok(Err(AppendError::Missing)) };
+        let Some(stream) = self.heads.get_mut(&append.path) else { return Ok(Err(AppendError::Missing)) };
         outcome.used.push(append.path.clone());
         if let Some(producer) = &append.producer {
-            heads::know_producer(transaction, entry, &producer.id)?;
+            heads::know_producer(transaction, stream, &producer.id)?;
         }
-        let taken = match entry.append(append, now, most_bytes) {
+        let taken = match stream.append(append, now, most_bytes) {
             Err(refused) => {
                 // A producer that the stream has not heard of is not remembered only because it was looked up.
                 if let Some(producer) = &append.producer
-                    && entry.producers.get(&producer.id).is_some_and(Option::is_none)
+                    && stream.producers.get(&producer.id).is_some_and(Option::is_none)
                 {
-                    entry.producers.remove(&producer.id);
+                    stream.producers.remove(&producer.id);
                 }
                 return Ok(Err(refused));
             }
@@ -313,13 +314,13 @@ impl StreamWriter {
         };
         if let Some(start) = taken.start {
             let Payload { data, messages } = &append.payload;
-            insert(transaction, entry.id, start.as_i64(), *messages, data)?;
+            insert(transaction, stream.id, start.as_i64(), *messages, data)?;
         }
         if let Some(producer) = append.producer.as_ref().filter(|_| taken.producer) {
             transaction
                 .prepare_cached("INSERT OR REPLACE INTO bourn_stream_producers VALUES (?1, ?2, ?3, ?4)")?
                 .execute(params![
-                    entry.id.cast_signed(),
+                    stream.id.cast_signed(),
                     producer.id,
                     producer.epoch.cast_signed(),
                     producer.seq.cast_signed()
@@ -335,10 +336,10 @@ impl StreamWriter {
         now: i64,
         outcome: &mut Outcome,
     ) -> rusqlite::Result<Result<(), FindError>> {
-        let expired = match self.entry(transaction, path)? {
+        let expired = match self.stream_state(transaction, path)? {
             None => return Ok(Err(FindError::Missing)),
-            Some(entry) if entry.deleted => return Ok(Err(FindError::Gone)),
-            Some(entry) => entry.expired(now),
+            Some(stream) if stream.deleted => return Ok(Err(FindError::Gone)),
+            Some(stream) => stream.expired(now),
         };
         let removed = collect::remove(self, transaction, path, outcome)?;
         Ok(match (expired, removed) {
@@ -397,7 +398,7 @@ mod tests {
         let (connection, new) = admin::open(&path, Duration::from_secs(1), true).unwrap();
         let history = Arc::new(History::begin(&path, &connection, new).unwrap());
         let limits = Config::load(SettingsLayer::default(), None).unwrap().limits;
-        let mut writer = StreamWriter::new(&limits, history, Arc::new(Shared::new()), Arc::default());
+        let mut writer = StreamWriter::new(&limits, history, Arc::new(StreamsState::new()), Arc::default());
         let path = StreamPath::new("s").unwrap();
         let create = CreateStream {
             path: path.clone(),

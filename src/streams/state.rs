@@ -19,7 +19,7 @@ pub const FRESH_ROOM_BYTES: usize = 64 << 10;
 
 /// The state of a stream as a writer holds it.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct StreamState {
     /// Its number.
     pub id: u64,
     /// Its path.
@@ -50,7 +50,7 @@ pub struct Entry {
 
 /// What the database must do for an accepted append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Taken {
+pub struct AcceptedAppend {
     /// The answer.
     pub appended: Appended,
     /// Where its bytes go, if it has any.
@@ -59,7 +59,7 @@ pub struct Taken {
     pub producer: bool,
 }
 
-impl Entry {
+impl StreamState {
     /// Moves its tail.
     pub fn move_tail(&mut self, to: Seq) {
         self.head.tail = offset(&self.lineage, to);
@@ -81,11 +81,16 @@ impl Entry {
     }
 
     /// Judges an append to a stream that has not expired and applies it in memory. What is known of its producer must
-    /// be in [`Entry::producers`].
+    /// be in [`StreamState::producers`].
     ///
     /// # Errors
     /// With the reason to refuse it; nothing has changed then.
-    pub fn append(&mut self, append: &AppendStream, now: i64, most_bytes: u64) -> Result<Taken, AppendError> {
+    pub fn append(
+        &mut self,
+        append: &AppendStream,
+        now: i64,
+        most_bytes: u64,
+    ) -> Result<AcceptedAppend, AppendError> {
         let known = append.producer.as_ref().and_then(|producer| self.producers.get(&producer.id));
         let new_producer = match judge(&self.head, append, known.copied().flatten(), most_bytes)? {
             Verdict::Take { new_producer } => new_producer,
@@ -93,7 +98,7 @@ impl Entry {
                 if matches!(self.lifetime, Lifetime::Idle(_)) {
                     self.used(now);
                 }
-                return Ok(Taken { appended, start: None, producer: false });
+                return Ok(AcceptedAppend { appended, start: None, producer: false });
             }
         };
         let begin = self.head.tail.position;
@@ -122,7 +127,7 @@ impl Entry {
             duplicate: false,
             producer_seq: append.producer.as_ref().map(|producer| producer.seq),
         };
-        Ok(Taken { appended, start, producer: append.producer.is_some() })
+        Ok(AcceptedAppend { appended, start, producer: append.producer.is_some() })
     }
 
     /// What readers see of it, used at this moment.
