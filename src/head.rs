@@ -36,6 +36,6 @@ impl Head {
 pub struct Version {
     /// The log's epoch.
     pub epoch: Epoch,
-    /// Grows whenever an activity leaves the log.
-    pub generation: u64,
+    /// Grows whenever an activity leaves the log; the column `generation` of the log.
+    pub removals: u64,
 }

@@ -201,8 +201,8 @@ impl LogSession {
             let next = if chunk.sealed { chunk.next } else { chunk.next.max(horizon) };
             let since = since(next, horizon, gap);
             let mut fingerprint = stream.fingerprint();
-            if version.generation > 0 {
-                fingerprint += &format!(".{}", version.generation);
+            if version.removals > 0 {
+                fingerprint += &format!(".{}", version.removals);
             }
             Ok::<_, ReadError>(CachedChunk {
                 body: chunk.body.into_boxed_slice().into(),

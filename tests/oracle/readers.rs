@@ -41,7 +41,7 @@ pub enum Way {
 
 /// What all readers share.
 #[derive(Debug)]
-pub struct Shared {
+pub struct ReadersState {
     pub cache: Cache,
     pub journal: Arc<Journal>,
     /// Whether the first that is told of a row must be that it was made.
@@ -91,7 +91,7 @@ impl Reader {
         key: &str,
         way: Way,
         seed: u64,
-        shared: &Arc<Shared>,
+        shared: &Arc<ReadersState>,
     ) -> Reader {
         let state = Arc::new(Mutex::new(State { offset: "-1".into(), ..State::default() }));
         let work = Work {
@@ -118,7 +118,7 @@ struct Work {
     key: String,
     way: Way,
     random: StdRng,
-    shared: Arc<Shared>,
+    shared: Arc<ReadersState>,
     state: Arc<Mutex<State>>,
     cursor: String,
 }

@@ -14,7 +14,7 @@ use crate::cache::Cache;
 use crate::checks::{difference, list, part, story, streams};
 use crate::features::on;
 use crate::journal::Journal;
-use crate::readers::{Reader, Shared, Way};
+use crate::readers::{Reader, ReadersState, Way};
 use crate::rest::RestWriter;
 use crate::schema::{Dialect, Table};
 use crate::statements::{Alterations, transaction};
@@ -50,7 +50,7 @@ pub struct Scene<W: World> {
     pub tables: Vec<Table>,
     pub servers: Vec<Arc<Server>>,
     pub clients: Vec<Client>,
-    pub shared: Arc<Shared>,
+    pub shared: Arc<ReadersState>,
     stop: Stop,
     work: Vec<JoinHandle<()>>,
     pub readers: Vec<(usize, Option<&'static str>, Reader)>,
@@ -99,7 +99,7 @@ impl<W: World> Scene<W> {
         let world = Arc::new(W::make(&tables, seed).await);
         let journal = Arc::new(Journal::new());
         let stop = Stop(Arc::new(AtomicBool::new(false)));
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ReadersState {
             cache: Cache::default(),
             journal,
             strict_beginning: W::STRICT_BEGINNING || on("strict-beginning"),

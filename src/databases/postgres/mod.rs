@@ -48,7 +48,7 @@ pub use admin::{check, prepare, prepare_sql, skip};
 use connections::{Db, Turns, scalar};
 use log::history;
 pub use log::history::renew_log;
-use shared::Shared;
+use shared::ServerState;
 use streams::{Queues, Stored};
 use tables::catalog::Table;
 use tables::rows;
@@ -92,7 +92,7 @@ struct Inner {
     db: Db,
     limits: Arc<Limits>,
     catalog: Arc<Catalog>,
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
     stored: Arc<Stored>,
     supervisor: Supervisor,
 }
@@ -165,7 +165,7 @@ impl PostgresStorage {
             db: db.clone(),
             limits: Arc::new(limits.clone()),
             catalog: catalog.clone(),
-            shared: Arc::new(Shared::new(head)),
+            shared: Arc::new(ServerState::new(head)),
             stored: Arc::new(Stored::new()),
             supervisor: supervisor.clone(),
         };

@@ -18,7 +18,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
 /// After how long the tables are looked at closely, whatever the catalogue says.
 const CLOSELY: Duration = Duration::from_secs(30);
 
-/// Looks at the tables if the catalogue has changed, or in any case; [`shared::Shared::generation`] tells whether they
+/// Looks at the tables if the catalogue has changed, or in any case; [`shared::ServerState::tables_version`] tells whether they
 /// look different.
 pub(super) async fn look(inner: &Inner, in_any_case: bool) -> Result<(), sqlx::Error> {
     let looking = tokio::time::timeout(LOOK_TIMEOUT, try_look(inner, in_any_case)).await;

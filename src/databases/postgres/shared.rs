@@ -23,7 +23,7 @@ use crate::head::{Head, Version};
 pub(super) type Tables = HashMap<Arc<str>, Arc<Table>>;
 
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct ServerState {
     head: watch::Sender<Head>,
     log_version: watch::Sender<Version>,
     status: Mutex<Status>,
@@ -31,7 +31,7 @@ pub(super) struct Shared {
     /// What this server has appended to the log of late.
     pub(super) recent: Recent,
     /// Grows whenever the tables look different.
-    generation: AtomicU64,
+    tables_version: AtomicU64,
     /// What the catalogue looked like when the tables were last looked at, and when that was.
     pub(super) looked: tokio::sync::Mutex<Option<(String, Instant)>>,
 }
@@ -66,15 +66,15 @@ fn condition((name, reason): &(Arc<str>, String)) -> Condition {
     }
 }
 
-impl Shared {
-    pub(super) fn new(head: Head) -> Shared {
-        Shared {
+impl ServerState {
+    pub(super) fn new(head: Head) -> ServerState {
+        ServerState {
             head: watch::Sender::new(head),
-            log_version: watch::Sender::new(Version { epoch: head.epoch, generation: 0 }),
+            log_version: watch::Sender::new(Version { epoch: head.epoch, removals: 0 }),
             status: Mutex::new(Status { capture: Some("it has not begun yet".into()), ..Status::default() }),
             tables: ArcSwap::default(),
             recent: Recent::default(),
-            generation: AtomicU64::new(0),
+            tables_version: AtomicU64::new(0),
             looked: tokio::sync::Mutex::default(),
         }
     }
@@ -216,12 +216,12 @@ impl Shared {
         self.tables.load_full()
     }
 
-    pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+    pub(super) fn tables_version(&self) -> u64 {
+        self.tables_version.load(Ordering::Acquire)
     }
 
     pub(super) fn set_tables(&self, tables: Tables) {
         self.tables.store(Arc::new(tables));
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.tables_version.fetch_add(1, Ordering::AcqRel);
     }
 }

@@ -14,7 +14,7 @@ use sqlx::{PgConnection, Postgres, Row};
 use tokio::time::Instant;
 
 use super::Lost;
-use super::entry::{CommitMark, Entry};
+use super::new_activity::{CommitMark, NewActivity};
 use crate::databases::postgres::connections::{Db, Session, statement};
 use crate::databases::postgres::log::CHANNEL;
 use crate::feed::entity::EntityType;
@@ -35,7 +35,7 @@ pub(super) struct Appender {
 
 /// The columns of a batch.
 #[derive(Default)]
-struct Columns<'a> {
+struct ActivityColumns<'a> {
     seq: Vec<i64>,
     action: Vec<&'static str>,
     entity_type: Vec<&'a str>,
@@ -68,11 +68,11 @@ impl Appender {
     }
 
     /// Appends whole transactions and moves the position.
-    pub(super) async fn append(&mut self, entries: &[Entry], position: Lsn) -> Result<(), Lost> {
+    pub(super) async fn append(&mut self, entries: &[NewActivity], position: Lsn) -> Result<(), Lost> {
         if entries.is_empty() {
             return self.move_position(position).await;
         }
-        if entries.iter().any(Entry::is_too_large) {
+        if entries.iter().any(NewActivity::is_too_large) {
             return Err(Lost::TooLarge);
         }
         let mut transaction = self.db.single().await?;
@@ -133,7 +133,7 @@ impl Appender {
     }
 
     /// Begins a transaction that appends in parts.
-    pub(super) async fn begin(&self, silence: Duration) -> Result<Long, Lost> {
+    pub(super) async fn begin(&self, silence: Duration) -> Result<AppendInParts, Lost> {
         let mut transaction = self.db.begin().await?;
         // If this server hangs, the database does not wait for it.
         let limit = format!("{}ms", silence.as_millis());
@@ -141,7 +141,7 @@ impl Appender {
             .bind(limit)
             .execute(&mut *transaction)
             .await?;
-        Ok(Long {
+        Ok(AppendInParts {
             transaction,
             head: self.head,
             feeds: HashMap::new(),
@@ -151,11 +151,15 @@ impl Appender {
     }
 
     /// Appends a part. Where the log refuses it, the transaction is as it was before.
-    pub(super) async fn append_part(&mut self, long: &mut Long, entries: &[Entry]) -> Result<(), Lost> {
+    pub(super) async fn append_part(
+        &mut self,
+        long: &mut AppendInParts,
+        entries: &[NewActivity],
+    ) -> Result<(), Lost> {
         if entries.is_empty() {
             return Ok(());
         }
-        if entries.iter().any(Entry::is_too_large) {
+        if entries.iter().any(NewActivity::is_too_large) {
             return Err(Lost::TooLarge);
         }
         long.used = Instant::now();
@@ -178,7 +182,7 @@ impl Appender {
     pub(super) async fn insert(
         &mut self,
         transaction: &mut PgConnection,
-        entries: &[Entry],
+        entries: &[NewActivity],
         behind: Seq,
     ) -> Result<Vec<i32>, Lost> {
         self.number_feeds(transaction, entries).await?;
@@ -196,7 +200,7 @@ impl Appender {
     /// Appends a deletion of every row that the log has alive of an entity type.
     pub(super) async fn append_truncation(
         &mut self,
-        long: &mut Long,
+        long: &mut AppendInParts,
         entity: &EntityType,
         ids: (Option<&str>, Option<&str>),
         commit: CommitMark,
@@ -238,8 +242,8 @@ impl Appender {
     }
 
     /// Ends a transaction that appended in parts, and moves the position.
-    pub(super) async fn commit(&mut self, long: Long, position: Lsn) -> Result<(), Lost> {
-        let Long { mut transaction, head, feeds, types, .. } = long;
+    pub(super) async fn commit(&mut self, long: AppendInParts, position: Lsn) -> Result<(), Lost> {
+        let AppendInParts { mut transaction, head, feeds, types, .. } = long;
         let mut bits: HashMap<i64, i16> = HashMap::new();
         for seq in feeds.into_values() {
             *bits.entry(seq).or_default() |= 1;
@@ -274,7 +278,11 @@ impl Appender {
     }
 
     /// Makes sure that every feed of these has its number.
-    async fn number_feeds(&mut self, connection: &mut PgConnection, entries: &[Entry]) -> Result<(), Lost> {
+    async fn number_feeds(
+        &mut self,
+        connection: &mut PgConnection,
+        entries: &[NewActivity],
+    ) -> Result<(), Lost> {
         if self.feeds.len() > FEEDS_MAX {
             self.feeds.clear();
         }
@@ -310,8 +318,8 @@ impl Appender {
     }
 
     /// The columns of these activities as they are appended behind a place.
-    fn columns<'a>(&self, entries: &'a [Entry], behind: Seq) -> Columns<'a> {
-        let mut columns = Columns::default();
+    fn columns<'a>(&self, entries: &'a [NewActivity], behind: Seq) -> ActivityColumns<'a> {
+        let mut columns = ActivityColumns::default();
         let mut seq = behind.as_i64();
         for entry in entries {
             seq += 1;
@@ -334,7 +342,7 @@ impl Appender {
     }
 }
 
-fn feed_of(entry: &Entry) -> (Arc<str>, String) {
+fn feed_of(entry: &NewActivity) -> (Arc<str>, String) {
     (entry.entity.name.clone(), entry.scope.clone().unwrap_or_default())
 }
 
@@ -346,9 +354,9 @@ fn after(head: Seq, count: usize) -> Seq {
         .unwrap_or(head)
 }
 
-impl<'a> Columns<'a> {
+impl<'a> ActivityColumns<'a> {
     fn bind<'q>(
-        self: &'q Columns<'a>,
+        self: &'q ActivityColumns<'a>,
         query: Query<'q, Postgres, PgArguments>,
     ) -> Query<'q, Postgres, PgArguments> {
         query
@@ -370,7 +378,7 @@ impl<'a> Columns<'a> {
 }
 
 /// A transaction that appends in parts. None of it is visible before its end.
-pub(super) struct Long {
+pub(super) struct AppendInParts {
     pub(super) transaction: Session,
     pub(super) head: Seq,
     /// The last change of each feed, and of each entity type.
@@ -380,7 +388,7 @@ pub(super) struct Long {
     used: Instant,
 }
 
-impl Long {
+impl AppendInParts {
     /// Runs a statement now and then, so that the database does not end the transaction as idle while the stream brings
     /// nothing for it.
     pub(super) async fn keep(&mut self, every: Duration) -> Result<(), Lost> {

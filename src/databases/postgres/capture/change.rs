@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bourn_protocol::ClientId;
 use serde_json::value::RawValue;
 
-use super::entry::CommitMark;
+use super::new_activity::CommitMark;
 use crate::databases::postgres::pgoutput::{Cell, OldTuple, Tuple};
 use crate::databases::postgres::tables::layout::{Layout, Piece, Stamps};
 use crate::feed::entity::EntityType;

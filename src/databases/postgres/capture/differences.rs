@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bourn_protocol::Action;
 
-use super::entry::{CommitMark, Entry};
+use super::new_activity::{CommitMark, NewActivity};
 use super::prior::Prior;
 use super::scan::Step;
 use super::settle::RowName;
@@ -21,10 +21,10 @@ pub(super) fn differences(
     commit: CommitMark,
     foreign_until: i64,
     changed_unseen: impl Fn(&RowName) -> bool,
-) -> Vec<Entry> {
+) -> Vec<NewActivity> {
     let entry =
         |action, key: &str, scope: Option<String>, value: Option<Arc<str>>, previous: Option<Arc<str>>| {
-            Entry {
+            NewActivity {
                 entity: entity.clone(),
                 action,
                 key: key.to_owned(),

@@ -8,9 +8,9 @@
 mod append;
 mod change;
 mod differences;
-mod entry;
 mod failure;
 mod leader;
+mod new_activity;
 mod prior;
 mod retention;
 mod scan;

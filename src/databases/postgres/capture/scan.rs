@@ -25,7 +25,7 @@ const STEP_ACTIVITIES: i64 = 20_000;
 
 /// How far the comparing of a table has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ScanPosition {
     /// Its rows, after this key.
     Rows(Option<String>),
     /// The log's activities, after this place: are the rows that they leave alive in the table?
@@ -80,7 +80,7 @@ pub(super) struct Step {
     /// How many keys were looked at.
     pub(super) looked_at: usize,
     /// Where the next step begins.
-    pub(super) next: Place,
+    pub(super) next: ScanPosition,
 }
 
 /// Why a step was not read.
@@ -103,7 +103,7 @@ pub(super) async fn step(
     db: &Db,
     name: &Arc<str>,
     table: &Table,
-    place: &Place,
+    place: &ScanPosition,
     from_empty: bool,
 ) -> Result<Step, Unread> {
     // Locked before the snapshot is taken: a rewrite of the table does not respect snapshots.
@@ -111,7 +111,7 @@ pub(super) async fn step(
     let mut snapshot = taken(&mut transaction).await?;
     let (mut rows, mut missing) = (Vec::new(), Vec::new());
     let (looked_at, next) = match place {
-        Place::Rows(after) => {
+        ScanPosition::Rows(after) => {
             let range = (after.as_deref(), None);
             let last = match scan_rows(&mut transaction, table, range).await {
                 Err(failure) if failure::of_statement(&failure) == Remedy::Row => {
@@ -130,13 +130,13 @@ pub(super) async fn step(
             };
             let count = rows.len() + missing.len();
             let next = match last {
-                Some(last) if count == STEP_ROWS => Place::Rows(Some(last)),
-                _ if from_empty => Place::Done,
-                _ => Place::Keys(0),
+                Some(last) if count == STEP_ROWS => ScanPosition::Rows(Some(last)),
+                _ if from_empty => ScanPosition::Done,
+                _ => ScanPosition::Keys(0),
             };
             (count, next)
         }
-        Place::Keys(after) => {
+        ScanPosition::Keys(after) => {
             let by_index = scan_keys(&mut transaction, name, table, *after, KeysBy::Index).await;
             let (keys, looked_at, last) = match by_index {
                 // The log has keys that the column's type does not accept: the type was changed, or one of its labels.
@@ -149,9 +149,9 @@ pub(super) async fn step(
                 found => found?,
             };
             missing = keys;
-            (looked_at, last.map_or(Place::Done, Place::Keys))
+            (looked_at, last.map_or(ScanPosition::Done, ScanPosition::Keys))
         }
-        Place::Done => (0, Place::Done),
+        ScanPosition::Done => (0, ScanPosition::Done),
     };
     transaction.commit().await?;
     let mark = db.mark().await?;

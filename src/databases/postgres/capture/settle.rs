@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bourn_protocol::{Action, ClientId};
 
 use super::change::{After, Before, Change, Ids, Kind, Source};
-use super::entry::{Entry, mark_last};
+use super::new_activity::{NewActivity, mark_last};
 use crate::databases::postgres::pgoutput::Tuple;
 use crate::databases::postgres::tables::layout::{Piece, Stamps};
 
@@ -42,10 +42,10 @@ pub(super) struct Settler {
     /// The rows whose last versions were asked of the log, kept up to date with the changes since.
     logged: HashMap<RowName, Logged>,
     /// Updates that only announce a delete, until it comes or the transaction ends.
-    announced: HashMap<RowName, (usize, Entry, Announced)>,
+    announced: HashMap<RowName, (usize, NewActivity, Announced)>,
     announced_so_far: usize,
     /// The activities so far.
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<NewActivity>,
     /// Entity types that had a change which needs more of the row than the log has.
     pub(super) unknown: Vec<Arc<str>>,
     /// Rows of tables that are being compared that had a change which left nothing in the log, by its transaction.
@@ -105,7 +105,7 @@ impl Settler {
     }
 
     /// Ends a transaction; returns its activities.
-    pub(super) fn end_transaction(&mut self) -> &[Entry] {
+    pub(super) fn end_transaction(&mut self) -> &[NewActivity] {
         self.end_part();
         let start = std::mem::replace(&mut self.start, self.entries.len());
         mark_last(&mut self.entries[start..]);
@@ -122,7 +122,7 @@ impl Settler {
     }
 
     /// Returns the activities and starts over.
-    pub(super) fn finish(&mut self) -> Vec<Entry> {
+    pub(super) fn finish(&mut self) -> Vec<NewActivity> {
         self.start = 0;
         std::mem::take(&mut self.entries)
     }
@@ -150,7 +150,8 @@ impl Settler {
         let first = logged.last_value.is_none();
         let client = client_of(source, &after).filter(|_| first || stamp.is_some());
         let entry = self.entry(change, Action::Create, &name.1, scope_of(source, &after));
-        let entry = Entry { value: Some(after.json()), ..entry.by(change.ids.as_deref(), stamp, client) };
+        let entry =
+            NewActivity { value: Some(after.json()), ..entry.by(change.ids.as_deref(), stamp, client) };
         self.push(&name, entry);
     }
 
@@ -178,8 +179,10 @@ impl Settler {
             }
             if source.layout.visible(|at| after.piece(at)) {
                 let entry = self.entry(change, Action::Create, &name.1, scope_of(source, &after));
-                let entry =
-                    Entry { value: Some(after.json()), ..entry.by(change.ids.as_deref(), stamp, client) };
+                let entry = NewActivity {
+                    value: Some(after.json()),
+                    ..entry.by(change.ids.as_deref(), stamp, client)
+                };
                 self.push(&name, entry);
             }
             return;
@@ -213,7 +216,7 @@ impl Settler {
             None if visible => {
                 let (stamp, client) = changed_ids(source, hidden, after, &["update"]);
                 let entry = self.entry(change, Action::Create, &name.1, scope).by(ids, stamp, client);
-                self.push(&name, Entry { value: Some(after.json()), ..entry });
+                self.push(&name, NewActivity { value: Some(after.json()), ..entry });
             }
             None => {}
             Some(before) if !visible => {
@@ -226,7 +229,7 @@ impl Settler {
                 let left = self.entry(change, Action::Delete, &name.1, before.scope.clone());
                 self.push(&name, left.by(ids, stamp.clone(), client.clone()).was(source, before));
                 let entered = self.entry(change, Action::Create, &name.1, scope).by(ids, stamp, client);
-                self.push(&name, Entry { value: Some(after.json()), ..entered });
+                self.push(&name, NewActivity { value: Some(after.json()), ..entered });
             }
             Some(before) => {
                 let changed = after.changed(before);
@@ -244,7 +247,7 @@ impl Settler {
                     .was(source, before);
                 let value = after.json();
                 let changed_keys = serde_json::to_string(&keys).ok();
-                let entry = Entry { value: Some(value.clone()), changed_keys, ..entry };
+                let entry = NewActivity { value: Some(value.clone()), changed_keys, ..entry };
                 if let Some(announced) = announced {
                     self.note(&name, &entry);
                     self.announced_so_far += 1;
@@ -290,8 +293,14 @@ impl Settler {
         self.logged.get(name).cloned().unwrap_or_default()
     }
 
-    pub(super) fn entry(&self, change: &Change, action: Action, key: &str, scope: Option<String>) -> Entry {
-        Entry {
+    pub(super) fn entry(
+        &self,
+        change: &Change,
+        action: Action,
+        key: &str,
+        scope: Option<String>,
+    ) -> NewActivity {
+        NewActivity {
             entity: change.source.entity.clone(),
             action,
             key: key.to_owned(),
@@ -306,13 +315,13 @@ impl Settler {
         }
     }
 
-    pub(super) fn push(&mut self, name: &RowName, entry: Entry) {
+    pub(super) fn push(&mut self, name: &RowName, entry: NewActivity) {
         self.note(name, &entry);
         self.entries.push(entry);
     }
 
     /// Updates what is known of the log's rows with an activity that is about to be appended.
-    fn note(&mut self, name: &RowName, entry: &Entry) {
+    fn note(&mut self, name: &RowName, entry: &NewActivity) {
         if let Some(logged) = self.logged.get_mut(name) {
             logged.alive = entry.value.clone().map(|value| Alive { scope: entry.scope.clone(), value });
             logged.last_value = entry.value.clone().or(logged.last_value.take());
@@ -327,16 +336,21 @@ impl Settler {
     }
 }
 
-impl Entry {
+impl NewActivity {
     /// Sets the transaction and the client: from the row itself first, then from a message.
-    pub(super) fn by(mut self, ids: Option<&Ids>, stamp: Option<String>, client: Option<String>) -> Entry {
+    pub(super) fn by(
+        mut self,
+        ids: Option<&Ids>,
+        stamp: Option<String>,
+        client: Option<String>,
+    ) -> NewActivity {
         self.transaction = stamp.or_else(|| ids.and_then(|ids| ids.transaction_id.clone()));
         self.client = client.or_else(|| ids.and_then(|ids| ids.client_id.clone()));
         self
     }
 
     /// Adds the row before the change, where its type keeps that.
-    pub(super) fn was(mut self, source: &Source, before: &Before<'_>) -> Entry {
+    pub(super) fn was(mut self, source: &Source, before: &Before<'_>) -> NewActivity {
         self.previous = self.entity.previous_values.then(|| before.json(source));
         self
     }

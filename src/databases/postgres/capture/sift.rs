@@ -10,8 +10,8 @@ use sqlx::PgConnection;
 
 use super::Lost;
 use super::append::Appender;
-use super::entry::Entry;
 use super::failure::{self, Remedy};
+use super::new_activity::NewActivity;
 use super::settle::RowName;
 use crate::databases::postgres::connections::statement;
 use crate::databases::postgres::error;
@@ -31,7 +31,7 @@ pub(super) struct Refusal {
 #[derive(Debug, Default)]
 pub(super) struct Sifted {
     /// The activities that the log takes.
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<NewActivity>,
     /// The first refused row of each entity type that must stop; of these types, `entries` has only deletions.
     pub(super) refusals: Vec<Refusal>,
 }
@@ -49,7 +49,7 @@ impl Appender {
     pub(super) async fn sift(
         &mut self,
         trial: &mut Trial<'_>,
-        entries: Vec<Entry>,
+        entries: Vec<NewActivity>,
         skipped: &HashSet<RowName>,
     ) -> Result<Sifted, Lost> {
         let mut names: Vec<Arc<str>> = Vec::new();
@@ -58,12 +58,13 @@ impl Appender {
                 names.push(entry.entity.name.clone());
             }
         }
-        let mut entries: Vec<Option<Entry>> = entries.into_iter().map(Some).collect();
+        let mut entries: Vec<Option<NewActivity>> = entries.into_iter().map(Some).collect();
         let mut refusals = Vec::new();
         for name in names {
             let of_type =
-                |entry: &Option<Entry>| entry.as_ref().is_some_and(|entry| entry.entity.name == name);
-            let listed = |entry: &Entry| skipped.contains(&(entry.entity.name.clone(), entry.key.clone()));
+                |entry: &Option<NewActivity>| entry.as_ref().is_some_and(|entry| entry.entity.name == name);
+            let listed =
+                |entry: &NewActivity| skipped.contains(&(entry.entity.name.clone(), entry.key.clone()));
             let mut others = Vec::new();
             for slot in entries.iter_mut().filter(|entry| of_type(entry)) {
                 match slot.take() {
@@ -90,7 +91,11 @@ impl Appender {
 
     /// The part of a skipped row's change that the log takes: the change, or else the deletion of the version that it
     /// has.
-    async fn pass_over(&mut self, trial: &mut Trial<'_>, entry: Entry) -> Result<Option<Entry>, Lost> {
+    async fn pass_over(
+        &mut self,
+        trial: &mut Trial<'_>,
+        entry: NewActivity,
+    ) -> Result<Option<NewActivity>, Lost> {
         if self.refused(trial, std::slice::from_ref(&entry)).await?.is_none() {
             return Ok(Some(entry));
         }
@@ -98,7 +103,7 @@ impl Appender {
         if entry.action != Action::Update {
             return Ok(None);
         }
-        let end = Entry { action: Action::Delete, value: None, changed_keys: None, ..entry };
+        let end = NewActivity { action: Action::Delete, value: None, changed_keys: None, ..entry };
         let refused = self.refused(trial, std::slice::from_ref(&end)).await?;
         Ok(refused.is_none().then_some(end))
     }
@@ -107,7 +112,7 @@ impl Appender {
     async fn first_refused(
         &mut self,
         trial: &mut Trial<'_>,
-        entries: &[Entry],
+        entries: &[NewActivity],
     ) -> Result<Option<(usize, String)>, Lost> {
         if self.refused(trial, entries).await?.is_none() {
             return Ok(None);
@@ -127,11 +132,15 @@ impl Appender {
     }
 
     /// Tries to append, and rolls it back; returns the code of the refusal, if it was refused.
-    async fn refused(&mut self, trial: &mut Trial<'_>, entries: &[Entry]) -> Result<Option<String>, Lost> {
+    async fn refused(
+        &mut self,
+        trial: &mut Trial<'_>,
+        entries: &[NewActivity],
+    ) -> Result<Option<String>, Lost> {
         if entries.is_empty() {
             return Ok(None);
         }
-        if entries.iter().any(Entry::is_too_large) {
+        if entries.iter().any(NewActivity::is_too_large) {
             return Ok(Some(TOO_LARGE.into()));
         }
         statement("SAVEPOINT tried").execute(&mut *trial.transaction).await?;

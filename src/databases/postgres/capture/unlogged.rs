@@ -6,7 +6,7 @@
 use bourn_protocol::Action;
 
 use super::change::{Before, Change, Kind, Source};
-use super::entry::Entry;
+use super::new_activity::NewActivity;
 use super::settle::{Logged, RowName, Settler};
 use crate::databases::postgres::pgoutput::{Cell, OldTuple, Tuple};
 use crate::databases::postgres::tables::layout::Piece;
@@ -52,7 +52,7 @@ impl Settler {
                 }
                 let before = Before::whole(source, old);
                 let there = self.entry(change, Action::Create, key, before.scope.clone());
-                self.push(&name, Entry { value: Some(before.json(source)), ..there });
+                self.push(&name, NewActivity { value: Some(before.json(source)), ..there });
             }
             None if self.has_ended(&logged) => {}
             None => {

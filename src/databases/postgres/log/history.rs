@@ -76,7 +76,7 @@ pub(in super::super) async fn forbidden(
 }
 
 /// The log and the database that holds it.
-struct Found {
+struct ObservedHistory {
     head: i64,
     epoch: String,
     source: Option<String>,
@@ -89,7 +89,7 @@ struct Found {
     now_timeline: String,
 }
 
-async fn look(transaction: &mut Session) -> Result<Found, sqlx::Error> {
+async fn look(transaction: &mut Session) -> Result<ObservedHistory, sqlx::Error> {
     let row = statement(
         "SELECT l.head, l.epoch, l.source, l.timeline, l.started = pg_postmaster_start_time(), \
          coalesce(l.position > pg_current_wal_insert_lsn(), false), \
@@ -98,7 +98,7 @@ async fn look(transaction: &mut Session) -> Result<Found, sqlx::Error> {
     )
     .fetch_one(&mut **transaction)
     .await?;
-    Ok(Found {
+    Ok(ObservedHistory {
         head: row.try_get(0)?,
         epoch: row.try_get(1)?,
         source: row.try_get(2)?,

@@ -158,9 +158,9 @@ pub(in super::super) async fn reaches(
 }
 
 /// The version of the log, from its columns.
-pub(in super::super) fn version_of(epoch: &str, generation: i64) -> Result<Version, sqlx::Error> {
+pub(in super::super) fn version_of(epoch: &str, removals: i64) -> Result<Version, sqlx::Error> {
     let epoch = epoch.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-    Ok(Version { epoch, generation: u64::try_from(generation).unwrap_or_default() })
+    Ok(Version { epoch, removals: u64::try_from(removals).unwrap_or_default() })
 }
 
 /// How far the log reaches.

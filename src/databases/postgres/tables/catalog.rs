@@ -260,7 +260,7 @@ pub(in super::super) async fn type_forms(
 }
 
 /// A row of `pg_type`, with the fields of a composite type.
-struct Raw {
+struct TypeRow {
     kind: String,
     category: String,
     name: String,
@@ -277,7 +277,7 @@ async fn forms(
     connection: &mut PgConnection,
     types: HashSet<u32>,
 ) -> Result<(HashMap<u32, TypeInfo>, Vec<u32>), sqlx::Error> {
-    let mut known: HashMap<u32, Raw> = HashMap::new();
+    let mut known: HashMap<u32, TypeRow> = HashMap::new();
     let mut wanted: Vec<i64> = types.iter().copied().map(i64::from).collect();
     for _ in 0..TYPE_DEPTH_MAX {
         if wanted.is_empty() {
@@ -300,7 +300,7 @@ async fn forms(
         wanted.clear();
         for row in rows {
             let (names, types): (Vec<String>, Vec<i64>) = (row.try_get(7)?, row.try_get(8)?);
-            let raw = Raw {
+            let raw = TypeRow {
                 kind: row.try_get(1)?,
                 category: row.try_get(2)?,
                 name: row.try_get(3)?,
@@ -326,7 +326,7 @@ async fn forms(
     Ok((types.into_iter().map(|id| (id, info(id, &known, 0))).collect(), relations))
 }
 
-fn info(id: u32, known: &HashMap<u32, Raw>, depth: usize) -> TypeInfo {
+fn info(id: u32, known: &HashMap<u32, TypeRow>, depth: usize) -> TypeInfo {
     let Some(raw) = known.get(&id).filter(|_| depth < TYPE_DEPTH_MAX) else { return TypeInfo::default() };
     let is = |form, kind| TypeInfo { form, kind, text: TextBy::Cast };
     match (raw.kind.as_str(), raw.name.as_str()) {

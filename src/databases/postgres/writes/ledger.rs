@@ -19,14 +19,14 @@ const LOGGED_MAX: i64 = 1_000;
 pub(in super::super) const MESSAGE_PREFIX: &str = "bourn";
 
 /// A mutation that is about to be done.
-pub(in super::super) struct Entry<'a> {
+pub(in super::super) struct NewLedgerEntry<'a> {
     pub(in super::super) mutation: &'a Mutation,
     pub(in super::super) entity_type: &'a str,
     pub(in super::super) entity_id: &'a str,
 }
 
 /// A mutation that was done.
-pub(in super::super) struct Found {
+pub(in super::super) struct LedgerEntry {
     pub(in super::super) entity_type: String,
     pub(in super::super) entity_id: String,
     pub(in super::super) fingerprint: Vec<u8>,
@@ -37,7 +37,7 @@ pub(in super::super) struct Found {
 /// id: then nothing is noted.
 pub(in super::super) async fn record(
     connection: &mut PgConnection,
-    entry: &Entry<'_>,
+    entry: &NewLedgerEntry<'_>,
     keep: Duration,
 ) -> Result<bool, sqlx::Error> {
     let mutation = entry.mutation;
@@ -85,7 +85,7 @@ pub(in super::super) async fn complete(
 pub(in super::super) async fn find(
     connection: &mut PgConnection,
     id: &TransactionId,
-) -> Result<Option<Found>, sqlx::Error> {
+) -> Result<Option<LedgerEntry>, sqlx::Error> {
     let row = statement(
         "SELECT entity_type, entity_id, fingerprint, outcome FROM bourn.ledger WHERE transaction_id = $1",
     )
@@ -93,7 +93,7 @@ pub(in super::super) async fn find(
     .fetch_optional(connection)
     .await?;
     let read = |row: sqlx::postgres::PgRow| {
-        Ok(Found {
+        Ok(LedgerEntry {
             entity_type: row.try_get(0)?,
             entity_id: row.try_get(1)?,
             fingerprint: row.try_get(2)?,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use super::ledger::{self, Entry};
+use super::ledger::{self, NewLedgerEntry};
 use super::record::{Record, json_value};
 use super::{Context, Done, Sets, json, rollback};
 use crate::databases::postgres::connections::{scalar, statement};
@@ -53,7 +53,7 @@ async fn attempt(storage: &PostgresStorage, mutation: &Mutation) -> Result<Writt
         Context { storage, transaction: &mutation.transaction_id, client: mutation.client_id.as_ref() };
     let mut transaction = storage.inner.db.begin().await.map_err(|e| error::write(&e))?;
     let (name, key) = context.target(&mutation.operation)?;
-    let entry = Entry { mutation, entity_type: name, entity_id: key.as_deref().unwrap_or_default() };
+    let entry = NewLedgerEntry { mutation, entity_type: name, entity_id: key.as_deref().unwrap_or_default() };
     // The ledger first: a concurrent attempt at the same mutation waits here for the outcome.
     let keep = storage.inner.limits.ledger_retention.get();
     let recorded = match ledger::record(&mut transaction, &entry, keep).await {

@@ -9,11 +9,11 @@ use crate::head::Version;
 /// The log's epoch, and how often activities have left it.
 pub(in super::super) fn of_log(connection: &Connection) -> rusqlite::Result<Version> {
     connection.prepare_cached("SELECT epoch, generation FROM bourn_log")?.query_row([], |row| {
-        let (epoch, generation): (String, i64) = (row.get(0)?, row.get(1)?);
+        let (epoch, removals): (String, i64) = (row.get(0)?, row.get(1)?);
         let epoch = epoch
             .parse()
             .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(error)))?;
-        Ok(Version { epoch, generation: u64::try_from(generation).unwrap_or_default() })
+        Ok(Version { epoch, removals: u64::try_from(removals).unwrap_or_default() })
     })
 }
 

@@ -17,7 +17,7 @@ pub(in super::super) struct Directory(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     /// Counts the removals.
-    generation: u64,
+    removals: u64,
     streams: HashMap<StreamPath, Arc<StreamInfo>, foldhash::fast::RandomState>,
 }
 
@@ -29,13 +29,13 @@ impl Directory {
     /// A stream, if it is known; and the count of removals, to pass to [`Directory::put`] if it is not.
     pub(super) fn get(&self, path: &StreamPath) -> (Option<Arc<StreamInfo>>, u64) {
         let state = self.lock();
-        (state.streams.get(path).cloned(), state.generation)
+        (state.streams.get(path).cloned(), state.removals)
     }
 
     /// Puts in what a reader has found; returns the stream to use.
-    pub(super) fn put(&self, stream: Arc<StreamInfo>, generation: u64) -> Arc<StreamInfo> {
+    pub(super) fn put(&self, stream: Arc<StreamInfo>, removals: u64) -> Arc<StreamInfo> {
         let mut state = self.lock();
-        if state.generation != generation {
+        if state.removals != removals {
             return stream;
         }
         state.make_room();
@@ -47,7 +47,7 @@ impl Directory {
         let mut state = self.lock();
         state.make_room();
         if !deleted.is_empty() {
-            state.generation += 1;
+            state.removals += 1;
         }
         for path in deleted {
             state.streams.remove(path);
@@ -60,7 +60,7 @@ impl Directory {
     /// Forgets everything.
     pub(super) fn clear(&self) {
         let mut state = self.lock();
-        state.generation += 1;
+        state.removals += 1;
         state.streams.clear();
     }
 }
@@ -68,7 +68,7 @@ impl Directory {
 impl State {
     fn make_room(&mut self) {
         if self.streams.len() >= MOST {
-            self.generation += 1;
+            self.removals += 1;
             self.streams.clear();
         }
     }

@@ -82,7 +82,7 @@ impl Streams for SqliteStorage {
     async fn find_stream(&self, path: &StreamPath) -> Result<Arc<StreamInfo>, FindError> {
         let now = unix_millis();
         let directory = &self.streams.directory;
-        let (found, generation) = directory.get(path);
+        let (found, removals) = directory.get(path);
         let stream = match found {
             Some(stream) => stream,
             None => {
@@ -94,7 +94,7 @@ impl Streams for SqliteStorage {
                 match read.await? {
                     None => return Err(FindError::Missing),
                     Some(reading::FoundStream::Deleted) => return Err(FindError::Gone),
-                    Some(reading::FoundStream::Live(stream)) => directory.put(stream, generation),
+                    Some(reading::FoundStream::Live(stream)) => directory.put(stream, removals),
                 }
             }
         };

@@ -19,23 +19,23 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 type Read = Result<Option<ReplicationEvent>, PgWireError>;
 
 /// The replication stream.
-pub(in super::super) struct Link {
+pub(in super::super) struct ReplicationLink {
     events: mpsc::Receiver<(Read, Option<OwnedSemaphorePermit>)>,
     applied: watch::Sender<Lsn>,
     end: CancellationToken,
     reader: AbortOnDropHandle<()>,
 }
 
-impl Link {
+impl ReplicationLink {
     /// Begins to read a stream that has started, with this much memory for events that wait.
-    pub(in super::super) fn begin(client: ReplicationClient, memory: usize) -> Link {
+    pub(in super::super) fn begin(client: ReplicationClient, memory: usize) -> ReplicationLink {
         // One event is always let in, however large it is.
         let memory = u32::try_from(memory).unwrap_or(u32::MAX).max(1);
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let (applied, position) = watch::channel(Lsn::ZERO);
         let end = CancellationToken::new();
         let reader = tokio::spawn(read(client, memory, sender, position, end.clone()));
-        Link { events, applied, end, reader: AbortOnDropHandle::new(reader) }
+        ReplicationLink { events, applied, end, reader: AbortOnDropHandle::new(reader) }
     }
 
     /// The next event; `None` once the stream has ended.

@@ -18,9 +18,9 @@ use pgwire_replication::{Lsn, ReplicationEvent};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::append::{Appender, Long};
+use super::append::{AppendInParts, Appender};
 use super::change::{Change, Ids, Source};
-use super::entry::{CommitMark, activities};
+use super::new_activity::{CommitMark, activities};
 use super::prior::{self, Prior};
 use super::settle::{RowName, Settler};
 use super::{Lost, slot};
@@ -30,7 +30,7 @@ use crate::databases::postgres::pgoutput::Relation;
 use crate::databases::postgres::tables::value::Form;
 use crate::databases::postgres::writes::ledger;
 use crate::databases::postgres::{Inner, follow, refresh};
-use link::Link;
+use link::ReplicationLink;
 use pace::Pace;
 use reconcile::Reconciler;
 use stops::Stops;
@@ -48,7 +48,7 @@ const KEEP_PARTS: u32 = 4;
 const IDLE_WAIT: Duration = Duration::from_millis(20);
 
 /// One item that waits to be appended, in the order of the stream.
-pub(super) enum Item {
+pub(super) enum StreamItem {
     Change(Box<Change>),
     /// A transaction ends; with the transaction and the client that it named, if any.
     End(Option<Arc<Ids>>),
@@ -61,13 +61,13 @@ pub(super) struct Open {
     /// The log has it already.
     pub(super) covered: bool,
     /// It is appended in parts.
-    pub(super) long: Option<Long>,
+    pub(super) long: Option<AppendInParts>,
 }
 
 pub(super) struct Leader<'a> {
     pub(super) inner: &'a Inner,
     stop: &'a CancellationToken,
-    client: Link,
+    client: ReplicationLink,
     pub(super) appender: Appender,
     /// The tables by the numbers the stream gives them; `None` for those that are not streamed.
     pub(super) sources: HashMap<u32, Option<Arc<Source>>>,
@@ -75,7 +75,7 @@ pub(super) struct Leader<'a> {
     pub(super) relations: HashMap<u32, Relation>,
     pub(super) forms: HashMap<u32, Form>,
     pub(super) settler: Settler,
-    pub(super) items: Vec<Item>,
+    pub(super) items: Vec<StreamItem>,
     pub(super) bytes: usize,
     pub(super) open: Option<Open>,
     /// The end of the last transaction that the stream has sent.
@@ -87,7 +87,7 @@ pub(super) struct Leader<'a> {
     pub(super) reconciler: Reconciler,
     pub(super) stops: Stops,
     /// The version of the tables that the sources were made from.
-    generation: u64,
+    tables_version: u64,
     idle_since: Instant,
     pace: Pace,
     /// No batch leaves before this time, unless it is full.
@@ -115,7 +115,7 @@ impl<'a> Leader<'a> {
         let mut leader = Leader {
             inner,
             stop,
-            client: Link::begin(
+            client: ReplicationLink::begin(
                 client,
                 usize::try_from(inner.limits.capture_memory.get()).unwrap_or(usize::MAX),
             ),
@@ -132,7 +132,7 @@ impl<'a> Leader<'a> {
             recheck: false,
             reconciler: Reconciler::new(near, standing.foreign_until),
             stops: Stops::default(),
-            generation: 0,
+            tables_version: 0,
             idle_since: Instant::now(),
             pace: Pace::new(),
             gathers_until: Instant::now(),
@@ -264,7 +264,7 @@ impl<'a> Leader<'a> {
             return Ok(());
         }
         let Some(mut long) = open.long else {
-            self.items.push(Item::End(open.ids));
+            self.items.push(StreamItem::End(open.ids));
             return Ok(());
         };
         self.append_waiting(&mut long, true).await?;
@@ -277,7 +277,7 @@ impl<'a> Leader<'a> {
 
     /// Appends the transactions that have ended.
     pub(super) async fn flush(&mut self) -> Result<(), Lost> {
-        let Some(last) = self.items.iter().rposition(|item| matches!(item, Item::End(_))) else {
+        let Some(last) = self.items.iter().rposition(|item| matches!(item, StreamItem::End(_))) else {
             if self.open.is_none() && self.told > self.appender.position {
                 self.appender.move_position(self.told).await?;
                 self.appended();
@@ -287,7 +287,7 @@ impl<'a> Leader<'a> {
         let rest = self.items.split_off(last + 1);
         let batch = std::mem::replace(&mut self.items, rest);
         self.bytes = 0;
-        let ended = batch.iter().filter(|item| matches!(item, Item::End(_))).count();
+        let ended = batch.iter().filter(|item| matches!(item, StreamItem::End(_))).count();
         if self.pace.ended(ended) {
             self.gathers_until = Instant::now() + self.inner.limits.capture_gather.get();
         }
@@ -296,8 +296,8 @@ impl<'a> Leader<'a> {
         let mut quiet = Vec::new();
         for item in &batch {
             match item {
-                Item::Change(change) => self.settler.take(change),
-                Item::End(ids) => {
+                StreamItem::Change(change) => self.settler.take(change),
+                StreamItem::End(ids) => {
                     let told = self.settler.end_transaction();
                     let id = ids.as_ref().and_then(|ids| ids.transaction_id.clone());
                     quiet.extend(
@@ -353,7 +353,7 @@ impl<'a> Leader<'a> {
     }
 
     /// The database transaction that appends the open one in parts; begun now, if this is the first part.
-    async fn long_of(&self, open: &mut Open) -> Result<Long, Lost> {
+    async fn long_of(&self, open: &mut Open) -> Result<AppendInParts, Lost> {
         match open.long.take() {
             Some(long) => Ok(long),
             None => self.appender.begin(self.inner.limits.leader_timeout.get()).await,
@@ -362,12 +362,12 @@ impl<'a> Leader<'a> {
 
     /// Appends what waits as a part of the open transaction; including updates that were held back, if no delete that
     /// they wait for can follow.
-    async fn append_waiting(&mut self, long: &mut Long, held_back_too: bool) -> Result<(), Lost> {
+    async fn append_waiting(&mut self, long: &mut AppendInParts, held_back_too: bool) -> Result<(), Lost> {
         let batch = std::mem::take(&mut self.items);
         self.bytes = 0;
         self.learn(&batch, Some(long)).await?;
         for item in &batch {
-            if let Item::Change(change) = item {
+            if let StreamItem::Change(change) = item {
                 self.settler.take(change);
             }
         }
@@ -379,7 +379,7 @@ impl<'a> Leader<'a> {
     }
 
     /// Asks the log for the rows of which the stream does not send enough; in the transaction `within`, if any.
-    async fn learn(&mut self, batch: &[Item], within: Option<&mut Long>) -> Result<(), Lost> {
+    async fn learn(&mut self, batch: &[StreamItem], within: Option<&mut AppendInParts>) -> Result<(), Lost> {
         let rows = self.unknown(batch);
         let mut priors = match within {
             _ if rows.is_empty() => HashMap::new(),
@@ -396,10 +396,10 @@ impl<'a> Leader<'a> {
     }
 
     /// The rows of which the stream does not send enough.
-    fn unknown(&mut self, batch: &[Item]) -> Vec<RowName> {
+    fn unknown(&mut self, batch: &[StreamItem]) -> Vec<RowName> {
         let mut rows: HashSet<RowName> = HashSet::new();
         for item in batch {
-            let Item::Change(change) = item else { continue };
+            let StreamItem::Change(change) = item else { continue };
             self.reconciler.touched(&change.source.entity.name);
             if change.needs_log() {
                 let name = &change.source.entity.name;
@@ -467,9 +467,9 @@ impl<'a> Leader<'a> {
         self.ticked = Instant::now();
         let forced = std::mem::take(&mut self.recheck);
         refresh::look(self.inner, forced).await?;
-        let generation = self.inner.shared.generation();
-        if generation != self.generation {
-            self.generation = generation;
+        let tables_version = self.inner.shared.tables_version();
+        if tables_version != self.tables_version {
+            self.tables_version = tables_version;
             // The numbers of types and tables may stand for others now.
             self.forms.clear();
             self.tell_tables_again().await?;

@@ -16,8 +16,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Leader;
 use crate::databases::postgres::capture::differences::differences;
-use crate::databases::postgres::capture::entry::{CommitMark, mark_last};
-use crate::databases::postgres::capture::scan::{self, Place, Snapshot, Step, Unread};
+use crate::databases::postgres::capture::new_activity::{CommitMark, mark_last};
+use crate::databases::postgres::capture::scan::{self, ScanPosition, Snapshot, Step, Unread};
 use crate::databases::postgres::capture::settle::RowName;
 use crate::databases::postgres::capture::{Lost, append, failure, prior};
 use crate::databases::postgres::connections::{scalar, statement};
@@ -39,7 +39,7 @@ const WAIT: Duration = Duration::from_millis(100);
 /// The tables to compare, and how far that has come.
 #[derive(Default)]
 pub(in super::super) struct Reconciler {
-    waiting: VecDeque<Work>,
+    waiting: VecDeque<Comparison>,
     current: Option<Current>,
     /// A step that waits for the log to come past its mark.
     step: Option<Step>,
@@ -64,10 +64,10 @@ pub(in super::super) struct Reconciler {
 
 /// A table to compare.
 #[derive(Clone)]
-struct Work {
+struct Comparison {
     entity: Arc<EntityType>,
     table: Arc<Table>,
-    place: Place,
+    place: ScanPosition,
     from_empty: bool,
     /// It was begun by this server, which has got every change since.
     begun_here: bool,
@@ -76,7 +76,7 @@ struct Work {
 }
 
 struct Current {
-    work: Work,
+    work: Comparison,
     steps: mpsc::Receiver<Result<Step, Unread>>,
     /// Aborted with this.
     _task: AbortOnDropHandle<()>,
@@ -88,7 +88,7 @@ impl Reconciler {
     }
 
     /// The table that is being compared, and those that wait.
-    fn works(&self) -> impl Iterator<Item = &Work> {
+    fn works(&self) -> impl Iterator<Item = &Comparison> {
         self.waiting.iter().chain(self.current.as_ref().map(|current| &current.work))
     }
 
@@ -257,12 +257,12 @@ impl Leader<'_> {
                         continue;
                     }
                     let place = match (row.try_get::<Option<i64>, _>(6)?, row.try_get(5)?) {
-                        (Some(seq), _) => Place::Keys(seq),
-                        (None, after) => Place::Rows(after),
+                        (Some(seq), _) => ScanPosition::Keys(seq),
+                        (None, after) => ScanPosition::Rows(after),
                     };
                     let (wait_for, from_empty, compared) =
                         (row.try_get(3)?, row.try_get(4)?, row.try_get(7)?);
-                    Work {
+                    Comparison {
                         entity: entity.clone(),
                         table: table.clone(),
                         place,
@@ -282,7 +282,7 @@ impl Leader<'_> {
             }
             self.reconciler.waiting.push_back(work);
         }
-        let served = |work: &Work| tables.contains_key(&work.entity.name);
+        let served = |work: &Comparison| tables.contains_key(&work.entity.name);
         self.reconciler.waiting.retain(served);
         if self.reconciler.current.as_ref().is_some_and(|current| !served(&current.work)) {
             self.reconciler.let_go();
@@ -324,7 +324,7 @@ impl Leader<'_> {
     }
 
     /// Notes that a table is to be compared from its beginning.
-    async fn start_over(&mut self, entity: &Arc<EntityType>, table: &Arc<Table>) -> Result<Work, Lost> {
+    async fn start_over(&mut self, entity: &Arc<EntityType>, table: &Arc<Table>) -> Result<Comparison, Lost> {
         let mut transaction = self.inner.db.begin().await?;
         let sql = format!(
             "INSERT INTO bourn.entities AS e (entity_type, signature, wait_for, from_empty) \
@@ -342,10 +342,10 @@ impl Leader<'_> {
             .fetch_one(&mut *transaction)
             .await?;
         transaction.commit().await?;
-        Ok(Work {
+        Ok(Comparison {
             entity: entity.clone(),
             table: table.clone(),
-            place: Place::Rows(None),
+            place: ScanPosition::Rows(None),
             wait_for: row.try_get(0)?,
             from_empty: row.try_get(1)?,
             begun_here: true,
@@ -359,7 +359,7 @@ impl Leader<'_> {
         }
         let Some(work) = self.reconciler.waiting.pop_front() else { return };
         // Changes from before this server led are missing from its list of unseen ones.
-        let work = Work { wait_for: work.wait_for.max(self.reconciler.since), ..work };
+        let work = Comparison { wait_for: work.wait_for.max(self.reconciler.since), ..work };
         // One step ahead of the leader.
         let (sender, steps) = mpsc::channel(1);
         let task = read_steps(self.inner.clone(), work.clone(), sender);
@@ -425,7 +425,7 @@ impl Leader<'_> {
         let position = self.appender.position;
         self.appender.commit(long, position).await?;
         self.appended();
-        if work.place == Place::Done {
+        if work.place == ScanPosition::Done {
             tracing::info!(
                 entity = &*work.entity.name,
                 keys = work.compared,
@@ -441,11 +441,11 @@ impl Leader<'_> {
     }
 }
 
-async fn note_progress(long: &mut append::Long, work: &Work) -> Result<(), Lost> {
+async fn note_progress(long: &mut append::AppendInParts, work: &Comparison) -> Result<(), Lost> {
     let (after_key, after_seq) = match &work.place {
-        Place::Rows(key) => (key.clone(), None),
-        Place::Keys(seq) => (None, Some(*seq)),
-        Place::Done => (None, None),
+        ScanPosition::Rows(key) => (key.clone(), None),
+        ScanPosition::Keys(seq) => (None, Some(*seq)),
+        ScanPosition::Done => (None, None),
     };
     statement(
         "UPDATE bourn.entities SET after_key = $2, after_seq = $3, compared = $4, reconciled = $5, whole = whole OR $5 WHERE entity_type = $1",
@@ -454,18 +454,18 @@ async fn note_progress(long: &mut append::Long, work: &Work) -> Result<(), Lost>
     .bind(after_key)
     .bind(after_seq)
     .bind(work.compared)
-    .bind(work.place == Place::Done)
+    .bind(work.place == ScanPosition::Done)
     .execute(&mut *long.transaction)
     .await?;
     Ok(())
 }
 
 /// Reads the table step by step, after every transaction that began before it was published has ended.
-async fn read_steps(inner: Inner, work: Work, steps: mpsc::Sender<Result<Step, Unread>>) {
+async fn read_steps(inner: Inner, work: Comparison, steps: mpsc::Sender<Result<Step, Unread>>) {
     let mut place = work.place.clone();
     let result = async {
         wait_for(&inner, work.wait_for).await?;
-        while place != Place::Done {
+        while place != ScanPosition::Done {
             let step = scan::step(&inner.db, &work.entity.name, &work.table, &place, work.from_empty).await?;
             place = step.next.clone();
             if steps.send(Ok(step)).await.is_err() {

@@ -8,10 +8,10 @@ use bourn_protocol::Action;
 
 use super::Leader;
 use crate::databases::postgres::capture::Lost;
-use crate::databases::postgres::capture::append::Long;
+use crate::databases::postgres::capture::append::AppendInParts;
 use crate::databases::postgres::capture::change::Change;
-use crate::databases::postgres::capture::entry::{Entry, mark_last_of_each};
 use crate::databases::postgres::capture::failure::{self, Remedy};
+use crate::databases::postgres::capture::new_activity::{NewActivity, mark_last_of_each};
 use crate::databases::postgres::capture::settle::RowName;
 use crate::databases::postgres::capture::sift::{Sifted, Trial};
 use crate::databases::postgres::log::stops::{self, Stop};
@@ -53,14 +53,17 @@ impl Leader<'_> {
 
     /// Leaves out the activities of stopped entity types, except deletions: lists are served meanwhile, and may have
     /// shown rows that the log never gets.
-    pub(in super::super) fn without_stopped(&self, mut entries: Vec<Entry>) -> Vec<Entry> {
+    pub(in super::super) fn without_stopped(&self, mut entries: Vec<NewActivity>) -> Vec<NewActivity> {
         entries.retain(|entry| entry.action == Action::Delete || !self.stops.has(&entry.entity.name));
         entries
     }
 
     /// Appends whole transactions and moves the position; where the log refuses rows, without their entity types.
     /// Returns what was appended.
-    pub(in super::super) async fn append_batch(&mut self, entries: Vec<Entry>) -> Result<Vec<Entry>, Lost> {
+    pub(in super::super) async fn append_batch(
+        &mut self,
+        entries: Vec<NewActivity>,
+    ) -> Result<Vec<NewActivity>, Lost> {
         let entries = self.without_stopped(entries);
         match self.appender.append(&entries, self.told).await {
             Ok(()) => Ok(entries),
@@ -84,8 +87,8 @@ impl Leader<'_> {
     /// before the transaction is committed.
     pub(in super::super) async fn append_part(
         &mut self,
-        long: &mut Long,
-        entries: Vec<Entry>,
+        long: &mut AppendInParts,
+        entries: Vec<NewActivity>,
     ) -> Result<(), Lost> {
         let entries = self.without_stopped(entries);
         match self.appender.append_part(long, &entries).await {
@@ -100,7 +103,7 @@ impl Leader<'_> {
     }
 
     /// Stops the entity types whose rows the log refuses; returns the activities that it takes.
-    fn stop_refused(&mut self, sifted: Sifted) -> Vec<Entry> {
+    fn stop_refused(&mut self, sifted: Sifted) -> Vec<NewActivity> {
         for refusal in sifted.refusals {
             let (entity_type, key) = refusal.row;
             if self.stops.has(&entity_type) {

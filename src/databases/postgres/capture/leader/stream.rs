@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bourn_protocol::{ClientId, TransactionId};
 use bytes::Bytes;
 
-use super::{Item, Leader};
+use super::{Leader, StreamItem};
 use crate::databases::postgres::capture::Lost;
 use crate::databases::postgres::capture::change::{Change, Ids, Kind, Source};
 use crate::databases::postgres::pgoutput::{Message, Relation, decode};
@@ -60,7 +60,7 @@ impl Leader<'_> {
         };
         // The log may lack a skipped row, though the table had it.
         change.settled &= !self.stops.skips(&change);
-        self.items.push(Item::Change(Box::new(change)));
+        self.items.push(StreamItem::Change(Box::new(change)));
     }
 
     /// Takes the shape that a table's rows have from here on.
@@ -141,8 +141,8 @@ impl Leader<'_> {
         if open.ids.is_none() {
             for item in self.items.iter_mut().rev() {
                 match item {
-                    Item::Change(change) => change.ids = Some(ids.clone()),
-                    Item::End(_) => break,
+                    StreamItem::Change(change) => change.ids = Some(ids.clone()),
+                    StreamItem::End(_) => break,
                 }
             }
         }

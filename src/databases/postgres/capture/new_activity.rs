@@ -14,7 +14,7 @@ const ROWS_MAX_BYTES: usize = 512 << 20;
 
 /// One activity that has no seq yet.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(super) struct NewActivity {
     pub(super) entity: Arc<EntityType>,
     pub(super) action: Action,
     pub(super) key: String,
@@ -32,7 +32,7 @@ pub(super) struct Entry {
     pub(super) last: i16,
 }
 
-impl Entry {
+impl NewActivity {
     /// Whether its rows have more bytes than the log takes.
     pub(super) fn is_too_large(&self) -> bool {
         let length = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len());
@@ -50,7 +50,7 @@ pub(super) struct CommitMark {
 }
 
 /// The activities that the log has after these were appended behind a place.
-pub(super) fn activities(before: Seq, entries: Vec<Entry>) -> impl Iterator<Item = Activity> {
+pub(super) fn activities(before: Seq, entries: Vec<NewActivity>) -> impl Iterator<Item = Activity> {
     (before.get() + 1..).zip(entries).filter_map(|(seq, entry)| {
         let time = Duration::from_micros(u64::try_from(entry.commit.micros).unwrap_or_default());
         Some(Activity {
@@ -72,7 +72,7 @@ pub(super) fn activities(before: Seq, entries: Vec<Entry>) -> impl Iterator<Item
 }
 
 /// Marks the last changes of a whole transaction.
-pub(super) fn mark_last(transaction: &mut [Entry]) {
+pub(super) fn mark_last(transaction: &mut [NewActivity]) {
     if let [only] = transaction {
         only.last = 3;
         return;
@@ -85,7 +85,7 @@ pub(super) fn mark_last(transaction: &mut [Entry]) {
 }
 
 /// Marks the last changes of each of several whole transactions, one after the other.
-pub(super) fn mark_last_of_each(entries: &mut [Entry]) {
+pub(super) fn mark_last_of_each(entries: &mut [NewActivity]) {
     for transaction in entries.chunk_by_mut(|one, next| one.commit.id == next.commit.id) {
         mark_last(transaction);
     }
