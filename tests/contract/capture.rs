@@ -10,7 +10,7 @@ pub async fn a_foreign_transaction_has_one_number_and_one_end<B: Backend>() {
     let more = db.log(5).await;
     assert!(log.iter().all(|activity| activity.commit_id == log[0].commit_id));
     assert_ne!(more[4].commit_id, log[0].commit_id);
-    // Its end is told to each type, and to each type and scope.
+    // Its end is marked for each type, and for each type and scope.
     let ends = |pick: fn(&bourn_protocol::Last) -> bool| {
         more.iter().map(|activity| pick(&activity.last)).collect::<Vec<_>>()
     };

@@ -1,4 +1,4 @@
-//! Whatever is written, by whomever, in whatever order: what a reader is told adds up to the table.
+//! Whatever is written, by any writer and in any order: the messages that a reader gets add up to the table.
 
 use std::collections::BTreeMap;
 

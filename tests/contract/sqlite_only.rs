@@ -46,7 +46,7 @@ async fn a_row_that_is_replaced_by_a_deleted_one_or_put_back_is_told_honestly() 
         ));
     };
     replace("acme", "NULL", r#"{"insert":"t1","update":"t2"}"#);
-    // Put into another scope with everything else as it was: nobody's ids are passed on.
+    // Put into another scope with everything else as it was: no ids are passed on.
     replace("beta", "NULL", r#"{"insert":"t1","update":"t2"}"#);
     replace("beta", "'2026-01-15'", r#"{"insert":"t1","update":"t2","delete":"t3"}"#);
     replace("beta", "'2026-01-16'", r#"{"insert":"t1","update":"t2","delete":"t4"}"#);

@@ -3,7 +3,7 @@
 
 /// What is left out. A name goes from this list when the fault it stands for is fixed.
 const KNOWN_TROUBLE: &[&str] = &[
-    // On PostgreSQL a row that is changed before the first comparison has come to it is told as changed, not as made.
+    // On PostgreSQL a row that is changed before the first comparison has come to it is streamed as changed, not as made.
     "strict-beginning",
 ];
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 const REMEMBERED: usize = 5_000;
 /// Troubles that are remembered.
 const TROUBLES: usize = 200;
-/// Faults that are told; more add nothing.
+/// Faults that are reported; more add nothing.
 const FAULTS: usize = 20;
 /// How much of a statement or a value is shown.
 const SHOWN: usize = 300;

@@ -27,7 +27,7 @@ const HOSTILE: &[(&str, &str)] = &[
 /// The longest name that PostgreSQL takes, in bytes.
 const LONGEST: usize = 63;
 
-/// A name that nobody else has, for this number is in it.
+/// A name that is unique, because it contains this number.
 pub fn name(number: usize, random: &mut StdRng) -> String {
     if random.random_bool(0.4) {
         return format!("plain_{number}");

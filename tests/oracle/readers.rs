@@ -44,7 +44,7 @@ pub enum Way {
 pub struct ReadersState {
     pub cache: Cache,
     pub journal: Arc<Journal>,
-    /// Whether the first that is told of a row must be that it was made.
+    /// Whether the first message about a row must be its creation.
     pub strict_beginning: bool,
     pub stop: AtomicBool,
 }
@@ -63,7 +63,7 @@ pub struct State {
     pub rows: BTreeMap<String, Value>,
     pub offset: String,
     last: u64,
-    /// Keys that were told of.
+    /// Keys that had a message.
     known: HashSet<String>,
     /// When the list was read, and what it said.
     listed: String,
@@ -310,7 +310,7 @@ impl Work {
             state.recent.push_back((key.clone(), shown(&told)));
             let wrong = fold(&mut state.rows, &key, message);
             let first = state.known.insert(key.clone());
-            // While a table is compared, the end of a row is told that the log does not have: a list may have had it.
+            // While a table is compared, a row that the log does not have gets a deletion: a list may have had it.
             let told_in_case = wrong == Some(ENDED_UNKNOWN) && !self.shared.strict_beginning;
             let strict = self.way != Way::ListThenFollow && (!first || self.shared.strict_beginning);
             if let Some(wrong) = wrong.filter(|_| strict && !told_in_case) {

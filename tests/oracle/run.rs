@@ -28,7 +28,7 @@ const REST_WRITERS: u64 = 2;
 const SERVERS: usize = 2;
 /// How long everybody may take to agree once it is quiet.
 const AGREEMENT: Duration = Duration::from_secs(60);
-/// Differences that are told at length.
+/// Differences that are printed at length.
 const STORIES: usize = 4;
 
 /// How hard a run is.

@@ -26,7 +26,7 @@ use crate::world::{Orders, Row, World};
 const BUSY: Duration = Duration::from_secs(10);
 /// The longest time that the file is locked.
 const LOCKED_MS: u64 = 1_500;
-/// The longest key that is told, in bytes.
+/// The longest key that is streamed, in bytes.
 const LONGEST_KEY: usize = 4_096;
 /// How many of the writer processes are killed in the middle of their work.
 const KILLED: f64 = 0.1;
@@ -255,7 +255,7 @@ fn text_of(value: ValueRef<'_>) -> Option<String> {
     }
 }
 
-/// A key as the contract has it; none where the row is left out, because its key cannot be told.
+/// A key as the contract has it; none where the row is left out, because its key cannot be written as text.
 fn key_of(connection: &Connection, key: ValueRef<'_>) -> Option<String> {
     match key {
         ValueRef::Integer(n) => Some(n.to_string()),

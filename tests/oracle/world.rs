@@ -39,7 +39,7 @@ pub struct Orders {
 pub trait World: Send + Sync + Sized + 'static {
     const NAME: &'static str;
     const PALETTE: Palette;
-    /// Whether a reader that begins at the start is told of a row first that it was made, whenever it was changed.
+    /// Whether a reader that begins at the start first gets of a row that it was made, whenever it was changed.
     const STRICT_BEGINNING: bool;
 
     /// A database with these tables, ready to be served.

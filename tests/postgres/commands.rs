@@ -129,7 +129,7 @@ async fn a_role_with_the_least_privileges_is_told_what_it_lacks_and_then_serves(
     site.sql("UPDATE pages SET content = 'by another'; TRUNCATE pages; INSERT INTO pages (id) VALUES ('p4')");
     site.assert_agrees(&server, "pages").await;
     server.kill().await;
-    // The slot is lost meanwhile: the role can make it anew.
+    // The slot is lost meanwhile: the role can recreate it.
     let slot = site.slot();
     eventually("the slot is free", async || {
         site.try_sql(&format!("SELECT pg_drop_replication_slot('{slot}')")).is_ok()

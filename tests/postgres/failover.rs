@@ -14,7 +14,7 @@ use crate::support::{Bourn, Client, eventually};
 const SOON: Duration = Duration::from_secs(5);
 const WRITERS: usize = 3;
 
-/// A database on a cluster that only these tests write to: whoever takes over reads the write-ahead log of all of it.
+/// A database on a cluster that only these tests write to: the server that takes over reads the write-ahead log of all of it.
 async fn quiet_site() -> Site {
     static QUIET: OnceLock<Cluster> = OnceLock::new();
     let mut site = Site::on(QUIET.get_or_init(Cluster::start), PAGES, PAGE).await;

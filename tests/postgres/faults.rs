@@ -55,7 +55,7 @@ async fn what_is_left_out_for_a_moment_is_made_good() {
     {
         let table = if leave_out.contains("papers") { "papers" } else { "pages" };
         let meanwhile = |name: &str| format!("{leave_out}; UPDATE {table} SET name = '{name}'; {put_back}");
-        // Quicker than anybody looks, and while nobody looks.
+        // Faster than the server looks, and between its looks.
         site.sql(&meanwhile(&format!("at once {i}")));
         site.assert_agrees(&server, "pages").await;
         server.kill().await;

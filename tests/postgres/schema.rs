@@ -106,7 +106,7 @@ async fn a_table_that_is_dropped_and_made_anew_stops_its_entity_type_alone_and_c
     site.prepare().await;
     is_ready(&client).await;
     site.assert_agrees(&server, "pages").await;
-    // Who followed from before is told the difference.
+    // A reader that followed from before gets the difference.
     let (messages, _) = client.read_all(PAGES_PATH, &offset).await;
     let gone = messages.iter().filter(|message| message["headers"]["operation"] == "delete").count();
     assert_eq!(gone, 48, "of the fifty two are there again");

@@ -316,7 +316,7 @@ async fn a_table_whose_rows_a_policy_hides_is_not_served_as_if_they_were_gone() 
     let (messages, _) = client.read_all(PAGES_PATH, "-1").await;
     let operations: Vec<&Value> = messages.iter().map(|message| &message["headers"]["operation"]).collect();
     assert_eq!(operations, ["insert"], "nothing was taken for deleted");
-    // A right that is taken away is told, too.
+    // A revoked right is reported, too.
     site.sql(&format!("REVOKE SELECT ON pages FROM {role}"));
     let words = format!("page: role `{role}` may not read it: GRANT SELECT ON public.pages TO");
     eventually("it is told", async || {

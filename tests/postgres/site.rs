@@ -38,7 +38,7 @@ impl Site {
         site
     }
 
-    /// A database with these tables that nobody has prepared.
+    /// A database with these tables, not prepared yet.
     pub fn bare(cluster: &Cluster, tables: &str, entities: &str) -> Site {
         let database = cluster.database();
         if !tables.is_empty() {

@@ -64,7 +64,7 @@ async fn a_verified_connection_with_a_password_serves_and_a_wrong_authority_is_r
         assert!(!checked.status.success() && said(&checked).contains("certificate"), "{}", said(&checked));
         assert!(!refused.contains("secret"), "a password is shown: {refused}");
     }
-    // Without TLS the database does not let it in, and that is told as well.
+    // Without TLS the database does not let it in, and that is reported as well.
     site.reach_by(&url("127.0.0.1", "sslmode=disable"));
     let refused = site.refused().await;
     assert!(refused.contains("pg_hba.conf") && !refused.contains("secret"), "{refused}");

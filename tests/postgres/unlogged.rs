@@ -1,4 +1,4 @@
-//! Lists that are read while the log does not have the table yet: whoever follows from there on ends with the table.
+//! Lists that are read while the log does not have the table yet: a reader that follows from there on ends with the table.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -138,7 +138,7 @@ async fn a_table_that_is_truncated_before_the_log_has_it_sends_its_readers_back_
     assert_eq!(gone.status, 410, "{}", gone.text());
     let listed = list(&client, PATH).await;
     assert_eq!(listed.0.keys().collect::<Vec<_>>(), ["new"]);
-    // From here on the log has the table, and another truncation is told.
+    // From here on the log has the table, and another truncation is streamed.
     site.sql("TRUNCATE notes");
     site.captured().await;
     assert_eq!(followed(&client, PATH, listed).await, BTreeMap::new());
@@ -161,7 +161,7 @@ async fn no_list_is_given_out_before_changes_are_captured() {
 }
 
 /// Changes can be lost before the log has them, when the database restarts. The end of a row whose scope is in the log alone could
-/// then not be told to readers of that scope.
+/// then not reach readers of that scope.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_one_scope_waits_for_the_log_where_the_database_does_not_tell_the_scope_of_rows_that_go() {
     let site = Site::new(NOTES, NOTE).await.eager();

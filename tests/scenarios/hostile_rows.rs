@@ -1,4 +1,4 @@
-//! A table of rows that a SQLite file may hold though nobody expects them. For each, the list, its pages, the stream and
+//! A table of rows that a SQLite file may hold, however unexpected. For each, the list, its pages, the stream and
 //! the single rows must agree, and a row that cannot be served is left out of all of them and reported. Add to it
 //! whatever is found.
 

@@ -219,7 +219,7 @@ async fn readers_in_every_mode_and_of_every_memory_see_every_change_once_in_orde
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lone_long_poll_reader_misses_nothing_between_its_polls() {
-    // Each poll is the only reader of its stream, so that the stream is followed anew every time.
+    // Each poll is the only reader of its stream, so that the stream is followed from scratch every time.
     let bourn = Bourn::start(&[("tail_sweep", "0ms")]).await;
     const CHANGES: usize = 1_500;
     let writers: Vec<_> = (0..3)

@@ -81,7 +81,7 @@ async fn a_reader_that_does_not_read_is_cut_off_and_costs_no_memory() {
     assert!(grown < 150 << 20, "resident memory grew by {} MiB", grown >> 20);
     drop(sleepers);
 
-    // The same for a history that nobody reads on: its chunks are the cache's own, not a copy for each reader.
+    // The same for a history that no reader continues: its chunks are the cache's own, not a copy for each reader.
     let before = bourn.resident();
     let mut sleepers = Vec::new();
     for _ in 0..100 {

@@ -1,5 +1,5 @@
-//! Retention: what is old leaves the streams, and nobody is misled by that. Readers start anywhere, sleep, wake with
-//! offsets of long ago, and end in the table's state, or are told to begin again.
+//! Retention: old activities leave the streams, and no reader is misled by that. Readers start anywhere, sleep, wake with
+//! offsets of long ago, and end in the table's state, or have to begin again.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

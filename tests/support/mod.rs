@@ -1,4 +1,4 @@
-//! What the scenarios are told with: a server of one's own, a client, an event stream, another process.
+//! What the scenarios are built from: a server of one's own, a client, an event stream, another process.
 
 #![allow(dead_code, reason = "each of the test targets uses its part")]
 

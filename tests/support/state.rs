@@ -9,7 +9,7 @@ pub fn materialize(messages: &[Value]) -> BTreeMap<String, Value> {
     add_up(messages, false)
 }
 
-/// The same where the log may be told of the end of rows that it never had, which lists may have given out: PostgreSQL, while
+/// The same where the log may get deletions of rows that it never had, which lists may have given out: PostgreSQL, while
 /// a table is compared or its entity type has stopped.
 pub fn materialize_with_unknown_ends(messages: &[Value]) -> BTreeMap<String, Value> {
     add_up(messages, true)

@@ -107,7 +107,7 @@ async fn look(
             add(
                 true,
                 format!(
-                    "slot `{slot}` was given up by the database; `bourn serve` will make it anew and compare every table"
+                    "slot `{slot}` was given up by the database; `bourn serve` will recreate it and compare every table"
                 ),
             );
         }

@@ -421,7 +421,7 @@ impl<'a> Leader<'a> {
         for name in unknown {
             tracing::warn!(
                 entity = &*name,
-                "a change could not be told from the stream alone; the table is compared with the log"
+                "the stream did not send enough of a change; the table is compared with the log"
             );
             self.reconciler.compare_again(&name);
         }
