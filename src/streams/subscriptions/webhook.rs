@@ -1,27 +1,19 @@
-//! Sending webhooks. One connection a webhook: the name is looked up, every address it stands for is checked, and the
-//! connection is made to an address that passed, so nothing can change in between. Redirects are not followed.
+//! Sending webhooks, to addresses that webhooks may go to.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::SocketAddr;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bourn_protocol::headers;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST};
-use http::{Method, Request};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
+use http::Method;
+use http::header::CONTENT_TYPE;
+use http_body_util::Full;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use url::Url;
 
 use super::{Delivery, Subscriptions, address, unix_millis};
+use crate::outbound::{self, Outbound, OutboundError};
 
 /// Maximum number of bytes of an answer that are read.
 const ANSWER_MAX_BYTES: usize = 64 << 10;
@@ -29,12 +21,8 @@ const ANSWER_MAX_BYTES: usize = 64 << 10;
 /// Why a webhook was not delivered; the text is for the log.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Undelivered {
-    #[error("it may not go to {0}")]
-    Forbidden(String),
-    #[error("no connection: {0}")]
-    Connect(std::io::Error),
-    #[error("the exchange broke: {0}")]
-    Exchange(String),
+    #[error(transparent)]
+    Outbound(#[from] OutboundError),
     #[error("it was answered with {0}")]
     Status(u16),
     #[error("it took too long")]
@@ -45,24 +33,12 @@ pub(super) enum Undelivered {
 pub(super) struct Sender {
     allow_private: bool,
     timeout: Duration,
-    tls: TlsConnector,
+    outbound: Outbound,
 }
 
 impl Sender {
     pub(super) fn new(allow_private: bool, timeout: Duration) -> Sender {
-        let mut roots = RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        for error in &found.errors {
-            tracing::debug!(%error, "a certificate of the system cannot be read");
-        }
-        roots.add_parsable_certificates(found.certs);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let config = match versions {
-            Ok(config) => config.with_root_certificates(roots).with_no_client_auth(),
-            Err(error) => unreachable!("the provider knows the default versions: {error}"),
-        };
-        Sender { allow_private, timeout, tls: TlsConnector::from(Arc::new(config)) }
+        Sender { allow_private, timeout, outbound: Outbound::new() }
     }
 
     /// Sends a body; says whether the answer was `{"done":true}`.
@@ -73,75 +49,21 @@ impl Sender {
 
     async fn exchange(&self, url: &str, body: Bytes, signature: &str) -> Result<bool, Undelivered> {
         let url = address::check(url, self.allow_private)
-            .map_err(|refused| Undelivered::Forbidden(refused.to_string()))?;
-        let stream = self.connect(&url).await?;
-        let request =
-            request(&url, body, signature).map_err(|error| Undelivered::Exchange(error.to_string()))?;
-        if url.scheme() == "http" {
-            return send(stream, request).await;
+            .map_err(|refused| OutboundError::Forbidden(refused.to_string()))?;
+        let request = outbound::request(Method::POST, &url)
+            .header(CONTENT_TYPE, "application/json")
+            .header(headers::WEBHOOK_SIGNATURE, signature)
+            .body(Full::new(body))
+            .map_err(|error| OutboundError::Exchange(error.to_string()))?;
+        let may_go_to = |ip| self.allow_private || !address::is_inside(ip);
+        let answer = self.outbound.exchange(&url, request, may_go_to, ANSWER_MAX_BYTES).await?;
+        if !answer.status.is_success() {
+            return Err(Undelivered::Status(answer.status.as_u16()));
         }
-        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let name = ServerName::try_from(host).map_err(|error| Undelivered::Exchange(error.to_string()))?;
-        let stream = self.tls.connect(name, stream).await.map_err(Undelivered::Connect)?;
-        send(stream, request).await
-    }
-
-    async fn connect(&self, url: &Url) -> Result<TcpStream, Undelivered> {
-        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-        let port = url.port_or_known_default().unwrap_or(443);
-        let found: Vec<SocketAddr> =
-            tokio::net::lookup_host((host, port)).await.map_err(Undelivered::Connect)?.collect();
-        // One bad address spoils the name: it is up to something.
-        if let Some(bad) = found.iter().find(|found| !self.allow_private && address::is_inside(found.ip())) {
-            return Err(Undelivered::Forbidden(bad.ip().to_string()));
-        }
-        TcpStream::connect(found.as_slice()).await.map_err(Undelivered::Connect)
-    }
-}
-
-fn request(url: &Url, body: Bytes, signature: &str) -> Result<Request<Full<Bytes>>, http::Error> {
-    let path = match url.query() {
-        Some(query) => format!("{}?{query}", url.path()),
-        None => url.path().to_owned(),
-    };
-    let host = url.host_str().unwrap_or_default();
-    let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-    Request::builder()
-        .method(Method::POST)
-        .uri(path)
-        .header(HOST, host)
-        .header(CONTENT_TYPE, "application/json")
-        .header(headers::WEBHOOK_SIGNATURE, signature)
-        .body(Full::new(body))
-}
-
-async fn send(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: Request<Full<Bytes>>,
-) -> Result<bool, Undelivered> {
-    let broken = |error: hyper::Error| Undelivered::Exchange(error.to_string());
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let exchange = async move {
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let status = response.status();
-        if !status.is_success() {
-            return Err(Undelivered::Status(status.as_u16()));
-        }
-        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES).collect().await;
         // An answer that cannot be read is not one that says it is done.
-        let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        Ok(answer["done"] == true)
-    };
-    // The connection runs beside the exchange and ends with it.
-    tokio::pin!(exchange, connection);
-    tokio::select! {
-        answer = &mut exchange => answer,
-        ended = &mut connection => match ended {
-            Ok(()) => exchange.await,
-            Err(error) => Err(broken(error)),
-        },
+        let body: serde_json::Value =
+            serde_json::from_slice(&answer.body.unwrap_or_default()).unwrap_or_default();
+        Ok(body["done"] == true)
     }
 }
 
