@@ -5,12 +5,14 @@
 //! [`streams::session`]) serve it, from the tail or from the log; the *renderers* ([`http`]) put it on the wire. A module
 //! knows what is before it in that sentence, never what is after it.
 
+pub mod access;
 pub mod capture;
 pub mod config;
 pub mod databases;
 pub mod feed;
 pub mod head;
 pub mod http;
+mod outbound;
 pub mod reading;
 pub mod serve;
 pub mod storage_error;

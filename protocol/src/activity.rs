@@ -77,6 +77,8 @@ pub struct Wording {
     pub kind: MessageKind,
     /// Whether the stream is one scope's, so that `last` refers to the scope.
     pub scoped: bool,
+    /// Whether messages carry the values that rows had before.
+    pub old_values: bool,
 }
 
 /// One activity as the log holds it, borrowed.
@@ -108,16 +110,20 @@ pub struct ActivityRef<'a> {
     pub last: Last,
     /// When it was committed, ISO 8601 in UTC.
     pub created_at: &'a str,
+    /// The caller whose token the change was made with, where there was one.
+    pub subject: Option<&'a str>,
 }
 
 impl ActivityRef<'_> {
     /// Appends the message in the wanted wording, as one JSON object.
     pub fn encode(&self, wording: Wording, epoch: Epoch, out: &mut Vec<u8>) {
+        let previous_values = self.previous_values.filter(|_| wording.old_values);
+        let shown = ActivityRef { previous_values, ..*self };
         match wording.kind {
             MessageKind::Change => {
-                self.encode_change(if wording.scoped { self.last.of_scope } else { self.last.of_type }, out);
+                shown.encode_change(if wording.scoped { self.last.of_scope } else { self.last.of_type }, out);
             }
-            MessageKind::Activity => self.encode_activity(epoch, out),
+            MessageKind::Activity => shown.encode_activity(epoch, out),
         }
     }
 
@@ -191,6 +197,10 @@ impl ActivityRef<'_> {
             out.extend_from_slice(b",\"previousValues\":");
             out.extend_from_slice(previous.as_bytes());
         }
+        if let Some(subject) = self.subject {
+            out.extend_from_slice(b",\"subject\":");
+            push_string(out, subject);
+        }
         out.extend_from_slice(b",\"createdAt\":");
         push_string(out, self.created_at);
         out.push(b'}');
@@ -216,12 +226,13 @@ mod tests {
             commit_id: 1234,
             last: Last { of_type: true, of_scope: true },
             created_at: "2026-01-15T10:30:00.123Z",
+            subject: None,
         }
     }
 
     fn encoded(activity: &ActivityRef<'_>, kind: MessageKind) -> String {
         let mut out = Vec::new();
-        activity.encode(Wording { kind, scoped: false }, "k3f9".parse().unwrap(), &mut out);
+        activity.encode(Wording { kind, scoped: false, old_values: true }, "k3f9".parse().unwrap(), &mut out);
         String::from_utf8(out).unwrap()
     }
 

@@ -174,6 +174,7 @@ mod tests {
             commit_id,
             last: Last::default(),
             created_at: "2026-01-15T10:30:00.123Z",
+            subject: None,
         }
     }
 
@@ -181,7 +182,7 @@ mod tests {
     fn chunk(log: &[i64], start: u64, value: &str, limits: ChunkLimits) -> Chunk {
         let start = Seq::new(start).unwrap();
         let mut builder = ChunkBuilder::new(
-            Wording { kind: MessageKind::Change, scoped: false },
+            Wording { kind: MessageKind::Change, scoped: false, old_values: true },
             "k3f9".parse().unwrap(),
             start,
             limits,

@@ -62,12 +62,24 @@ codes! {
     EmptyBody = "EMPTY_BODY", 400;
     /// The webhook's URL leads to an address that the server does not send to.
     WebhookUrlRejected = "WEBHOOK_URL_REJECTED", 400;
-    /// The token is none of this subscription's.
+    /// The request shows no token, and there is nothing here for requests without one.
+    TokenMissing = "TOKEN_MISSING", 401;
+    /// The token is not accepted; under `__ds`: it is none of this subscription's.
     TokenInvalid = "TOKEN_INVALID", 401;
     /// The token has expired.
     TokenExpired = "TOKEN_EXPIRED", 401;
     /// A newer epoch of the producer has appended.
     StaleProducer = "STALE_PRODUCER", 403;
+    /// The token is for some scopes, and the request names none.
+    ScopeRequired = "SCOPE_REQUIRED", 403;
+    /// The token is not for this scope.
+    ScopeForbidden = "SCOPE_FORBIDDEN", 403;
+    /// The token does not give the right to do this.
+    RightMissing = "RIGHT_MISSING", 403;
+    /// The token does not give the right to set this column.
+    ColumnForbidden = "COLUMN_FORBIDDEN", 403;
+    /// The token is bound to another client id.
+    ClientForbidden = "CLIENT_FORBIDDEN", 403;
     /// The request's host is not a name of this server.
     HostNotAllowed = "HOST_NOT_ALLOWED", 403;
     /// Pages of this origin may not use the server.
@@ -168,6 +180,8 @@ codes! {
     EntityUnavailable = "ENTITY_UNAVAILABLE", 503;
     /// More work is waiting than the server queues.
     Overloaded = "OVERLOADED", 503;
+    /// The keys of the token's issuer cannot be read.
+    KeysUnavailable = "KEYS_UNAVAILABLE", 503;
     /// The server is about to stop.
     ShuttingDown = "SHUTTING_DOWN", 503;
 }

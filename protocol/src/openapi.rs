@@ -33,6 +33,16 @@ pub fn document() -> Value {
                 "patch": write("updateRow", "Change columns of a row", true),
                 "delete": write("deleteRow", "Delete a row; softly where the table has `deleted_at`", false),
             },
+            "/v1/scopes/{scope}/entities/{table}": {
+                "parameters": [path("scope", "The scope, as `organizationId` names it"), path("table", "A streamed table")],
+                "get": scoped(entity_get(), "listOrReadScope"),
+                "head": operation("scopeMetadata", "Where the stream's tail is", &[], &[(200, described("No body; the tail is in the headers", tail_headers()))], &[400, 403, 404, 410, 503]),
+            },
+            "/v1/scopes/{scope}/activities": {
+                "parameters": [path("scope", "The scope, as `organizationId` names it")],
+                "get": scoped(activities_get(), "scopeActivities"),
+                "head": operation("scopeActivitiesMetadata", "Where the stream's tail is", &[], &[(200, described("No body; the tail is in the headers", tail_headers()))], &[400, 403, 410, 503]),
+            },
             "/v1/activities": {
                 "get": activities_get(),
                 "head": operation("activitiesMetadata", "Where the stream's tail is", &[], &[(200, described("No body; the tail is in the headers", tail_headers()))], &[400, 403, 410, 503]),
@@ -75,7 +85,11 @@ pub fn document() -> Value {
                 "get": operation("metrics", "Figures in Prometheus' text form", &[], &[(200, json!({ "description": "The figures", "content": { "text/plain": {} } }))], &[]),
             },
         },
-        "components": { "schemas": schemas() },
+        "components": {
+            "schemas": schemas(),
+            "securitySchemes": { "token": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT" } },
+        },
+        "security": [{}, { "token": [] }],
     });
     for (place, more) in [("/paths", stored::paths()), ("/components/schemas", stored::schemas())] {
         if let Some(Value::Object(there)) = document.pointer_mut(place) {
@@ -156,6 +170,15 @@ fn body(text: &str, schema: impl Into<Value>, headers: &[&str]) -> Value {
     answer
 }
 
+/// The same operation where the path names the scope.
+fn scoped(mut operation: Value, id: &str) -> Value {
+    operation["operationId"] = id.into();
+    if let Some(parameters) = operation["parameters"].as_array_mut() {
+        parameters.retain(|parameter| parameter["name"] != "organizationId");
+    }
+    operation
+}
+
 /// Every error of these statuses, with the codes it may carry.
 fn errors(statuses: &[u16]) -> impl Iterator<Item = (String, Value)> {
     statuses.iter().map(|&status| {
@@ -175,10 +198,14 @@ fn operation(
     answers: &[(u16, Value)],
     failures: &[u16],
 ) -> Value {
+    // What says who may do it says, too, that a token is missing or has expired.
+    let unknown_caller: &[u16] =
+        if failures.contains(&403) && !failures.contains(&401) { &[401] } else { &[] };
     let responses: Map<String, Value> = answers
         .iter()
         .map(|(status, answer)| (status.to_string(), answer.clone()))
         .chain(errors(failures))
+        .chain(errors(unknown_caller))
         .collect();
     json!({ "operationId": id, "summary": summary, "parameters": parameters, "responses": responses })
 }
@@ -190,10 +217,13 @@ fn entity_get() -> Value {
         text_parameter("after", "The last id of the page before"),
     ];
     parameters.extend(stream_parameters());
+    let switch = json!({ "type": "boolean" });
+    let what = "Whether changes of the stream carry `old_value`, where the type keeps previous values; with access control only where asked for";
+    let old_values = parameter("query", "oldValues", what, &switch);
     let mut get = operation(
         "readEntities",
         "Without `offset` the list of living rows; with it the stream of changes",
-        &parameters,
+        &[&parameters[..], &[old_values]].concat(),
         &stream_answers("Row"),
         &[400, 403, 404, 410, 414, 503],
     );
@@ -339,6 +369,7 @@ fn schemas() -> Value {
                 "entityType": text,
                 "entityId": text,
                 "organizationId": maybe,
+                "subject": text,
                 "transactionId": maybe,
                 "clientId": maybe,
                 "changedKeys": { "type": ["array", "null"], "items": text },

@@ -75,6 +75,11 @@ impl Query {
         self.once(name, ErrorCode::InvalidParameter)
     }
 
+    /// Adds a parameter that was given elsewhere.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.pairs.push((name.to_owned(), value.to_owned()));
+    }
+
     /// A whole number between bounds, or the default when absent.
     ///
     /// # Errors

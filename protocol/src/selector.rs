@@ -15,6 +15,8 @@ pub struct Selector {
     pub entity_type: Option<Arc<str>>,
     /// The scope read; none reads every scope.
     pub scope: Option<Scope>,
+    /// Whether messages carry the values that rows had before, where the type keeps them.
+    pub old_values: bool,
 }
 
 impl Selector {
@@ -28,7 +30,7 @@ impl Selector {
     /// How the stream words its messages.
     #[must_use]
     pub fn wording(&self) -> Wording {
-        Wording { kind: self.kind, scoped: self.scope.is_some() }
+        Wording { kind: self.kind, scoped: self.scope.is_some(), old_values: self.old_values }
     }
 
     /// A short text that tells this stream from every other one, for entity tags.
@@ -36,9 +38,11 @@ impl Selector {
     pub fn fingerprint(&self) -> String {
         // FNV-1a: stable across builds and servers, which `std`'s hasher does not promise.
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        let kind = match self.kind {
-            MessageKind::Change => "c",
-            MessageKind::Activity => "a",
+        let kind = match (self.kind, self.old_values) {
+            (MessageKind::Change, true) => "c",
+            (MessageKind::Change, false) => "n",
+            (MessageKind::Activity, true) => "a",
+            (MessageKind::Activity, false) => "b",
         };
         let parts =
             [kind, self.entity_type.as_deref().unwrap_or(""), self.scope.as_ref().map_or("", Scope::as_str)];
@@ -59,7 +63,13 @@ mod tests {
     fn streams_that_differ_have_fingerprints_that_differ() {
         let stream = |kind, entity_type: Option<&str>, scope: Option<&str>| {
             let scope = scope.map(|s| Scope::new(s).unwrap());
-            Selector { kind, entity_type: entity_type.map(Arc::from), scope }.fingerprint()
+            Selector { kind, entity_type: entity_type.map(Arc::from), scope, old_values: true }.fingerprint()
+        };
+        let without = Selector {
+            kind: MessageKind::Change,
+            entity_type: Some("page".into()),
+            scope: None,
+            old_values: false,
         };
         let all = [
             stream(MessageKind::Change, Some("page"), None),
@@ -67,6 +77,7 @@ mod tests {
             stream(MessageKind::Activity, Some("page"), None),
             stream(MessageKind::Activity, None, None),
             stream(MessageKind::Activity, None, Some("page")),
+            without.fingerprint(),
         ];
         assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len());
     }

@@ -1,14 +1,20 @@
 //! Configuration: flags, `BOURN_*` variables and one TOML file, in that order of precedence. Read and checked
 //! once, before anything is opened or bound; the rest of the server sees [`Config`] alone.
 
+mod access;
 mod entities;
 mod settings;
+mod stream_rights;
 mod values;
 
 use std::path::{Path, PathBuf};
 
+pub use access::{
+    AccessConfig, AccessMode, Algorithm, Anonymous, ClaimPath, EVERY, IssuerConfig, RoleConfig, UndoRight,
+};
 pub use entities::{ConflictPolicy, EntityConfig, KeptColumn, KeptColumns, demo_entities};
 pub use settings::{Limits, SettingsLayer};
+pub use stream_rights::{StreamRights, is_stream_pattern};
 pub use values::{DatabaseUrl, ListenAddress, LogFormat, Size, Span};
 
 /// Why the configuration was refused; the text is for the operator's terminal.
@@ -42,6 +48,8 @@ pub struct Config {
     pub limits: Limits,
     /// The streamed tables.
     pub entities: Vec<EntityConfig>,
+    /// Who may use the server.
+    pub access: AccessConfig,
     /// No entity was configured: these are the demo's, and their tables may be made.
     pub demo: bool,
 }
@@ -51,6 +59,8 @@ pub struct Config {
 struct File {
     #[serde(default)]
     entity: Vec<EntityConfig>,
+    #[serde(default)]
+    access: AccessConfig,
     #[serde(flatten)]
     settings: toml::Table,
 }
@@ -62,24 +72,20 @@ impl Config {
     /// # Errors
     /// When the file cannot be read, or anything in it or above it breaks a rule.
     pub fn load(above: SettingsLayer, file: Option<&Path>) -> Result<Config, ConfigError> {
-        let (below, entities) = match file {
-            None => (SettingsLayer::default(), Vec::new()),
-            Some(path) => read_file(path)?,
-        };
-        Config::of(above, below, entities)
+        let file = file.map_or_else(|| Ok(FileConfig::default()), read_file)?;
+        Config::of(above, file)
     }
 
-    fn of(
-        above: SettingsLayer,
-        below: SettingsLayer,
-        entities: Vec<EntityConfig>,
-    ) -> Result<Config, ConfigError> {
-        let limits = Limits::from_layers(above, below);
+    fn of(above: SettingsLayer, file: FileConfig) -> Result<Config, ConfigError> {
+        let FileConfig { settings, entities, mut access } = file;
+        let limits = Limits::from_layers(above, settings);
         limits.check()?;
         let demo = entities.is_empty();
         let entities = if demo { demo_entities() } else { entities };
         entities::check(&entities)?;
-        Ok(Config { limits, entities, demo })
+        access.insecure_open |= limits.insecure_open;
+        access.check(&entities)?;
+        Ok(Config { limits, entities, access, demo })
     }
 
     /// The configuration that the text of a TOML file gives, over the defaults.
@@ -87,15 +93,14 @@ impl Config {
     /// # Errors
     /// When it cannot be read, or anything in it breaks a rule.
     pub fn from_toml(text: &str) -> Result<Config, ConfigError> {
-        let (settings, entities) = read_text(text, Path::new("the configuration"))?;
-        Config::of(SettingsLayer::default(), settings, entities)
+        Config::of(SettingsLayer::default(), read_text(text, Path::new("the configuration"))?)
     }
 
     /// The configuration as a TOML file that would give it again.
     #[must_use]
     pub fn to_toml(&self) -> String {
         let entities: String = self.entities.iter().map(EntityConfig::to_toml).collect();
-        format!("{}{entities}", self.limits.to_toml())
+        format!("{}{entities}{}", self.limits.to_toml(), self.access.to_toml())
     }
 
     /// The same, fit to be shown: without the passwords of databases.
@@ -109,17 +114,25 @@ impl Config {
     }
 }
 
-fn read_file(path: &Path) -> Result<(SettingsLayer, Vec<EntityConfig>), ConfigError> {
+/// What a file says.
+#[derive(Debug, Default)]
+struct FileConfig {
+    settings: SettingsLayer,
+    entities: Vec<EntityConfig>,
+    access: AccessConfig,
+}
+
+fn read_file(path: &Path) -> Result<FileConfig, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
     read_text(&text, path)
 }
 
-fn read_text(text: &str, path: &Path) -> Result<(SettingsLayer, Vec<EntityConfig>), ConfigError> {
+fn read_text(text: &str, path: &Path) -> Result<FileConfig, ConfigError> {
     let malformed = |error| ConfigError::Malformed { path: path.to_owned(), error: Box::new(error) };
-    let File { entity, settings } = toml::from_str(text).map_err(malformed)?;
-    let layer = settings.try_into().map_err(malformed)?;
-    Ok((layer, entity))
+    let File { entity, access, settings } = toml::from_str(text).map_err(malformed)?;
+    let settings = settings.try_into().map_err(malformed)?;
+    Ok(FileConfig { settings, entities: entity, access })
 }
 
 #[cfg(test)]
@@ -157,10 +170,57 @@ mod tests {
 
     #[test]
     fn what_is_printed_reads_back_the_same() {
-        let config = Config::load(SettingsLayer::default(), None).unwrap();
-        let again = load(&config.to_toml()).unwrap();
-        assert_eq!(again.limits, config.limits);
-        assert_eq!(again.entities, config.entities);
+        let with_access = load(ACCESS).unwrap();
+        for config in [Config::load(SettingsLayer::default(), None).unwrap(), with_access] {
+            let again = load(&config.to_toml()).unwrap();
+            assert_eq!(again.limits, config.limits);
+            assert_eq!(again.entities, config.entities);
+            assert_eq!(again.access, config.access);
+        }
+    }
+
+    const ACCESS: &str = r#"
+        [access]
+        mode = "token"
+        anonymous = "guest"
+        leeway = "10s"
+        [[access.issuer]]
+        iss = "https://app.example"
+        aud = "bourn"
+        jwks = "https://app.example/jwks.json"
+        algorithms = ["ES256", "EdDSA"]
+        claims = { scopes = "$.org_ids", role = "$.role" }
+        [[access.role]]
+        name = "member"
+        read = ["page", "attachment"]
+        write = ["page"]
+        read_only_columns = { page = ["content"] }
+        undo = "own"
+        streams = { "chats/{scope}/**" = "ra" }
+        [[access.role]]
+        name = "guest"
+    "#;
+
+    #[test]
+    fn what_would_let_in_more_than_was_meant_is_refused() {
+        assert_eq!(load(ACCESS).unwrap().access.roles.len(), 2);
+        for (from, to, named) in [
+            ("mode = \"token\"", "mode = \"open\"", "need `mode"),
+            ("anonymous = \"guest\"", "anonymous = \"gest\"", "`gest`"),
+            ("\"ES256\"", "\"HS256\"", "secret_file"),
+            ("\"ES256\"", "\"none\"", "none"),
+            ("jwks = \"https", "jwks = \"file", "http"),
+            ("jwks = \"https://app.example/jwks.json\"", "", "one of `jwks`"),
+            ("algorithms = [\"ES256\", \"EdDSA\"]", "algorithms = []", "at least one"),
+            ("read = [\"page\", \"attachment\"]", "read = [\"pages\"]", "no entity type `pages`"),
+            ("= \"ra\"", "= \"rw\"", "racd"),
+            ("\"$.role\"", "\"role\"", "`$.role`"),
+            ("undo = \"own\"", "undo = \"all\"", "all"),
+            ("leeway", "leway", "leway"),
+        ] {
+            let error = load(&ACCESS.replacen(from, to, 1)).unwrap_err();
+            assert!(error.contains(named), "{to}: {error}");
+        }
     }
 
     #[test]

@@ -74,6 +74,8 @@ settings! {
     /// Origins whose pages may use a server on loopback beside those on loopback, separated by commas:
     /// `https://app.example.com`; `*` for any.
     allowed_origins("BOURN_ALLOWED_ORIGINS"): String = "";
+    /// Whether a server beyond loopback may be open to whoever reaches it, without access control: `true` or `false`.
+    insecure_open("BOURN_INSECURE_OPEN"): bool = "false";
     /// What to log: a level, or `target=level` pairs.
     log("BOURN_LOG"): String = "info";
     /// Form of the log lines: `text` or `json`.

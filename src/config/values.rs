@@ -49,6 +49,12 @@ impl fmt::Display for ListenAddress {
 pub struct Span(Duration);
 
 impl Span {
+    /// A span of this length.
+    #[must_use]
+    pub const fn of(duration: Duration) -> Span {
+        Span(duration)
+    }
+
     /// The duration.
     #[must_use]
     pub const fn get(self) -> Duration {

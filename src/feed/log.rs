@@ -3,9 +3,10 @@
 use async_trait::async_trait;
 use bourn_protocol::chunk::ChunkBuilder;
 use bourn_protocol::{
-    Action, ActivityRef, ClientId, EntityKey, Epoch, Last, Scope, Selector, Seq, TransactionId,
+    Action, ActivityRef, ClientId, EntityKey, Epoch, Last, MessageKind, Scope, Selector, Seq, TransactionId,
 };
 
+use crate::access::{Denied, Guarded, Permitted, Right, Rights};
 use crate::head::{Head, Version};
 use crate::storage_error::StorageError;
 
@@ -41,6 +42,7 @@ pub struct Activity {
     pub commit_id: i64,
     pub last: Last,
     pub created_at: String,
+    pub subject: Option<String>,
 }
 
 impl Activity {
@@ -61,6 +63,7 @@ impl Activity {
             commit_id: activity.commit_id,
             last: activity.last,
             created_at: activity.created_at.into(),
+            subject: activity.subject.map(Into::into),
         }
     }
 
@@ -88,6 +91,7 @@ impl Activity {
             commit_id: self.commit_id,
             last: self.last,
             created_at: &self.created_at,
+            subject: self.subject.as_deref(),
         }
     }
 
@@ -130,6 +134,18 @@ pub struct ActivityQuery {
     pub limit: usize,
 }
 
+impl Guarded for ActivityQuery {
+    fn check(&self, rights: &Rights) -> Result<(), Denied> {
+        let wanted = Selector {
+            kind: MessageKind::Activity,
+            entity_type: self.entity_type.as_deref().map(Into::into),
+            scope: self.organization_id.clone(),
+            old_values: true,
+        };
+        wanted.check(rights)
+    }
+}
+
 /// What the server knows of a transaction id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TransactionState {
@@ -140,6 +156,38 @@ pub enum TransactionState {
     /// It is in the log; the place is that of its last activity.
     Confirmed(Seq),
 }
+
+/// What the log and the ledger have of a transaction: not to be told before it is known who may be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransactionRecord {
+    /// What became of it.
+    pub(crate) state: TransactionState,
+    /// The caller whose token it was made with.
+    pub(crate) subject: Option<String>,
+    /// The types and scopes of the rows that it changed.
+    pub(crate) touched: Vec<(String, Option<String>)>,
+}
+
+impl TransactionRecord {
+    /// What a caller may be told of it: nothing, unless it is the caller's own, or the caller may see all of its history.
+    #[must_use]
+    pub fn state_for(self, rights: &Rights) -> TransactionState {
+        let own =
+            self.subject.is_some() && self.subject.as_deref() == rights.subject().map(|subject| &**subject);
+        let seen = |(entity_type, scope): &(String, Option<String>)| {
+            rights.check_row(Right::History, entity_type, scope.as_deref()).is_ok()
+        };
+        let all_seen = (1..=TOUCHED_MAX).contains(&self.touched.len()) && self.touched.iter().all(seen);
+        match rights.is_everything() || own || all_seen {
+            true => self.state,
+            false => TransactionState::Unknown,
+        }
+    }
+}
+
+/// Most pairs of type and scope by which it is found out who may be told of a transaction; its own caller is, however many
+/// there are.
+pub(crate) const TOUCHED_MAX: usize = 1_000;
 
 /// The log, for reading.
 #[async_trait]
@@ -162,8 +210,12 @@ pub trait Log: Send + Sync {
     async fn follow(&self, after: Seq, rows: usize, bytes: usize) -> Result<Gained, StorageError>;
 
     /// The activities that match, newest first.
-    async fn activities(&self, query: &ActivityQuery) -> Result<Vec<Activity>, StorageError>;
+    async fn activities(&self, query: &Permitted<ActivityQuery>) -> Result<Vec<Activity>, StorageError>;
 
-    /// What became of a transaction.
-    async fn transaction(&self, id: &TransactionId) -> Result<TransactionState, StorageError>;
+    /// What is known of a transaction; `with_owner`: also who may be told.
+    async fn transaction(
+        &self,
+        id: &TransactionId,
+        with_owner: bool,
+    ) -> Result<TransactionRecord, StorageError>;
 }

@@ -13,7 +13,8 @@ mod tables;
 pub mod tail;
 pub(crate) mod undo;
 
-pub use log::{Activity, ActivityQuery, Gained, Log, ReadLosses, TransactionState};
+pub(crate) use log::TOUCHED_MAX;
+pub use log::{Activity, ActivityQuery, Gained, Log, ReadLosses, TransactionRecord, TransactionState};
 pub use mutation::{Dependent, Fingerprint, Mutation, Operation, Undone, WriteError, Written};
 pub use status::{Capture, CaptureStatus, Condition, SlotStatus};
 pub use tables::{ListPage, ListQuery, Tables, Writer};

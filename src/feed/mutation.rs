@@ -6,7 +6,8 @@ use bourn_protocol::{Action, ClientId, EntityKey, TransactionId};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::entity::{Columns, ConflictPolicy, EntityType};
+use super::entity::{Columns, ConflictPolicy, EntityType, Kind};
+use crate::access::{Denied, WritePermit};
 use crate::storage_error::StorageError;
 
 /// One mutation of one client.
@@ -18,16 +19,50 @@ pub struct Mutation {
     pub client_id: Option<ClientId>,
     /// What to do.
     pub operation: Operation,
+    /// That the caller may do something like it; rows are checked by it as they are written.
+    pub permit: WritePermit,
 }
 
 /// Distinguishes mutations that were sent under the same id.
 pub type Fingerprint = [u8; 16];
 
 impl Mutation {
-    /// Covers what the mutation does, to which row, with which values. The expected transaction is not part of it.
+    /// Covers what the mutation does, to which row, with which values, and for which caller. The expected transaction is not
+    /// part of it.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        let (kind, name, key, columns) = match &self.operation {
+        let done = self.operation.fingerprint();
+        match self.permit.subject() {
+            Some(subject) => digest(&[b"subject", subject.as_bytes(), &done]),
+            None => done,
+        }
+    }
+}
+
+impl Mutation {
+    /// Whether the caller may write in the scope that the row is given: asked before anything is told of other rows. The scope
+    /// that is stored in the end is checked, too.
+    pub(crate) fn check_given_scope(&self) -> Result<(), WriteError> {
+        let (Operation::Create { entity, columns, .. } | Operation::Update { entity, columns, .. }) =
+            &self.operation
+        else {
+            return Ok(());
+        };
+        let Some(given) = entity.scope.as_deref().and_then(|column| columns.get(column)) else {
+            return Ok(());
+        };
+        let scope = match given.kind() {
+            Kind::Text(text) => Some(text.into_owned()),
+            Kind::Number(number) => Some(number.to_owned()),
+            _ => None,
+        };
+        Ok(self.permit.check_row(&entity.name, scope.as_deref())?)
+    }
+}
+
+impl Operation {
+    fn fingerprint(&self) -> Fingerprint {
+        let (kind, name, key, columns) = match self {
             Operation::Create { entity, key, columns } => {
                 ("create", &*entity.name, key.as_ref(), Some(columns))
             }
@@ -231,10 +266,27 @@ pub enum WriteError {
     /// More would be undone than one rollback may.
     #[error("this would undo more than {0} changes at once")]
     TooLarge(usize),
+    /// The caller may not do it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
     /// The database could not do it.
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
+
+/// Whether the caller may change a row of this scope. Of one that it may not see it is told nothing.
+pub(crate) fn may_change(
+    permit: &WritePermit,
+    entity: &EntityType,
+    scope: Option<&str>,
+    key: &str,
+) -> Result<(), WriteError> {
+    permit.check_row(&entity.name, scope).map_err(|denied| match permit.may_see(&entity.name, scope) {
+        true => WriteError::Denied(denied),
+        false => WriteError::NotFound(key.to_owned()),
+    })
+}
+
 /// What to check of a row before it is changed; `None` where the last write wins.
 pub(crate) fn expectation<'a>(
     entity: &EntityType,

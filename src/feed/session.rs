@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::entity::Catalog;
 use super::tail::{Channel, ChannelRead, Tail};
 use super::{Capture, Log, ReadLosses};
+use crate::access::Permitted;
 use crate::head::{Head, Version};
 use crate::reading::{Batch, CachedChunk, ChunkCache, ChunkKey, Session, StreamKey};
 use crate::storage_error::StorageError;
@@ -102,10 +103,11 @@ impl LogReader {
     /// When the offset is gone, or the database cannot be asked.
     pub async fn open(
         self: &Arc<Self>,
-        stream: Selector,
+        stream: Permitted<Selector>,
         from: ReadFrom,
         live: bool,
     ) -> Result<LogSession, ReadError> {
+        let stream = stream.into_inner();
         // The channel is opened first, so that every later commit is in the log when it is read, or in the channel.
         let channel = live.then(|| self.tail.channel(&stream));
         let mut since = None;
@@ -133,6 +135,14 @@ impl LogReader {
             follower,
             begun: false,
         })
+    }
+
+    /// The place of a stream's last activity.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn tail(&self, stream: &Permitted<Selector>) -> Result<Head, StorageError> {
+        self.log.stream_tail(stream).await
     }
 
     async fn check(&self, offset: Offset) -> Result<(), ReadError> {

@@ -8,18 +8,27 @@ use bytes::Bytes;
 
 use super::entity::EntityType;
 use super::mutation::{Mutation, WriteError, Written};
+use crate::access::{Denied, Guarded, Permitted, Right, Rights, Sealed};
 use crate::head::Head;
 use crate::storage_error::StorageError;
 
 /// Which rows a list asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ListQuery {
+    /// The table.
+    pub entity: Arc<EntityType>,
     /// Only rows of this scope.
     pub scope: Option<Scope>,
     /// Only rows after this key.
     pub after: Option<EntityKey>,
     /// Most rows in the answer.
     pub limit: usize,
+}
+
+impl Guarded for ListQuery {
+    fn check(&self, rights: &Rights) -> Result<(), Denied> {
+        rights.check(Right::Read, &self.entity.name, self.scope.as_ref().map(Scope::as_str))
+    }
 }
 
 /// A page of a table and the place in its stream from which everything it lacks still follows.
@@ -37,10 +46,14 @@ pub struct ListPage {
 #[async_trait]
 pub trait Tables: Send + Sync {
     /// A page of living rows.
-    async fn list(&self, entity: &Arc<EntityType>, query: &ListQuery) -> Result<ListPage, StorageError>;
+    async fn list(&self, query: &Permitted<ListQuery>) -> Result<ListPage, StorageError>;
 
     /// One living row as JSON.
-    async fn row(&self, entity: &Arc<EntityType>, key: &EntityKey) -> Result<Option<Bytes>, StorageError>;
+    async fn row(
+        &self,
+        entity: &Arc<EntityType>,
+        key: &EntityKey,
+    ) -> Result<Option<Sealed<Bytes>>, StorageError>;
 }
 
 /// The application's tables, for writing. Concurrent writes may share a commit; each has its own answer, and

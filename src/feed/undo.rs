@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use super::entity::{Catalog, Column, Columns, EntityType, Json, TableSchema};
 use super::{Activity, Dependent, Undone, WriteError};
+use crate::access::{Denied, WritePermit};
 
 /// What the plan must know of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,7 @@ pub(crate) enum Need {
 /// The changes to undo, as far as they are known.
 #[derive(Debug)]
 pub(crate) struct Plan {
+    permit: WritePermit,
     cascade: bool,
     all: BTreeMap<Seq, Activity>,
     transactions: BTreeSet<String>,
@@ -46,11 +48,16 @@ impl Plan {
         target: &TransactionId,
         first: Vec<Activity>,
         cascade: bool,
+        permit: &WritePermit,
     ) -> Result<Plan, WriteError> {
-        if first.is_empty() {
+        let seen =
+            |activity: &Activity| permit.may_see(&activity.entity_type, activity.organization_id.as_deref());
+        // Of what the caller may see nothing of, it is told nothing.
+        if !first.iter().any(seen) {
             return Err(WriteError::UnknownTransaction(target.to_string()));
         }
         Ok(Plan {
+            permit: permit.clone(),
             cascade,
             all: BTreeMap::new(),
             transactions: first.iter().map(Activity::txid).collect(),
@@ -139,6 +146,16 @@ impl Plan {
 
     /// What is to be done, if no later change blocks it.
     pub(crate) fn finish(self, catalog: &Catalog) -> Result<Undo, WriteError> {
+        // All that is undone, and all that would be told to be in the way.
+        for activity in self.all.values().chain(self.blocking.values()) {
+            let scope = activity.organization_id.as_deref();
+            let subject = activity.subject.as_deref();
+            match self.blocking.contains_key(&activity.seq) {
+                true if self.permit.may_see(&activity.entity_type, scope) => {}
+                true => return Err(WriteError::Denied(Denied::ScopeForbidden)),
+                false => self.permit.check_undo(&activity.entity_type, scope, subject)?,
+            }
+        }
         if !self.blocking.is_empty() {
             return Err(WriteError::Blocked(self.blocking.into_values().map(dependent).collect()));
         }

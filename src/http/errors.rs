@@ -8,12 +8,13 @@ use bourn_protocol::query::InvalidQuery;
 use bourn_protocol::stored::{NotJson, Refused};
 use bourn_protocol::{ErrorBody, ErrorCode, headers};
 use bytes::Bytes;
-use http::header::{ALLOW, HeaderName, RETRY_AFTER};
+use http::header::{ALLOW, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use serde_json::value::RawValue;
 
 use super::Reply;
 use super::respond::Build;
+use crate::access::{Denied, TokenError};
 use crate::feed::entity::ColumnError;
 use crate::feed::session::{self as log_session, Gone};
 use crate::feed::{Dependent, WriteError};
@@ -23,6 +24,8 @@ use crate::streams::{AppendError, CreateError, FindError, session as stream_sess
 
 /// Seconds after which a client may try again what a 503 or a 429 refused.
 const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("1");
+/// How a request says who makes it (RFC 6750).
+const BEARER: HeaderValue = HeaderValue::from_static("Bearer");
 
 /// A request that cannot be answered with what it asked for.
 #[derive(Debug)]
@@ -93,7 +96,35 @@ impl ApiError {
         if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             build = build.header(RETRY_AFTER, RETRY_AFTER_SECS);
         }
+        if status == StatusCode::UNAUTHORIZED {
+            build = build.header(WWW_AUTHENTICATE, BEARER);
+        }
         build.json(self.body)
+    }
+}
+
+impl From<TokenError> for ApiError {
+    fn from(error: TokenError) -> Self {
+        let code = match error {
+            TokenError::Missing => ErrorCode::TokenMissing,
+            TokenError::Invalid(_) => ErrorCode::TokenInvalid,
+            TokenError::Expired => ErrorCode::TokenExpired,
+            TokenError::KeysUnavailable => ErrorCode::KeysUnavailable,
+        };
+        ApiError::new(code, &error.to_string())
+    }
+}
+
+impl From<Denied> for ApiError {
+    fn from(denied: Denied) -> Self {
+        let code = match denied {
+            Denied::ScopeRequired => ErrorCode::ScopeRequired,
+            Denied::ScopeForbidden => ErrorCode::ScopeForbidden,
+            Denied::RightMissing(_) => ErrorCode::RightMissing,
+            Denied::ColumnForbidden(_) => ErrorCode::ColumnForbidden,
+            Denied::ClientMismatch => ErrorCode::ClientForbidden,
+        };
+        ApiError::new(code, &denied.to_string())
     }
 }
 
@@ -257,6 +288,7 @@ impl From<WriteError> for ApiError {
     fn from(error: WriteError) -> Self {
         let code = match error {
             WriteError::Storage(error) => return error.into(),
+            WriteError::Denied(denied) => return denied.into(),
             WriteError::Conflict { row, expected, actual } => {
                 return conflict(&row, &expected, actual.as_deref());
             }

@@ -25,9 +25,21 @@ const COPIES: usize = 3;
 /// How long that may take.
 const DISCARD_TIME: Duration = Duration::from_secs(2);
 
+/// Goes with a request whose path names a scope: it means the same as the parameter `organizationId`.
+#[derive(Debug, Clone)]
+pub(super) struct PathScope(pub(super) String);
+
 /// The parameters of a request.
 pub(super) fn query<B>(request: &Request<B>) -> Result<Query, ApiError> {
-    Ok(Query::parse(request.uri().query())?)
+    let mut query = Query::parse(request.uri().query())?;
+    if let Some(PathScope(scope)) = request.extensions().get() {
+        if query.get("organizationId")?.is_some() {
+            let message = "the path names the scope; leave out `organizationId`";
+            return Err(ApiError::new(ErrorCode::InvalidParameter, message));
+        }
+        query.set("organizationId", scope);
+    }
+    Ok(query)
 }
 
 /// A header's text, if the header is there once.

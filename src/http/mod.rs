@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response};
 
+use crate::access::{Access, Rights};
 use crate::config::Limits;
 use crate::tasks::stopping::Stopping;
 use crate::telemetry::{Metrics, ReadMode};
@@ -30,6 +31,8 @@ pub use body::{ReplyBody, RequestBody};
 pub use errors::ApiError;
 use feed::FeedContext;
 pub use intake::{BodyMemory, Received, WatchBody};
+use layers::access::{self, Admission};
+use layers::caching::ForEverybody;
 pub use layers::gate::Gate;
 pub use layers::hot::HotAnswers;
 use layers::resuming;
@@ -71,6 +74,10 @@ pub struct App {
     pub ops: OpsContext,
     /// Which requests are answered at all.
     pub gate: Gate,
+    /// Who may do what.
+    pub access: Arc<Access>,
+    /// The rights of requests that are not asked for a token.
+    pub nobody: Arc<Rights>,
     /// Answers that are final.
     pub hot: HotAnswers,
     /// Limits and durations.
@@ -84,18 +91,26 @@ pub struct App {
 impl App {
     /// Answers one request: at once where the answer is final and at hand.
     pub fn call(self: &Arc<Self>, request: Request<RequestBody>) -> Answering {
-        // Access control will stand here, before anything is routed.
-        if let Err(refused) = self.gate.check(&request) {
-            return Answering::Now(Some(self.refused(refused)));
-        }
+        let admitted = match self.gate.check(&request) {
+            Ok(()) if router::needs_no_token(&request) => Ok(Admission::Known(self.nobody.clone())),
+            Ok(()) => access::admit(&self.access, &request),
+            Err(refused) => Err(refused),
+        };
+        let admission = match admitted {
+            Ok(admission) => admission,
+            Err(refused) => return Answering::Now(Some(self.refused(refused))),
+        };
         let started = Instant::now();
-        if let Some((reply, endpoint)) = self.hot.get(&request, self.metrics.mode(ReadMode::CatchUp)) {
+        if let Admission::Known(rights) = &admission
+            && let Some((reply, endpoint)) =
+                self.hot.get(&request, rights, self.metrics.mode(ReadMode::CatchUp))
+        {
             self.metrics.answered(endpoint, reply.status(), started.elapsed());
             return Answering::Now(Some(reply));
         }
         // Boxed: hyper keeps room for the largest future as long as the connection lives, and an event stream's
         // would be idle.
-        Answering::Later(Box::pin(self.clone().handle(request)))
+        Answering::Later(Box::pin(self.clone().handle(request, admission)))
     }
 
     fn refused(&self, error: ApiError) -> Reply {
@@ -105,7 +120,7 @@ impl App {
         reply
     }
 
-    async fn handle(self: Arc<Self>, request: Request<RequestBody>) -> Reply {
+    async fn handle(self: Arc<Self>, request: Request<RequestBody>, admission: Admission) -> Reply {
         let started = Instant::now();
         let head = request.method() == Method::HEAD;
         // Cloned only where debug logging is on: this runs for every request.
@@ -113,12 +128,22 @@ impl App {
             .then(|| (request.method().clone(), request.uri().clone()));
         let resuming = resuming::is_resuming(&request);
         let url = request.uri().path_and_query().cloned();
-        let (endpoint, result) = router::dispatch(&self, request).await;
+        let rights = match admission {
+            Admission::Known(rights) => Ok(rights),
+            Admission::Unverified(token) => self.access.verify(&token).await.map_err(ApiError::from),
+        };
+        let (endpoint, result) = match rights {
+            Ok(rights) => router::dispatch(&self, &rights, request).await,
+            Err(refused) => ("refused", Err(refused)),
+        };
         let mut reply = match result {
             Ok(reply) => reply,
             Err(error) if resuming && resuming::may_pass(&error) => resuming::come_back(&self.limits),
             Err(error) => error.into_reply(),
         };
+        if self.access.is_controlled() && reply.extensions_mut().remove::<ForEverybody>().is_none() {
+            layers::caching::make_private(reply.headers_mut());
+        }
         layers::add_common_headers(reply.headers_mut());
         if let Some(url) = url {
             self.hot.keep(&url, endpoint, &mut reply);

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::respond::Build;
 use super::{Reply, ReplyBody};
+use crate::access::{Access, KeysState};
 use crate::feed::entity::{Catalog, EntityType};
 use crate::feed::tail::Tail;
 use crate::feed::{Capture, CaptureStatus, Log};
@@ -35,6 +36,8 @@ pub struct OpsContext {
     pub stopping: Stopping,
     /// The background, for whether it works.
     pub supervisor: Supervisor,
+    /// Who may do what, for the keys of issuers.
+    pub access: Arc<Access>,
 }
 
 /// `GET /health`: the process answers.
@@ -78,6 +81,10 @@ pub(super) async fn ready(ops: &OpsContext) -> Reply {
         },
         "entities": entities,
     });
+    let issuers: Vec<Value> = ops.access.keys().into_iter().map(issuer_state).collect();
+    if !issuers.is_empty() {
+        body["issuers"] = issuers.into();
+    }
     if let Some(slot) = &capture.slot {
         body["slot"] = json!({
             "leader": slot.leader,
@@ -87,6 +94,15 @@ pub(super) async fn ready(ops: &OpsContext) -> Reply {
     }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Build::new(status).no_store().json(body.to_string())
+}
+
+/// The keys of one issuer of tokens. That they are missing is no problem of the server's: what needs no token, or another
+/// issuer's, is served.
+fn issuer_state((iss, state): (&str, KeysState)) -> Value {
+    match state {
+        KeysState::Read(count) => json!({ "iss": iss, "state": "ready", "keys": count }),
+        KeysState::Unavailable => json!({ "iss": iss, "state": "keys_unavailable", "keys": 0 }),
+    }
 }
 
 /// The state of one entity type; what keeps it from being served is a problem of the server's.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bourn_protocol::{ErrorBody, ErrorCode, Place, headers};
+use bourn_protocol::{ErrorBody, ErrorCode, Place, Selector, headers};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName};
 use http::{HeaderValue, Response, StatusCode};
 
@@ -81,6 +81,10 @@ impl Build {
 /// Goes with an answer that never changes while the log has this version's content: it may be kept and given again.
 #[derive(Clone)]
 pub(super) struct Final(pub(super) Arc<CachedChunk>);
+
+/// Goes with an answer that is a part of this derived stream.
+#[derive(Clone)]
+pub(super) struct StreamRead(pub(super) Selector);
 
 /// A whole HTTP/1.1 answer as bytes, for connections on which no request could be read.
 #[must_use]

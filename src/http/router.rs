@@ -1,6 +1,6 @@
 //! From method and path to endpoint.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use bourn_protocol::ErrorCode;
 use bourn_protocol::percent::percent_decode;
@@ -9,14 +9,17 @@ use matchit::{Params, Router};
 
 use super::feed::{activities, changes, entities, transactions};
 use super::layers::cors;
-use super::{ApiError, App, Reply, RequestBody, ops, streams};
+use super::{ApiError, App, Reply, RequestBody, intake, ops, streams};
+use crate::access::Rights;
 
 /// The endpoints, named as metrics name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Endpoint {
     Entities,
+    ScopedEntities,
     Row,
     Activities,
+    ScopedActivities,
     Transaction,
     Rollback,
     Stream,
@@ -28,9 +31,9 @@ pub(super) enum Endpoint {
 impl Endpoint {
     const fn name(self) -> &'static str {
         match self {
-            Endpoint::Entities => "entities",
+            Endpoint::Entities | Endpoint::ScopedEntities => "entities",
             Endpoint::Row => "row",
-            Endpoint::Activities => "activities",
+            Endpoint::Activities | Endpoint::ScopedActivities => "activities",
             Endpoint::Transaction => "transaction",
             Endpoint::Rollback => "rollback",
             Endpoint::Stream => "stream",
@@ -41,10 +44,12 @@ impl Endpoint {
     }
 }
 
-const ROUTES: [(&str, Endpoint); 9] = [
+const ROUTES: [(&str, Endpoint); 11] = [
     ("/v1/entities/{table}", Endpoint::Entities),
     ("/v1/entities/{table}/{id}", Endpoint::Row),
+    ("/v1/scopes/{scope}/entities/{table}", Endpoint::ScopedEntities),
     ("/v1/activities", Endpoint::Activities),
+    ("/v1/scopes/{scope}/activities", Endpoint::ScopedActivities),
     ("/v1/transactions/{id}", Endpoint::Transaction),
     ("/v1/transactions/{id}/rollback", Endpoint::Rollback),
     ("/v1/stream/{*path}", Endpoint::Stream),
@@ -66,6 +71,7 @@ static ROUTER: LazyLock<Router<Endpoint>> = LazyLock::new(|| {
 /// Answers a request at its endpoint; gives the endpoint's name with it.
 pub(super) async fn dispatch(
     app: &App,
+    rights: &Arc<Rights>,
     request: Request<RequestBody>,
 ) -> (&'static str, Result<Reply, ApiError>) {
     let path = request.uri().path().to_owned();
@@ -77,50 +83,67 @@ pub(super) async fn dispatch(
     if request.method() == Method::OPTIONS {
         return (endpoint.name(), Ok(cors::preflight()));
     }
-    (endpoint.name(), at(app, endpoint, &matched.params, request).await)
+    (endpoint.name(), at(app, rights, endpoint, &matched.params, request).await)
+}
+
+/// Whether a request is answered whoever makes it: preflights, questions after the server's own state, and what has tokens of
+/// its own.
+pub(super) fn needs_no_token<B>(request: &Request<B>) -> bool {
+    let path = request.uri().path();
+    *request.method() == Method::OPTIONS
+        || matches!(path, "/health" | "/ready" | "/metrics")
+        || path.strip_prefix("/v1/stream/__ds/").is_some_and(streams::has_tokens_of_its_own)
 }
 
 async fn at(
     app: &App,
+    rights: &Arc<Rights>,
     endpoint: Endpoint,
     params: &Params<'_, '_>,
-    request: Request<RequestBody>,
+    mut request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
     let method = request.method().clone();
     let feed = &*app.feed;
+    if let Endpoint::ScopedEntities | Endpoint::ScopedActivities = endpoint {
+        let scope = segment(params, "scope")?;
+        request.extensions_mut().insert(intake::PathScope(scope));
+    }
     let reads = method == Method::GET || method == Method::HEAD;
     match endpoint {
-        Endpoint::Entities => {
-            let entity = entities::find(feed, &segment(params, "table")?)?;
+        Endpoint::Entities | Endpoint::ScopedEntities => {
+            let entity = entities::find(feed, rights, &segment(params, "table")?)?;
             match method {
-                Method::GET => changes::entity(feed, &entity, &request).await,
-                Method::HEAD => changes::entity_head(feed, &entity, &request).await,
-                Method::POST => entities::create(feed, entity, request).await,
+                Method::GET => changes::entity(feed, rights, &entity, &request).await,
+                Method::HEAD => changes::entity_head(feed, rights, &entity, &request).await,
+                _ if endpoint == Endpoint::ScopedEntities => Err(ApiError::method("GET, HEAD")),
+                Method::POST => entities::create(feed, rights, entity, request).await,
                 _ => Err(ApiError::method("GET, HEAD, POST")),
             }
         }
         Endpoint::Row => {
-            let entity = entities::find(feed, &segment(params, "table")?)?;
+            let entity = entities::find(feed, rights, &segment(params, "table")?)?;
             let key = entities::key(&segment(params, "id")?)?;
             match method {
-                Method::GET | Method::HEAD => entities::read(feed, &entity, &key, &request).await,
-                Method::PATCH => entities::update(feed, entity, key, request).await,
-                Method::DELETE => entities::delete(feed, entity, key, request).await,
+                Method::GET | Method::HEAD => entities::read(feed, rights, &entity, &key, &request).await,
+                Method::PATCH => entities::update(feed, rights, entity, key, request).await,
+                Method::DELETE => entities::delete(feed, rights, entity, key, request).await,
                 _ => Err(ApiError::method("GET, HEAD, PATCH, DELETE")),
             }
         }
-        Endpoint::Activities => match method {
-            Method::GET => activities::read(feed, &request).await,
-            Method::HEAD => activities::head(feed, &request).await,
+        Endpoint::Activities | Endpoint::ScopedActivities => match method {
+            Method::GET => activities::read(feed, rights, &request).await,
+            Method::HEAD => activities::head(feed, rights, &request).await,
             _ => Err(ApiError::method("GET, HEAD")),
         },
-        Endpoint::Transaction if reads => transactions::state(feed, &segment(params, "id")?, &request).await,
+        Endpoint::Transaction if reads => {
+            transactions::state(feed, rights, &segment(params, "id")?, &request).await
+        }
         Endpoint::Rollback if method == Method::POST => {
-            transactions::rollback(feed, &segment(params, "id")?, request).await
+            transactions::rollback(feed, rights, &segment(params, "id")?, request).await
         }
         Endpoint::Rollback => Err(ApiError::method("POST")),
         Endpoint::Stream => {
-            streams::dispatch(&app.streams, params.get("path").unwrap_or_default(), request).await
+            streams::dispatch(&app.streams, rights, params.get("path").unwrap_or_default(), request).await
         }
         Endpoint::Health if reads => Ok(ops::health()),
         Endpoint::Ready if reads => Ok(ops::ready(&app.ops).await),
@@ -145,7 +168,11 @@ mod tests {
     #[test]
     fn every_route_leads_to_its_endpoint() {
         for (path, endpoint) in ROUTES {
-            let path = path.replace("{table}", "pages").replace("{id}", "p1").replace("{*path}", "a/b");
+            let path = path
+                .replace("{table}", "pages")
+                .replace("{scope}", "acme")
+                .replace("{id}", "p1")
+                .replace("{*path}", "a/b");
             assert_eq!(ROUTER.at(&path).map(|found| *found.value), Ok(endpoint), "{path}");
         }
     }

@@ -12,7 +12,8 @@ use tokio::sync::{Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::Config;
+use crate::access::{Access, AccessSetupError};
+use crate::config::{AccessMode, Config};
 use crate::databases::{self, Database, OpenError};
 use crate::feed::entity::{Catalog, EntityType};
 use crate::feed::session::LogReader;
@@ -44,9 +45,15 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// Why the server could not start; the text is for the operator's terminal.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// Anybody who reaches the address could do everything.
+    #[error(
+        "listening on {0} without access control would let whoever reaches it read and write everything; configure [access] with \
+         mode = \"token\", or set insecure_open = true if something in front of the server lets in only those who may"
+    )]
+    Open(SocketAddr),
     /// The database could not be opened.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Database(#[from] OpenError),
     /// The database was opened and then failed.
     #[error("the database cannot be read: {0}")]
     Storage(#[from] StorageError),
@@ -58,6 +65,9 @@ pub enum StartError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// Access control could not be set up.
+    #[error(transparent)]
+    Access(#[from] AccessSetupError),
     /// The figures could not be set up.
     #[error("cannot set up the metrics: {0}")]
     Metrics(String),
@@ -83,6 +93,10 @@ impl Server {
     /// When either fails.
     pub async fn start(config: Config) -> Result<Server, StartError> {
         let address = config.limits.listen.get();
+        let open = config.access.mode == AccessMode::Open && !config.access.insecure_open;
+        if open && !address.ip().is_loopback() {
+            return Err(StartError::Open(address));
+        }
         let failed = |error| StartError::Bind { address, error };
         let socket = bind(address).map_err(failed)?;
         Server::open_with(config, || {
@@ -109,6 +123,7 @@ impl Server {
         listen: impl FnOnce() -> Result<(Option<TcpListener>, SocketAddr), StartError>,
     ) -> Result<Server, StartError> {
         let supervisor = Supervisor::default();
+        let access = Arc::new(Access::open(&config.access, &config.entities)?);
         let limits = Arc::new(config.limits);
         let catalog = Arc::new(Catalog::new(&config.entities));
         let database = databases::open(&limits, catalog.clone(), config.demo, &supervisor).await?;
@@ -135,6 +150,7 @@ impl Server {
         let chunks = Arc::new(ChunkCache::new(limits.chunk_cache.get() / 2));
         let feed = FeedContext {
             catalog: catalog.clone(),
+            access: access.clone(),
             log: database.log.clone(),
             tables: database.tables.clone(),
             writer: database.writer.clone(),
@@ -169,10 +185,12 @@ impl Server {
             metrics: metrics.clone(),
             stopping: stopping.clone(),
             supervisor: supervisor.clone(),
+            access: access.clone(),
         };
         let hot = HotAnswers::new(limits.chunk_cache.get() / 2, database.capture.version());
         let (feed, streams) = (Arc::new(feed), Arc::new(streams));
-        let app = Arc::new(App { feed, streams, ops, gate, hot, limits, metrics, stopping });
+        let nobody = access.at_least();
+        let app = Arc::new(App { feed, streams, ops, gate, access, nobody, hot, limits, metrics, stopping });
         Ok(Server { listener, app, tail, bells, changes, database, supervisor })
     }
 
@@ -215,6 +233,8 @@ impl Server {
         background.spawn(supervisor.watch("subscriptions", subscriptions.run(to_subscriptions, watching)));
         background.spawn(supervisor.watch("tail", async move { tail.run(following).await }));
         background.spawn(supervisor.watch("bells", async move { bells.run(to_bells, ringing).await }));
+        let (access, reading) = (app.access.clone(), ended.clone());
+        background.spawn(supervisor.watch("keys", async move { access.run(reading).await }));
         let metrics = app.metrics.clone();
         background.spawn(supervisor.watch("metrics", async move {
             while tokio::time::timeout(UPKEEP, upkeep.cancelled()).await.is_err() {

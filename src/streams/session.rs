@@ -15,6 +15,7 @@ use super::bells::{BellState, Bells};
 use super::error::{FillError, FindError};
 use super::rules::after;
 use super::{StreamInfo, Streams, unix_millis};
+use crate::access::Permitted;
 use crate::reading::{Batch, CachedChunk, ChunkCache, ChunkKey, Session, StreamKey};
 use crate::storage_error::StorageError;
 
@@ -87,7 +88,7 @@ impl StreamReader {
     /// When there is no such stream, the offset is none of its own, or the database cannot be asked.
     pub async fn open(
         self: &Arc<Self>,
-        path: &StreamPath,
+        path: &Permitted<StreamPath>,
         from: ReadFrom<StreamOffset>,
         live: bool,
     ) -> Result<StreamSession, ReadError> {

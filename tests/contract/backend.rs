@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bourn::access::Rights;
 use bourn::databases::Storage;
 use bourn::feed::entity::{Columns, EntityType};
 use bourn::feed::{Activity, ListQuery, Mutation, Operation, TransactionState, WriteError, Written};
@@ -89,7 +90,8 @@ pub trait Backend: Sized {
     async fn confirmed(&self, id: &TransactionId) -> TransactionState {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let state = self.storage().transaction(id).await.unwrap();
+            let record = self.storage().transaction(id, false).await.unwrap();
+            let state = record.state_for(&Rights::everything());
             if matches!(state, TransactionState::Confirmed(_)) || Instant::now() >= deadline {
                 return state;
             }
@@ -104,6 +106,7 @@ pub trait Backend: Sized {
                 transaction_id: TransactionId::new(transaction).unwrap(),
                 client_id,
                 operation,
+                permit: Rights::everything().write("any").unwrap(),
             })
             .await
     }
@@ -122,8 +125,8 @@ pub trait Backend: Sized {
 
     /// The table's living rows.
     async fn rows(&self, table: &str) -> BTreeMap<String, Value> {
-        let query = ListQuery { scope: None, after: None, limit: 10_000 };
-        let page = self.storage().list(&self.entity(table), &query).await.unwrap();
+        let query = ListQuery { entity: self.entity(table), scope: None, after: None, limit: 10_000 };
+        let page = self.storage().list(&Rights::everything().read(query).unwrap()).await.unwrap();
         let rows: Vec<Value> = serde_json::from_slice(&page.rows).unwrap();
         rows.into_iter()
             .map(|row| (row["id"].as_str().map_or_else(|| row["id"].to_string(), str::to_owned), row))

@@ -1,5 +1,6 @@
 //! Our own writes: once, whole, and answered with what was written.
 
+use bourn::access::Rights;
 use bourn::feed::{Operation, TransactionState, WriteError};
 use bourn_protocol::{Last, TransactionId};
 use serde_json::{Value, json};
@@ -28,8 +29,8 @@ pub async fn a_mutation_is_in_the_log_with_its_ids<B: Backend>() {
     assert_eq!(log[1].changed_keys.as_deref(), Some(r#"["name"]"#));
     assert_eq!(log[1].previous_values, log[0].value);
     for (i, id) in ["t1", "t2", "t3", "t4", "t5"].into_iter().enumerate() {
-        let state = db.storage().transaction(&TransactionId::new(id).unwrap()).await.unwrap();
-        assert_eq!(state, TransactionState::Confirmed(log[i].seq));
+        let record = db.storage().transaction(&TransactionId::new(id).unwrap(), true).await.unwrap();
+        assert_eq!(record.state_for(&Rights::everything()), TransactionState::Confirmed(log[i].seq));
     }
 }
 

@@ -15,6 +15,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
 mod bad_input;
 mod bodies;
 mod browser;
@@ -41,6 +42,7 @@ mod subscriptions_in_time;
 #[cfg(feature = "failpoints")]
 mod supervision;
 mod time_travel;
+mod tokens;
 mod transactions;
 mod two_servers;
 mod undo;

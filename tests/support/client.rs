@@ -59,6 +59,11 @@ impl Answer {
         std::str::from_utf8(&self.body).unwrap()
     }
 
+    /// The body, as far as it is text.
+    pub fn text_lossy(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
@@ -192,10 +197,20 @@ impl Client {
 
     /// Reads a stream from a place to its tail, chunk by chunk; gives the messages and the place.
     pub async fn read_all(&self, stream: &str, from: &str) -> (Vec<Value>, String) {
+        self.read_all_with(stream, from, &[]).await
+    }
+
+    pub async fn read_all_with(
+        &self,
+        stream: &str,
+        from: &str,
+        headers: &[(&str, &str)],
+    ) -> (Vec<Value>, String) {
         let (mut messages, mut offset) = (Vec::new(), from.to_owned());
         let separator = if stream.contains('?') { '&' } else { '?' };
         loop {
-            let answer = self.get(&format!("{stream}{separator}offset={offset}")).await;
+            let url = format!("{stream}{separator}offset={offset}");
+            let answer = self.get_with(&url, headers).await;
             messages.extend(answer.messages());
             offset = answer.next_offset();
             if answer.up_to_date() {

@@ -7,6 +7,7 @@ mod disk;
 mod events;
 mod server;
 mod state;
+pub mod tokens;
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};

@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::connections::{Db, scalar, statement};
 
-const MIGRATIONS: [(i64, &str); 7] = [
+const MIGRATIONS: [(i64, &str); 8] = [
     (1, include_str!("../../../migrations/postgres/0001_log.sql")),
     (2, include_str!("../../../migrations/postgres/0002_streams.sql")),
     (3, include_str!("../../../migrations/postgres/0003_retention.sql")),
@@ -13,6 +13,7 @@ const MIGRATIONS: [(i64, &str); 7] = [
     (5, include_str!("../../../migrations/postgres/0005_history.sql")),
     (6, include_str!("../../../migrations/postgres/0006_stops.sql")),
     (7, include_str!("../../../migrations/postgres/0007_whole.sql")),
+    (8, include_str!("../../../migrations/postgres/0008_subjects.sql")),
 ];
 const DEMO: &str = include_str!("../../../migrations/postgres/demo.sql");
 /// The advisory lock under which servers that start at once migrate one after the other.

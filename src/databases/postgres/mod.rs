@@ -35,11 +35,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::OpenError;
+use crate::access::{Permitted, Sealed};
 use crate::config::{DatabaseUrl, Limits};
 use crate::feed::entity::{Catalog, EntityType};
 use crate::feed::{
     Activity, ActivityQuery, Capture, CaptureStatus, Gained, ListPage, ListQuery, Log, Mutation, ReadLosses,
-    Tables, TransactionState, WriteError, Writer, Written,
+    Tables, TransactionRecord, WriteError, Writer, Written,
 };
 use crate::head::{Head, Version};
 use crate::storage_error::StorageError;
@@ -297,7 +298,7 @@ impl Log for PostgresStorage {
         self.serve(read).await
     }
 
-    async fn activities(&self, query: &ActivityQuery) -> Result<Vec<Activity>, StorageError> {
+    async fn activities(&self, query: &Permitted<ActivityQuery>) -> Result<Vec<Activity>, StorageError> {
         self.serve(async {
             let mut reading = self.inner.db.single().await?;
             match log::read::query(reading.connection(), query).await {
@@ -309,12 +310,16 @@ impl Log for PostgresStorage {
         .await
     }
 
-    async fn transaction(&self, id: &TransactionId) -> Result<TransactionState, StorageError> {
+    async fn transaction(
+        &self,
+        id: &TransactionId,
+        with_owner: bool,
+    ) -> Result<TransactionRecord, StorageError> {
         self.serve(async {
             let mut reading = self.inner.db.single().await?;
-            let state = log::read::transaction(reading.connection(), id).await?;
+            let record = log::read::transaction(reading.connection(), id, with_owner).await?;
             reading.commit().await?;
-            Ok(state)
+            Ok(record)
         })
         .await
     }
@@ -322,7 +327,8 @@ impl Log for PostgresStorage {
 
 #[async_trait]
 impl Tables for PostgresStorage {
-    async fn list(&self, entity: &Arc<EntityType>, query: &ListQuery) -> Result<ListPage, StorageError> {
+    async fn list(&self, query: &Permitted<ListQuery>) -> Result<ListPage, StorageError> {
+        let entity = &query.entity;
         if !self.can_write(query.scope.as_ref()).await? {
             let tail = *self.inner.shared.head().borrow();
             return Ok(ListPage { rows: Bytes::from_static(b"[]"), next_after: None, tail });
@@ -356,14 +362,18 @@ impl Tables for PostgresStorage {
         }
     }
 
-    async fn row(&self, entity: &Arc<EntityType>, key: &EntityKey) -> Result<Option<Bytes>, StorageError> {
+    async fn row(
+        &self,
+        entity: &Arc<EntityType>,
+        key: &EntityKey,
+    ) -> Result<Option<Sealed<Bytes>>, StorageError> {
         let _turn = self.turns.read(&entity.name).await?;
         let mut looks = 0;
         loop {
             let table = self.table(entity)?;
             let read = async {
                 let mut reading = self.inner.db.single().await?;
-                let row = rows::row(reading.connection(), &table, key).await?;
+                let row = rows::row(reading.connection(), entity, &table, key).await?;
                 reading.commit().await?;
                 Ok(row)
             };

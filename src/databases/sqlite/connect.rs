@@ -9,7 +9,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use super::payload;
 use crate::databases::OpenError;
 
-const MIGRATIONS: [(i64, &str); 7] = [
+const MIGRATIONS: [(i64, &str); 8] = [
     (1, include_str!("../../../migrations/sqlite/0001_log.sql")),
     (2, include_str!("../../../migrations/sqlite/0002_streams.sql")),
     (3, include_str!("../../../migrations/sqlite/0003_retention.sql")),
@@ -17,6 +17,7 @@ const MIGRATIONS: [(i64, &str); 7] = [
     (5, include_str!("../../../migrations/sqlite/0005_clashes.sql")),
     (6, include_str!("../../../migrations/sqlite/0006_scale.sql")),
     (7, include_str!("../../../migrations/sqlite/0007_entries.sql")),
+    (8, include_str!("../../../migrations/sqlite/0008_subjects.sql")),
 ];
 pub(super) const DEMO: &str = include_str!("../../../migrations/sqlite/demo.sql");
 /// Pages after which the write-ahead log is folded into the file: 32 MiB. A page that many commits touch is then written

@@ -90,6 +90,15 @@ pub(super) fn place(connection: &Connection, id: &TransactionId) -> rusqlite::Re
     Ok(seq.and_then(Seq::from_i64))
 }
 
+/// The caller whose mutation was done under this id.
+pub(super) fn subject(connection: &Connection, id: &TransactionId) -> rusqlite::Result<Option<String>> {
+    let found = connection
+        .prepare_cached("SELECT subject FROM bourn_ledger WHERE transaction_id = ?1")?
+        .query_row([id.as_str()], |row| row.get(0))
+        .optional()?;
+    Ok(found.flatten())
+}
+
 /// Notes a mutation as done.
 pub(super) fn record(
     connection: &Connection,
@@ -100,8 +109,8 @@ pub(super) fn record(
 ) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "INSERT INTO bourn_ledger (transaction_id, operation, entity_type, entity_id, fingerprint, seq, outcome, expires_at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO bourn_ledger (transaction_id, operation, entity_type, entity_id, fingerprint, seq, outcome, expires_at, \
+             subject) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?
         .execute(rusqlite::params![
             mutation.transaction_id.as_str(),
@@ -111,7 +120,8 @@ pub(super) fn record(
             fingerprint,
             done.head.as_i64(),
             done.outcome,
-            expires_at
+            expires_at,
+            mutation.permit.subject()
         ])?;
     Ok(())
 }

@@ -36,12 +36,13 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::OpenError;
+use crate::access::{Permitted, Sealed};
 use crate::config::Limits;
 use crate::feed::entity::{Catalog, EntityType, TableSchema};
 use crate::feed::retention::Retention;
 use crate::feed::{
     Activity, ActivityQuery, Capture, CaptureStatus, Condition, Gained, ListPage, ListQuery, Log, Mutation,
-    ReadLosses, Tables, TransactionState, WriteError, Writer, Written,
+    ReadLosses, Tables, TransactionRecord, WriteError, Writer, Written,
 };
 use crate::head::{Head, Version};
 use crate::storage_error::StorageError;
@@ -305,25 +306,33 @@ impl Log for SqliteStorage {
         self.view(move |view| read::follow(view, after, rows, bytes)).await
     }
 
-    async fn activities(&self, query: &ActivityQuery) -> Result<Vec<Activity>, StorageError> {
+    async fn activities(&self, query: &Permitted<ActivityQuery>) -> Result<Vec<Activity>, StorageError> {
         let query = query.clone();
         self.view(move |view| read::query(view, &query)).await
     }
 
-    async fn transaction(&self, id: &TransactionId) -> Result<TransactionState, StorageError> {
+    async fn transaction(
+        &self,
+        id: &TransactionId,
+        with_owner: bool,
+    ) -> Result<TransactionRecord, StorageError> {
         let id = id.clone();
-        self.view(move |view| read::transaction(view, &id)).await
+        self.view(move |view| read::transaction(view, &id, with_owner)).await
     }
 }
 
 #[async_trait]
 impl Tables for SqliteStorage {
-    async fn list(&self, entity: &Arc<EntityType>, query: &ListQuery) -> Result<ListPage, StorageError> {
-        let (entity, schema, query) = (entity.clone(), Self::schema(entity)?, query.clone());
-        self.view(move |view| rows::list(view, &entity, &schema, &query)).await
+    async fn list(&self, query: &Permitted<ListQuery>) -> Result<ListPage, StorageError> {
+        let (schema, query) = (Self::schema(&query.entity)?, query.clone());
+        self.view(move |view| rows::list(view, &query.entity, &schema, &query)).await
     }
 
-    async fn row(&self, entity: &Arc<EntityType>, key: &EntityKey) -> Result<Option<Bytes>, StorageError> {
+    async fn row(
+        &self,
+        entity: &Arc<EntityType>,
+        key: &EntityKey,
+    ) -> Result<Option<Sealed<Bytes>>, StorageError> {
         let (entity, schema, key) = (entity.clone(), Self::schema(entity)?, key.clone());
         self.view(move |view| rows::row(view.snapshot, &entity, &schema, &key)).await
     }

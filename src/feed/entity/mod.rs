@@ -125,7 +125,7 @@ impl EntityType {
     /// The stream of this type's changes, in one scope or all.
     #[must_use]
     pub fn stream(&self, scope: Option<Scope>) -> Selector {
-        Selector { kind: MessageKind::Change, entity_type: Some(self.name.clone()), scope }
+        Selector { kind: MessageKind::Change, entity_type: Some(self.name.clone()), scope, old_values: true }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bourn_protocol::chunk::ChunkLimits;
-use bourn_protocol::{Epoch, MessageKind, Scope, Selector, Seq, Wording};
+use bourn_protocol::{Epoch, Scope, Selector, Seq, Wording};
 use bytes::Bytes;
 
 use crate::feed::Activity;
@@ -19,17 +19,19 @@ pub(super) fn of_streams(
     limits: ChunkLimits,
 ) -> HashMap<Selector, Vec<Arc<LiveBatch>>> {
     let mut building: HashMap<Selector, BatchBuilder> = HashMap::new();
+    let wordings: HashSet<Wording> = followed.iter().map(Selector::wording).collect();
     for activity in activities {
         let scope = activity.organization_id.as_deref().and_then(|scope| Scope::new(scope).ok());
         let name: Arc<str> = activity.entity_type.as_str().into();
-        for wording in WORDINGS {
+        for &wording in &wordings {
             if wording.scoped && scope.is_none() {
                 continue;
             }
             let mut message: Option<Bytes> = None;
             for entity_type in [Some(name.clone()), None] {
                 let scope = scope.clone().filter(|_| wording.scoped);
-                let stream = Selector { kind: wording.kind, entity_type, scope };
+                let Wording { kind, old_values, .. } = wording;
+                let stream = Selector { kind, entity_type, scope, old_values };
                 if !followed.contains(&stream) {
                     continue;
                 }
@@ -44,13 +46,6 @@ pub(super) fn of_streams(
     }
     building.into_iter().map(|(stream, builder)| (stream, builder.finish())).collect()
 }
-
-const WORDINGS: [Wording; 4] = [
-    Wording { kind: MessageKind::Change, scoped: false },
-    Wording { kind: MessageKind::Change, scoped: true },
-    Wording { kind: MessageKind::Activity, scoped: false },
-    Wording { kind: MessageKind::Activity, scoped: true },
-];
 
 /// Gathers a stream's messages into batches: whole transactions, as large as a chunk where they allow.
 struct BatchBuilder {

@@ -297,6 +297,7 @@ mod tests {
             kind: MessageKind::Activity,
             entity_type: Some(name.into()),
             scope: None,
+            old_values: true,
         };
         let channel = |registry: &mut Registry, name: &str| {
             let channel = Arc::new(Channel::new(head, memory.clone()));

@@ -7,49 +7,63 @@ use bourn_protocol::{
 use http::{Request, StatusCode};
 
 use super::{FeedContext, changes};
+use crate::access::{Permitted, Rights};
 use crate::feed::ActivityQuery;
 use crate::http::respond::Build;
 use crate::http::{ApiError, Reply, intake};
 
 /// `GET /v1/activities`: a query, or with an offset the stream.
-pub(in crate::http) async fn read<B>(feed: &FeedContext, request: &Request<B>) -> Result<Reply, ApiError> {
+pub(in crate::http) async fn read<B>(
+    feed: &FeedContext,
+    rights: &Rights,
+    request: &Request<B>,
+) -> Result<Reply, ApiError> {
     let query = intake::query(request)?;
-    match stream_of(feed, &query)? {
-        Some((stream, read)) => changes::serve(feed, stream, read, request).await,
-        None => history(feed, &history_query(feed, &query)?).await,
+    match stream_of(feed, rights, &query)? {
+        Some((stream, read)) => changes::serve(feed, rights.read(stream)?, read, request).await,
+        None => history(feed, &rights.read(history_query(feed, rights, &query)?)?).await,
     }
 }
 
 /// `HEAD /v1/activities`: where the stream's tail is.
-pub(in crate::http) async fn head<B>(feed: &FeedContext, request: &Request<B>) -> Result<Reply, ApiError> {
+pub(in crate::http) async fn head<B>(
+    feed: &FeedContext,
+    rights: &Rights,
+    request: &Request<B>,
+) -> Result<Reply, ApiError> {
     let query = intake::query(request)?;
-    match stream_of(feed, &query)? {
-        Some((stream, read)) => changes::metadata(feed, &stream, Some(read), request).await,
+    match stream_of(feed, rights, &query)? {
+        Some((stream, read)) => changes::metadata(feed, &rights.read(stream)?, Some(read), request).await,
         None => {
-            history_query(feed, &query)?;
-            changes::metadata(feed, &selector(feed, &query)?, None, request).await
+            rights.read(history_query(feed, rights, &query)?)?;
+            let stream = rights.read(selector(feed, rights, &query)?)?;
+            changes::metadata(feed, &stream, None, request).await
         }
     }
 }
 
 /// The stream that the parameters ask for, and how it is to be read; none where they ask for a query.
-fn stream_of(feed: &FeedContext, query: &Query) -> Result<Option<(Selector, StreamRead)>, ApiError> {
+fn stream_of(
+    feed: &FeedContext,
+    rights: &Rights,
+    query: &Query,
+) -> Result<Option<(Selector, StreamRead)>, ApiError> {
     let Some(read) = StreamRead::parse(query)? else { return Ok(None) };
     query.only(&["offset", "live", "cursor", "entityType", "organizationId"])?;
-    Ok(Some((selector(feed, query)?, read)))
+    Ok(Some((selector(feed, rights, query)?, read)))
 }
 
-fn selector(feed: &FeedContext, query: &Query) -> Result<Selector, ApiError> {
+fn selector(feed: &FeedContext, rights: &Rights, query: &Query) -> Result<Selector, ApiError> {
     let entity_type = match query.get("entityType")? {
         None => None,
-        Some(name) => Some(entity_type(feed, name)?.into()),
+        Some(name) => Some(entity_type(feed, rights, name)?.into()),
     };
     let scope = query.get("organizationId")?.map(Scope::new).transpose()?;
-    Ok(Selector { kind: MessageKind::Activity, entity_type, scope })
+    Ok(Selector { kind: MessageKind::Activity, entity_type, scope, old_values: true })
 }
 
 /// What the parameters ask the history for.
-fn history_query(feed: &FeedContext, query: &Query) -> Result<ActivityQuery, ApiError> {
+fn history_query(feed: &FeedContext, rights: &Rights, query: &Query) -> Result<ActivityQuery, ApiError> {
     query.only(&[
         "transactionId",
         "clientId",
@@ -71,7 +85,7 @@ fn history_query(feed: &FeedContext, query: &Query) -> Result<ActivityQuery, Api
         client_id: query.get("clientId")?.map(ClientId::new).transpose()?,
         entity_type: query
             .get("entityType")?
-            .map(|name| entity_type(feed, name).map(str::to_owned))
+            .map(|name| entity_type(feed, rights, name).map(str::to_owned))
             .transpose()?,
         entity_id: query.get("entityId")?.map(EntityKey::new).transpose()?,
         organization_id: query.get("organizationId")?.map(Scope::new).transpose()?,
@@ -85,7 +99,7 @@ fn history_query(feed: &FeedContext, query: &Query) -> Result<ActivityQuery, Api
     Ok(wanted)
 }
 
-async fn history(feed: &FeedContext, wanted: &ActivityQuery) -> Result<Reply, ApiError> {
+async fn history(feed: &FeedContext, wanted: &Permitted<ActivityQuery>) -> Result<Reply, ApiError> {
     let found = feed.log.activities(wanted).await?;
     let mut body = vec![b'['];
     for (i, activity) in found.iter().enumerate() {
@@ -93,7 +107,7 @@ async fn history(feed: &FeedContext, wanted: &ActivityQuery) -> Result<Reply, Ap
             body.push(b',');
         }
         activity.as_ref().encode(
-            Wording { kind: MessageKind::Activity, scoped: false },
+            Wording { kind: MessageKind::Activity, scoped: false, old_values: true },
             feed.reader.epoch(),
             &mut body,
         );
@@ -102,9 +116,9 @@ async fn history(feed: &FeedContext, wanted: &ActivityQuery) -> Result<Reply, Ap
     Ok(Build::new(StatusCode::OK).no_store().json(body))
 }
 
-fn entity_type<'a>(feed: &'a FeedContext, name: &str) -> Result<&'a str, ApiError> {
+fn entity_type<'a>(feed: &'a FeedContext, rights: &Rights, name: &str) -> Result<&'a str, ApiError> {
     feed.catalog.by_name(name).map(|entity| &*entity.name).ok_or_else(|| {
-        let known: Vec<&str> = feed.catalog.iter().map(|entity| &*entity.name).collect();
+        let known: Vec<&str> = feed.readable(rights).map(|entity| &*entity.name).collect();
         let message = format!("there is no such `entityType`; the types are {}", known.join(", "));
         ApiError::new(ErrorCode::InvalidParameter, &message)
     })

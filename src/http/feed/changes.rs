@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use bourn_protocol::query::{Query, StreamRead};
-use bourn_protocol::{ReadFrom, Selector, headers};
+use bourn_protocol::{ErrorCode, ReadFrom, Selector, headers};
 use http::header::CONTENT_TYPE;
 use http::{Request, StatusCode};
 
 use super::{FeedContext, entities};
+use crate::access::{Guarded, Permitted, Rights};
 use crate::feed::entity::EntityType;
-use crate::http::respond::{Build, JSON};
+use crate::http::layers::caching::ForEverybody;
+use crate::http::respond::{self, Build, JSON};
 use crate::http::{ApiError, Reply, ReplyBody, intake, renderers};
 use crate::reading::Session;
 use crate::storage_error::StorageError;
@@ -17,13 +19,15 @@ use crate::storage_error::StorageError;
 /// `GET /v1/entities/{table}`: the list, or with an offset the stream.
 pub(in crate::http) async fn entity<B>(
     feed: &FeedContext,
+    rights: &Rights,
     entity: &Arc<EntityType>,
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
     let query = intake::query(request)?;
-    let Some((stream, read)) = stream_of(entity, &query)? else {
-        return entities::list(feed, entity, &query, request).await;
+    let Some((stream, read)) = stream_of(feed, entity, &query)? else {
+        return entities::list(feed, rights, entity, &query, request).await;
     };
+    let stream = rights.read(stream)?;
     let to_the_tail = read.live.is_some() || read.from == ReadFrom::Now;
     if to_the_tail {
         is_complete(entity)?;
@@ -44,31 +48,46 @@ fn is_complete(entity: &EntityType) -> Result<(), ApiError> {
 /// `HEAD /v1/entities/{table}`: where the stream's tail is.
 pub(in crate::http) async fn entity_head<B>(
     feed: &FeedContext,
+    rights: &Rights,
     entity: &Arc<EntityType>,
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
     let query = intake::query(request)?;
-    match stream_of(entity, &query)? {
-        Some((stream, read)) => metadata(feed, &stream, Some(read), request).await,
+    match stream_of(feed, entity, &query)? {
+        Some((stream, read)) => metadata(feed, &rights.read(stream)?, Some(read), request).await,
         None => {
             let wanted = entities::list_query(entity, &query)?;
+            let stream = rights.read(entity.stream(wanted.scope))?;
             entities::schema_of(entity)?;
-            metadata(feed, &entity.stream(wanted.scope), None, request).await
+            metadata(feed, &stream, None, request).await
         }
     }
 }
 
 /// The stream that the parameters ask for, and how it is to be read; none where they ask for the list.
-fn stream_of(entity: &EntityType, query: &Query) -> Result<Option<(Selector, StreamRead)>, ApiError> {
+fn stream_of(
+    feed: &FeedContext,
+    entity: &EntityType,
+    query: &Query,
+) -> Result<Option<(Selector, StreamRead)>, ApiError> {
     let Some(read) = StreamRead::parse(query)? else { return Ok(None) };
-    query.only(&["offset", "live", "cursor", "organizationId"])?;
-    Ok(Some((entity.stream(entities::scope(entity, query)?), read)))
+    query.only(&["offset", "live", "cursor", "organizationId", "oldValues"])?;
+    // They take a right of their own where there are rights, so there they are asked for.
+    let old_values = match query.get("oldValues")? {
+        None => !feed.access.is_controlled(),
+        Some("true") => true,
+        Some("false") => false,
+        Some(_) => {
+            return Err(ApiError::new(ErrorCode::InvalidParameter, "`oldValues` must be true or false"));
+        }
+    };
+    Ok(Some((Selector { old_values, ..entity.stream(entities::scope(entity, query)?) }, read)))
 }
 
 /// A stream's metadata (section 5.5); refused where the read that it stands for would be.
 pub(in crate::http) async fn metadata<B>(
     feed: &FeedContext,
-    stream: &Selector,
+    stream: &Permitted<Selector>,
     read: Option<StreamRead>,
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
@@ -78,7 +97,7 @@ pub(in crate::http) async fn metadata<B>(
             feed.reader.open(stream.clone(), read.from, false).await?.read().await?;
         }
     }
-    let tail = feed.log.stream_tail(stream).await?;
+    let tail = feed.reader.tail(stream).await?;
     let build = Build::new(StatusCode::OK).no_store().next_offset(tail.offset());
     Ok(build.header(CONTENT_TYPE, JSON).body(ReplyBody::empty()))
 }
@@ -86,7 +105,7 @@ pub(in crate::http) async fn metadata<B>(
 /// Reads a stream in the way the parameters ask for.
 pub(in crate::http) async fn serve<B>(
     feed: &FeedContext,
-    stream: Selector,
+    stream: Permitted<Selector>,
     read: StreamRead,
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
@@ -94,13 +113,19 @@ pub(in crate::http) async fn serve<B>(
     if read.live.is_none() && read.from == ReadFrom::Now {
         return tail_only(feed, &stream).await;
     }
+    let (selector, time_left) = ((*stream).clone(), stream.time_left());
     let session = feed.reader.open(stream, read.from, read.live.is_some()).await?;
-    renderers::session(&feed.render, session, read, request).await
+    let mut reply = renderers::session(&feed.render, session, read, time_left, request).await?;
+    if feed.access.without_token().is_ok_and(|rights| selector.check(rights).is_ok()) {
+        reply.extensions_mut().insert(ForEverybody);
+    }
+    reply.extensions_mut().insert(respond::StreamRead(selector));
+    Ok(reply)
 }
 
 /// `offset=now` without following: nothing, and where the tail is.
-async fn tail_only(feed: &FeedContext, stream: &Selector) -> Result<Reply, ApiError> {
-    let tail = feed.log.stream_tail(stream).await?;
+async fn tail_only(feed: &FeedContext, stream: &Permitted<Selector>) -> Result<Reply, ApiError> {
+    let tail = feed.reader.tail(stream).await?;
     let build = Build::new(StatusCode::OK).no_store().next_offset(tail.offset()).up_to_date();
     Ok(build.json(&b"[]"[..]))
 }

@@ -10,7 +10,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::value::RawValue;
 
 use super::FeedContext;
-use crate::feed::entity::{ColumnKind, EntityType, Json, Kind, TableSchema};
+use crate::access::{Right, Rights, WritePermit};
+use crate::feed::entity::{ColumnKind, Columns, EntityType, Json, Kind, TableSchema};
 use crate::feed::{ListQuery, Mutation, Operation, WriteError, Written};
 use crate::http::respond::{Build, TRUE};
 use crate::http::{ApiError, Reply, RequestBody, intake};
@@ -19,9 +20,13 @@ const TRANSACTION_ID: HeaderName = HeaderName::from_static(headers::TRANSACTION_
 const IDEMPOTENT_HIT: HeaderName = HeaderName::from_static(headers::IDEMPOTENT_HIT);
 
 /// The entity type whose table this is.
-pub(in crate::http) fn find(feed: &FeedContext, table: &str) -> Result<Arc<EntityType>, ApiError> {
+pub(in crate::http) fn find(
+    feed: &FeedContext,
+    rights: &Rights,
+    table: &str,
+) -> Result<Arc<EntityType>, ApiError> {
     feed.catalog.by_table(table).cloned().ok_or_else(|| {
-        let known: Vec<&str> = feed.catalog.iter().map(|entity| entity.table.as_str()).collect();
+        let known: Vec<&str> = feed.readable(rights).map(|entity| entity.table.as_str()).collect();
         let message =
             format!("no streamed table has this name; the streamed tables are {}", known.join(", "));
         ApiError::new(ErrorCode::UnknownTable, &message)
@@ -50,9 +55,10 @@ pub(in crate::http) fn scope(entity: &EntityType, query: &Query) -> Result<Optio
 }
 
 /// What the parameters ask a list for.
-pub(in crate::http) fn list_query(entity: &EntityType, query: &Query) -> Result<ListQuery, ApiError> {
+pub(in crate::http) fn list_query(entity: &Arc<EntityType>, query: &Query) -> Result<ListQuery, ApiError> {
     query.only(&["organizationId", "limit", "after", "offset", "live", "cursor"])?;
     Ok(ListQuery {
+        entity: entity.clone(),
         scope: scope(entity, query)?,
         after: query.get("after")?.map(EntityKey::new).transpose()?,
         limit: query.number("limit", limits::LIST_DEFAULT, 1, limits::LIST_MAX)?,
@@ -62,17 +68,21 @@ pub(in crate::http) fn list_query(entity: &EntityType, query: &Query) -> Result<
 /// `GET /v1/entities/{table}` without an offset: a page of living rows.
 pub(in crate::http) async fn list<B>(
     feed: &FeedContext,
+    rights: &Rights,
     entity: &Arc<EntityType>,
     query: &Query,
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
-    let wanted = list_query(entity, query)?;
-    let page = feed.tables.list(entity, &wanted).await?;
+    let wanted = rights.read(list_query(entity, query)?)?;
+    let page = feed.tables.list(&wanted).await?;
     let mut build = Build::new(StatusCode::OK).no_store().next_offset(page.tail.offset());
     if let Some(after) = page.next_after {
         let escaped = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let in_the_path = request.extensions().get::<intake::PathScope>().is_some();
         let scope = wanted
             .scope
+            .as_ref()
+            .filter(|_| !in_the_path)
             .map(|scope| format!("organizationId={}&", escaped(scope.as_str())))
             .unwrap_or_default();
         let (base, path) = (&feed.base_path, request.uri().path());
@@ -86,12 +96,17 @@ pub(in crate::http) async fn list<B>(
 /// `GET /v1/entities/{table}/{id}`: one living row.
 pub(in crate::http) async fn read<B>(
     feed: &FeedContext,
+    rights: &Rights,
     entity: &Arc<EntityType>,
     key: &EntityKey,
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
     intake::query(request)?.only(&[])?;
-    match feed.tables.row(entity, key).await? {
+    if !rights.has_some(Right::Read, &entity.name) {
+        rights.check(Right::Read, &entity.name, None)?;
+    }
+    // A row of another scope is not told from one that is not there.
+    match feed.tables.row(entity, key).await?.and_then(|row| row.open(rights)) {
         Some(row) => Ok(Build::new(StatusCode::OK).no_store().json(row)),
         None => Err(WriteError::NotFound(key.to_string()).into()),
     }
@@ -100,9 +115,11 @@ pub(in crate::http) async fn read<B>(
 /// `POST /v1/entities/{table}`: makes a row.
 pub(in crate::http) async fn create(
     feed: &FeedContext,
+    rights: &Arc<Rights>,
     entity: Arc<EntityType>,
     request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
+    let permit = rights.write(&entity.name)?;
     let (headers, expected) = write_headers(&request)?;
     if expected.is_some() {
         let message =
@@ -120,8 +137,9 @@ pub(in crate::http) async fn create(
     }
     schema.check(&columns, true)?;
     columns.remove(&entity.key);
+    may_set(rights, &entity, &columns)?;
     let operation = Operation::Create { entity: entity.clone(), key: given, columns };
-    let (written, reply) = write(feed, &headers, operation, StatusCode::CREATED).await?;
+    let (written, reply) = write(feed, rights, permit, &headers, operation, StatusCode::CREATED).await?;
     let id = written.key.as_deref().unwrap_or_default();
     let location = format!("{}/v1/entities/{}/{}", feed.base_path, segment(&entity.table), segment(id));
     Ok(reply.text(LOCATION, &location).json(written.row.unwrap_or_default()))
@@ -130,10 +148,12 @@ pub(in crate::http) async fn create(
 /// `PATCH /v1/entities/{table}/{id}`: changes columns of a row.
 pub(in crate::http) async fn update(
     feed: &FeedContext,
+    rights: &Arc<Rights>,
     entity: Arc<EntityType>,
     key: EntityKey,
     request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
+    let permit = rights.write(&entity.name)?;
     let (headers, expected) = write_headers(&request)?;
     let (mut columns, _room) = intake::json_object(&feed.render.limits, &feed.bodies, request).await?;
     if let Some(id) = columns.remove(&entity.key)
@@ -144,21 +164,24 @@ pub(in crate::http) async fn update(
     }
     let schema = schema_of(&entity)?;
     schema.check(&columns, false)?;
+    may_set(rights, &entity, &columns)?;
     let operation = Operation::Update { entity, key, columns, expected };
-    let (written, reply) = write(feed, &headers, operation, StatusCode::OK).await?;
+    let (written, reply) = write(feed, rights, permit, &headers, operation, StatusCode::OK).await?;
     Ok(reply.json(written.row.unwrap_or_default()))
 }
 
 /// `DELETE /v1/entities/{table}/{id}`: deletes a row, softly where the table can.
 pub(in crate::http) async fn delete(
     feed: &FeedContext,
+    rights: &Arc<Rights>,
     entity: Arc<EntityType>,
     key: EntityKey,
     request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
+    let permit = rights.write(&entity.name)?;
     let (headers, expected) = write_headers(&request)?;
     let operation = Operation::Delete { entity, key, expected };
-    let (written, reply) = write(feed, &headers, operation, StatusCode::OK).await?;
+    let (written, reply) = write(feed, rights, permit, &headers, operation, StatusCode::OK).await?;
     Ok(reply.json(written.row.unwrap_or_default()))
 }
 
@@ -169,17 +192,26 @@ fn write_headers(request: &Request<RequestBody>) -> Result<(HeaderMap, Option<Tr
     Ok((request.headers().clone(), expected))
 }
 
+/// Whether the caller may set all of these columns.
+fn may_set(rights: &Rights, entity: &EntityType, columns: &Columns) -> Result<(), ApiError> {
+    columns.iter().try_for_each(|(name, _)| rights.check_column(&entity.name, name))?;
+    Ok(())
+}
+
 /// Does a mutation under the identity that the headers give; the answer begun echoes the id and says whether
 /// it had been done before.
 pub(in crate::http) async fn write(
     feed: &FeedContext,
+    rights: &Rights,
+    permit: WritePermit,
     headers: &HeaderMap,
     operation: Operation,
     status: StatusCode,
 ) -> Result<(Written, Build), ApiError> {
     let (transaction_id, client_id) = intake::identity(headers)?;
+    rights.check_client(client_id.as_ref())?;
     let name = operation.name();
-    let mutation = Mutation { transaction_id: transaction_id.clone(), client_id, operation };
+    let mutation = Mutation { transaction_id: transaction_id.clone(), client_id, operation, permit };
     let result = feed.writer.write(mutation).await.map_err(ApiError::from);
     feed.render.metrics.wrote(
         name,

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use super::intake::BodyMemory;
 use super::renderers::RenderContext;
-use crate::feed::entity::Catalog;
+use crate::access::{Access, Right, Rights};
+use crate::feed::entity::{Catalog, EntityType};
 use crate::feed::session::LogReader;
 use crate::feed::tail::Tail;
 use crate::feed::{Log, Tables, Writer};
@@ -18,6 +19,8 @@ use crate::feed::{Log, Tables, Writer};
 pub struct FeedContext {
     /// The streamed tables.
     pub catalog: Arc<Catalog>,
+    /// Who may do what.
+    pub access: Arc<Access>,
     /// The log of changes.
     pub log: Arc<dyn Log>,
     /// The rows.
@@ -34,4 +37,11 @@ pub struct FeedContext {
     pub base_path: String,
     /// How what is read is delivered.
     pub render: RenderContext,
+}
+
+impl FeedContext {
+    /// The entity types that a caller may be told of.
+    fn readable(&self, rights: &Rights) -> impl Iterator<Item = &Arc<EntityType>> {
+        self.catalog.iter().filter(|entity| rights.has_some(Right::Read, &entity.name))
+    }
 }

@@ -1,5 +1,6 @@
 //! `/v1/transactions`: what became of a transaction, and undoing it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bourn_protocol::{ErrorCode, TransactionId, limits};
@@ -8,7 +9,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{FeedContext, entities};
-use crate::feed::{Operation, TransactionState, Undone};
+use crate::access::Rights;
+use crate::feed::{Operation, TransactionState, Undone, WriteError};
 use crate::http::respond::Build;
 use crate::http::{ApiError, Reply, RequestBody, intake};
 
@@ -22,6 +24,7 @@ fn id(text: &str) -> Result<TransactionId, ApiError> {
 /// `GET /v1/transactions/{id}`: its state; with `wait` not before it is confirmed or the wait is over.
 pub(in crate::http) async fn state<B>(
     feed: &FeedContext,
+    rights: &Rights,
     text: &str,
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
@@ -34,7 +37,7 @@ pub(in crate::http) async fn state<B>(
     let state = loop {
         // In this order: what reaches the log after it was asked wakes the wait.
         let awaited = (wait > 0).then(|| feed.tail.awaited(&id));
-        let state = feed.log.transaction(&id).await?;
+        let state = feed.log.transaction(&id, !rights.is_everything()).await?.state_for(rights);
         let Some(awaited) = awaited else { break state };
         let now = Instant::now();
         if matches!(state, TransactionState::Confirmed(_)) || now >= deadline {
@@ -47,6 +50,10 @@ pub(in crate::http) async fn state<B>(
             () = feed.render.stopping.wait() => break state,
         }
     };
+    if state == TransactionState::Unknown && feed.access.is_controlled() {
+        // Another caller's transaction is not told from one that is not there.
+        return Err(WriteError::UnknownTransaction(id.to_string()).into());
+    }
     let (name, offset) = match state {
         TransactionState::Unknown => ("unknown", None),
         TransactionState::Accepted => ("accepted", None),
@@ -79,9 +86,11 @@ fn to_json(body: &impl Serialize) -> Vec<u8> {
 /// `POST /v1/transactions/{id}/rollback`: undoes it, as a transaction of its own.
 pub(in crate::http) async fn rollback(
     feed: &FeedContext,
+    rights: &Arc<Rights>,
     text: &str,
     request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
+    let permit = rights.undo()?;
     let query = intake::query(&request)?;
     query.only(&["cascade"])?;
     let cascade = match query.get("cascade")? {
@@ -97,7 +106,7 @@ pub(in crate::http) async fn rollback(
         // The same id for the mutation and the body, also where it was made here.
         headers.insert(bourn_protocol::headers::TRANSACTION_ID, value);
     }
-    let (written, build) = entities::write(feed, &headers, operation, StatusCode::OK).await?;
+    let (written, build) = entities::write(feed, rights, permit, &headers, operation, StatusCode::OK).await?;
     Ok(build
         .json(to_json(&RollbackBody { transaction_id: transaction_id.as_str(), undone: &written.undone })))
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use bourn_protocol::Selector;
 use bourn_protocol::cache::matches_tag;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS};
@@ -12,8 +13,9 @@ use metrics::Counter;
 use moka::sync::Cache;
 use tokio::sync::watch;
 
+use crate::access::{Guarded, Rights};
 use crate::head::Version;
-use crate::http::respond::{CORP, Final};
+use crate::http::respond::{CORP, Final, StreamRead};
 use crate::http::{Reply, ReplyBody};
 use crate::telemetry::ModeFigures;
 
@@ -23,6 +25,8 @@ const OVERHEAD: usize = 768;
 const HEADER_OVERHEAD: usize = 112;
 
 struct FinalAnswer {
+    /// What was read: those who may not read it are not given it.
+    stream: Selector,
     headers: HeaderMap,
     /// Those that go with 304.
     unmodified: HeaderMap,
@@ -74,13 +78,14 @@ impl HotAnswers {
     pub(in crate::http) fn get<B>(
         &self,
         request: &Request<B>,
+        rights: &Rights,
         delivered: &ModeFigures,
     ) -> Option<(Reply, &'static str)> {
         if request.method() != Method::GET {
             return None;
         }
         let answer = self.answers.get(request.uri().path_and_query()?.as_str())?;
-        if answer.version != *self.version.borrow() {
+        if answer.version != *self.version.borrow() || answer.stream.check(rights).is_err() {
             return None;
         }
         self.hits.increment(1);
@@ -103,6 +108,7 @@ impl HotAnswers {
     /// Keeps an answer if it is final: all its headers, as they are sent.
     pub(in crate::http) fn keep(&self, url: &PathAndQuery, endpoint: &'static str, reply: &mut Reply) {
         let Some(Final(chunk)) = reply.extensions_mut().remove() else { return };
+        let Some(StreamRead(stream)) = reply.extensions_mut().remove() else { return };
         let headers = reply.headers().clone();
         let (Some(tag), Some(version)) = (headers.get(ETAG).cloned(), chunk.version) else { return };
         // What describes the body goes with the body.
@@ -110,7 +116,7 @@ impl HotAnswers {
         let kept = headers.iter().filter(|(name, _)| !of_body.contains(name));
         let unmodified = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
         let (body, messages) = (chunk.body.clone(), chunk.messages);
-        let answer = FinalAnswer { headers, unmodified, tag, version, body, messages, endpoint };
+        let answer = FinalAnswer { stream, headers, unmodified, tag, version, body, messages, endpoint };
         self.answers.insert(url.as_str().to_owned(), Arc::new(answer));
     }
 }

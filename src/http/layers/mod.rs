@@ -1,6 +1,8 @@
-//! What stands before every endpoint: which requests are answered at all, answers that are at hand, event streams that a
+//! What stands before every endpoint: which requests are answered at all, who asks, answers that are at hand, event streams that a
 //! browser resumes, and what every answer carries.
 
+pub(super) mod access;
+pub(super) mod caching;
 pub(super) mod cors;
 pub(super) mod gate;
 pub(super) mod hot;

@@ -54,11 +54,12 @@ pub(super) fn resumed<T: FromStr<Err = InvalidOffset>, B>(
     }
 }
 
-/// Renders a session in the way the parameters ask for.
+/// Renders a session in the way the parameters ask for; live no longer than the reader may read it.
 pub(super) async fn session<S: Session, T, B>(
     context: &RenderContext,
     session: S,
     read: StreamRead<T>,
+    time_left: Option<Duration>,
     request: &Request<B>,
 ) -> Result<Reply, ApiError>
 where
@@ -67,9 +68,11 @@ where
     match read.live {
         None => catch_up(context, session, matches!(read.from, ReadFrom::Start), request).await,
         Some(Live::LongPoll) => {
-            long_poll(context, session, matches!(read.from, ReadFrom::Now), read.cursor).await
+            let wait = context.limits.long_poll_timeout.get();
+            let wait = time_left.map_or(wait, |left| left.min(wait));
+            long_poll(context, session, matches!(read.from, ReadFrom::Now), read.cursor, wait).await
         }
-        Some(Live::Sse) => Ok(sse::reply(context, session, read.cursor)),
+        Some(Live::Sse) => Ok(sse::reply(context, session, read.cursor, time_left)),
     }
 }
 
@@ -139,12 +142,13 @@ async fn long_poll<S: Session>(
     mut session: S,
     from_now: bool,
     cursor: Option<Cursor>,
+    wait: Duration,
 ) -> Result<Reply, ApiError>
 where
     ApiError: From<S::Error>,
 {
     let _reading = context.metrics.reader(ReadMode::LongPoll);
-    let deadline = Instant::now() + context.limits.long_poll_timeout.get();
+    let deadline = Instant::now() + wait;
     let batch = next_batch(context, &mut session, deadline).await?;
     let closed = batch.closed();
     let build = |status, freshness: &str| {

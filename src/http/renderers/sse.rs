@@ -31,7 +31,12 @@ use crate::telemetry::ReadMode;
 const FRAME_OVERHEAD: usize = 192;
 
 /// The answer that follows a session.
-pub(super) fn reply(context: &RenderContext, session: impl Session, cursor: Option<Cursor>) -> Reply {
+pub(super) fn reply(
+    context: &RenderContext,
+    session: impl Session,
+    cursor: Option<Cursor>,
+    time_left: Option<Duration>,
+) -> Reply {
     let mut build = Build::new(StatusCode::OK);
     if session.form() == Form::Binary {
         let name = HeaderName::from_static(headers::STREAM_SSE_DATA_ENCODING);
@@ -41,11 +46,17 @@ pub(super) fn reply(context: &RenderContext, session: impl Session, cursor: Opti
         .header(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"))
         .header(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"))
         .header(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"))
-        .body(ReplyBody::Events(events(context.clone(), session, cursor)))
+        .body(ReplyBody::Events(events(context.clone(), session, cursor, time_left)))
 }
 
-fn events(context: RenderContext, mut session: impl Session, cursor: Option<Cursor>) -> Frames {
-    let end = Instant::now() + lifetime(&context.limits);
+fn events(
+    context: RenderContext,
+    mut session: impl Session,
+    cursor: Option<Cursor>,
+    time_left: Option<Duration>,
+) -> Frames {
+    let lifetime = lifetime(&context.limits);
+    let end = Instant::now() + time_left.map_or(lifetime, |left| left.min(lifetime));
     let heartbeat = context.limits.sse_heartbeat.get();
     Box::pin(async_stream::stream! {
         let _reading = context.metrics.reader(ReadMode::Sse);

@@ -14,7 +14,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::StreamsContext;
+use crate::access::{Denied, Rights, StreamRight};
 use crate::config::Limits;
+use crate::http::layers::access;
 use crate::http::respond::Build;
 use crate::http::{ApiError, Reply, ReplyBody, RequestBody, intake};
 use crate::streams::subscriptions::{
@@ -53,6 +55,7 @@ struct Claim {
 /// Answers a request for what follows `/v1/stream/__ds/`.
 pub(super) async fn dispatch(
     context: &StreamsContext,
+    rights: &Rights,
     raw: &str,
     request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
@@ -71,9 +74,16 @@ pub(super) async fn dispatch(
     let id = &short("the subscription's id", decoded(id)?)?;
     let subscriptions = &context.subscriptions;
     let method = request.method().clone();
+    // What has a token of its own is asked for that; the rest is for those who may read all that is followed.
+    let has_token = matches!(rest, ["callback" | "ack" | "release"]);
+    if !has_token && !rights.is_everything() && (!rest.is_empty() || method != Method::PUT) {
+        let there = subscriptions.configuration(id).await?;
+        may_follow(rights, &there).map_err(|_| Refusal::NotFound)?;
+    }
     match (rest, method.as_str()) {
         ([], "PUT") => {
             let wanted = configuration(body(context, request).await?, &context.render.limits)?;
+            may_follow(rights, &wanted)?;
             let (shown, new) = subscriptions.create(id, wanted).await?;
             let status = if new { StatusCode::CREATED } else { StatusCode::OK };
             Ok(answer(status, &shown))
@@ -89,7 +99,12 @@ pub(super) async fn dispatch(
             if streams.is_empty() {
                 return Err(invalid("`streams` must name at least one stream"));
             }
-            subscriptions.link(id, paths(&streams, context.render.limits.subscription_streams)?).await?;
+            let paths = paths(&streams, context.render.limits.subscription_streams)?;
+            paths
+                .iter()
+                .try_for_each(|path| rights.check_stream(StreamRight::Read, path))
+                .map_err(|error| denied(&error))?;
+            subscriptions.link(id, paths).await?;
             Ok(nothing())
         }
         (["streams", path], "DELETE") => {
@@ -117,6 +132,21 @@ pub(super) async fn dispatch(
         (["streams" | "claim" | "callback" | "ack" | "release"], _) => Err(ApiError::method("POST")),
         _ => Err(unknown()),
     }
+}
+
+/// Whether the caller may read all streams that a subscription follows, and append where its wakes go.
+fn may_follow(rights: &Rights, configuration: &Configuration) -> Result<(), ApiError> {
+    let Configuration { pattern, streams, wake_stream, .. } = configuration;
+    let pattern = pattern.as_deref().map_or(Ok(()), |pattern| rights.check_streams(pattern));
+    let mut streams = streams.iter();
+    pattern
+        .and_then(|()| streams.try_for_each(|path| rights.check_stream(StreamRight::Read, path)))
+        .and_then(|()| wake_stream.iter().try_for_each(|path| rights.check_stream(StreamRight::Append, path)))
+        .map_err(|error| denied(&error))
+}
+
+fn denied(denied: &Denied) -> ApiError {
+    ApiError::control(ErrorCode::RightMissing, &denied.to_string(), None)
 }
 
 fn jwks(context: &StreamsContext) -> Reply {
@@ -173,13 +203,8 @@ fn paths(texts: &[String], most: usize) -> Result<Vec<StreamPath>, ApiError> {
 }
 
 fn bearer(headers: &HeaderMap) -> Result<String, ApiError> {
-    let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    match token.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() => {
-            Ok(token.trim().to_owned())
-        }
-        _ => Err(Refusal::TokenInvalid.into()),
-    }
+    let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(access::bearer);
+    token.map(str::to_owned).ok_or_else(|| Refusal::TokenInvalid.into())
 }
 
 fn configuration(wanted: Wanted, limits: &Limits) -> Result<Configuration, ApiError> {

@@ -17,6 +17,7 @@ use super::intake::{self, BodyMemory};
 use super::renderers::{self, RenderContext};
 use super::respond::Build;
 use super::{ApiError, Reply, ReplyBody, RequestBody};
+use crate::access::{Permitted, Rights};
 use crate::reading::Session;
 use crate::streams::session::{StreamReader, StreamSession};
 use crate::streams::subscriptions::Subscriptions;
@@ -40,24 +41,31 @@ pub struct StreamsContext {
     pub render: RenderContext,
 }
 
+/// Whether what follows `/v1/stream/__ds/` is for everybody, or is asked for a token that a subscription gave.
+pub(super) fn has_tokens_of_its_own(rest: &str) -> bool {
+    let parts: Vec<&str> = rest.split('/').collect();
+    matches!(*parts, ["jwks.json"] | ["subscriptions", _, "callback" | "ack" | "release"])
+}
+
 /// Answers a request for what follows `/v1/stream/`.
 pub(super) async fn dispatch(
     context: &StreamsContext,
+    rights: &Rights,
     raw: &str,
     request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
     if let Some(rest) = raw.strip_prefix(RESERVED)
         && (rest.is_empty() || rest.starts_with('/'))
     {
-        return control::dispatch(context, rest.trim_start_matches('/'), request).await;
+        return control::dispatch(context, rights, rest.trim_start_matches('/'), request).await;
     }
     let path = StreamPath::decode(raw).map_err(|refused| ApiError::new(ErrorCode::InvalidPath, refused.0))?;
     match *request.method() {
-        Method::GET => read(context, &path, &request).await,
-        Method::HEAD => metadata(context, &path, &request).await,
-        Method::PUT => write::create(context, path, request).await,
-        Method::POST => write::append(context, path, request).await,
-        Method::DELETE => write::delete(context, &path).await,
+        Method::GET => read(context, &rights.read(path)?, &request).await,
+        Method::HEAD => metadata(context, &rights.read(path)?, &request).await,
+        Method::PUT => write::create(context, rights, path, request).await,
+        Method::POST => write::append(context, rights, path, request).await,
+        Method::DELETE => write::delete(context, rights, &path).await,
         _ => Err(ApiError::method("GET, HEAD, PUT, POST, DELETE")),
     }
 }
@@ -65,7 +73,7 @@ pub(super) async fn dispatch(
 /// `HEAD`: what the stream is, and where its tail is; refused where the read that it stands for would be.
 async fn metadata<B>(
     context: &StreamsContext,
-    path: &StreamPath,
+    path: &Permitted<StreamPath>,
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
     let read = how(request)?;
@@ -100,7 +108,7 @@ fn how<B>(request: &Request<B>) -> Result<StreamRead<StreamOffset>, ApiError> {
 
 async fn read<B>(
     context: &StreamsContext,
-    path: &StreamPath,
+    path: &Permitted<StreamPath>,
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
     let read = how(request)?;
@@ -108,7 +116,7 @@ async fn read<B>(
     match (read.live, read.from) {
         (None, ReadFrom::Now) => tail_only(context, path, &session).await,
         (None | Some(Live::LongPoll | Live::Sse), _) => {
-            renderers::session(&context.render, session, read, request).await
+            renderers::session(&context.render, session, read, path.time_left(), request).await
         }
     }
 }
@@ -116,7 +124,7 @@ async fn read<B>(
 /// `offset=now` without following: nothing, and where the tail is.
 async fn tail_only(
     context: &StreamsContext,
-    path: &StreamPath,
+    path: &Permitted<StreamPath>,
     session: &StreamSession,
 ) -> Result<Reply, ApiError> {
     let stream = context.streams.find_stream(path).await?;

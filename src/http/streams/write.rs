@@ -11,6 +11,7 @@ use http::{HeaderMap, Request, StatusCode};
 use hyper::body::Body;
 
 use super::{StreamsContext, describe};
+use crate::access::{Rights, StreamRight};
 use crate::http::intake::{self, Room};
 use crate::http::respond::Build;
 use crate::http::{ApiError, Reply, ReplyBody, RequestBody};
@@ -22,9 +23,11 @@ const SMALL_BODY: u64 = 64 << 10;
 /// `PUT`: creates a stream, or makes sure that it is there.
 pub(super) async fn create(
     context: &StreamsContext,
+    rights: &Rights,
     path: StreamPath,
     request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
+    rights.check_stream(StreamRight::Create, &path)?;
     let given = request.headers();
     let content_type = content_type(given)?;
     let lifetime = Lifetime::parse(
@@ -32,6 +35,9 @@ pub(super) async fn create(
         intake::header(given, headers::STREAM_EXPIRES_AT)?,
     )?;
     let (closed, fork) = (closes(given)?, fork(given)?);
+    if let Some(fork) = &fork {
+        rights.check_stream(StreamRight::Read, &fork.source)?;
+    }
     let (body, _room) = receive(context, request).await?;
     let create = CreateStream { path, content_type, lifetime, closed, fork, body };
     let created = context.streams.create_stream(create).await?;
@@ -47,9 +53,11 @@ pub(super) async fn create(
 /// `POST`: appends, closes, or both.
 pub(super) async fn append(
     context: &StreamsContext,
+    rights: &Rights,
     path: StreamPath,
     request: Request<RequestBody>,
 ) -> Result<Reply, ApiError> {
+    rights.check_stream(StreamRight::Append, &path)?;
     let given = request.headers();
     let (producer, close) = (producer(given)?, closes(given)?);
     let seq = short(given, headers::STREAM_SEQ)?.map(str::to_owned);
@@ -97,7 +105,12 @@ pub(super) async fn append(
 }
 
 /// `DELETE`.
-pub(super) async fn delete(context: &StreamsContext, path: &StreamPath) -> Result<Reply, ApiError> {
+pub(super) async fn delete(
+    context: &StreamsContext,
+    rights: &Rights,
+    path: &StreamPath,
+) -> Result<Reply, ApiError> {
+    rights.check_stream(StreamRight::Delete, path)?;
     context.streams.delete_stream(path).await?;
     Ok(Build::new(StatusCode::NO_CONTENT).no_store().body(ReplyBody::empty()))
 }

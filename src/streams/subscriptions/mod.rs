@@ -172,6 +172,15 @@ impl Subscriptions {
         Ok(self.describe(id, &subscription))
     }
 
+    /// What a subscription follows, and how it is woken.
+    ///
+    /// # Errors
+    /// When there is none, or the database fails.
+    pub async fn configuration(&self, id: &str) -> Result<Configuration, Refusal> {
+        let (subscription, _) = self.load(id).await?.ok_or(Refusal::NotFound)?;
+        Ok(subscription.configuration)
+    }
+
     /// Removes a subscription, if there is one.
     ///
     /// # Errors

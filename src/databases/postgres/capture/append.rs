@@ -50,17 +50,18 @@ struct ActivityColumns<'a> {
     commit_id: Vec<i64>,
     last: Vec<i16>,
     created_at: Vec<i64>,
+    subject: Vec<Option<&'a str>>,
 }
 
 const INSERT: &str = "INSERT INTO bourn.activities (seq, action, entity_type, entity_id, feed_id, organization_id, \
-     transaction_id, client_id, changed_keys, value, previous_values, commit_id, last, created_at) \
+     transaction_id, client_id, changed_keys, value, previous_values, commit_id, last, created_at, subject) \
      SELECT u.seq, u.action, u.entity_type, u.entity_id, u.feed_id, u.organization_id, u.transaction_id, u.client_id, \
      u.changed_keys, u.value, u.previous_values, u.commit_id, u.last, \
-     'epoch'::timestamptz + u.created_at * interval '1 microsecond' FROM ";
+     'epoch'::timestamptz + u.created_at * interval '1 microsecond', u.subject FROM ";
 const UNNEST: &str = "unnest($1::int8[], $2::text[], $3::text[], $4::text[], $5::int4[], $6::text[], $7::text[], \
-     $8::text[], $9::text[], $10::text[], $11::text[], $12::int8[], $13::int2[], $14::int8[]) \
+     $8::text[], $9::text[], $10::text[], $11::text[], $12::int8[], $13::int2[], $14::int8[], $15::text[]) \
      AS u (seq, action, entity_type, entity_id, feed_id, organization_id, transaction_id, client_id, changed_keys, value, \
-     previous_values, commit_id, last, created_at)";
+     previous_values, commit_id, last, created_at, subject)";
 
 impl Appender {
     pub(super) fn new(db: Db, fence: i64, head: Seq, position: Lsn) -> Appender {
@@ -80,8 +81,8 @@ impl Appender {
         let columns = self.columns(entries, self.head);
         let head = after(self.head, entries.len());
         let sql = format!(
-            "WITH moved AS (UPDATE bourn.log SET head = $15, position = $16::text::pg_lsn WHERE fence = $17 AND head = $18 RETURNING 1), \
-             appended AS ({INSERT} moved, {UNNEST}) SELECT pg_notify($19, $15::text) FROM moved"
+            "WITH moved AS (UPDATE bourn.log SET head = $16, position = $17::text::pg_lsn WHERE fence = $18 AND head = $19 RETURNING 1), \
+             appended AS ({INSERT} moved, {UNNEST}) SELECT pg_notify($20, $16::text) FROM moved"
         );
         let statement = columns
             .bind(statement(sqlx::AssertSqlSafe(sql)))
@@ -337,6 +338,7 @@ impl Appender {
             columns.commit_id.push(entry.commit.id);
             columns.last.push(entry.last);
             columns.created_at.push(entry.commit.micros);
+            columns.subject.push(entry.subject.as_deref());
         }
         columns
     }
@@ -374,6 +376,7 @@ impl<'a> ActivityColumns<'a> {
             .bind(&self.commit_id)
             .bind(&self.last)
             .bind(&self.created_at)
+            .bind(&self.subject)
     }
 }
 

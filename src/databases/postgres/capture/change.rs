@@ -44,6 +44,7 @@ pub(super) struct Change {
 pub(super) struct Ids {
     pub(super) transaction_id: Option<String>,
     pub(super) client_id: Option<String>,
+    pub(super) subject: Option<String>,
 }
 
 impl Change {

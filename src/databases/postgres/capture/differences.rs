@@ -31,6 +31,7 @@ pub(super) fn differences(
                 scope,
                 transaction: None,
                 client: None,
+                subject: None,
                 changed_keys: None,
                 value,
                 previous: previous.filter(|_| entity.previous_values),

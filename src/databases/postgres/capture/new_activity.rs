@@ -21,6 +21,8 @@ pub(super) struct NewActivity {
     pub(super) scope: Option<String>,
     pub(super) transaction: Option<String>,
     pub(super) client: Option<String>,
+    /// The caller whose token it was made with.
+    pub(super) subject: Option<String>,
     /// A JSON array.
     pub(super) changed_keys: Option<String>,
     /// The row after the change.
@@ -67,6 +69,7 @@ pub(super) fn activities(before: Seq, entries: Vec<NewActivity>) -> impl Iterato
             commit_id: entry.commit.id,
             last: Last::from_log(entry.last.into()),
             created_at: humantime::format_rfc3339_millis(UNIX_EPOCH + time).to_string(),
+            subject: entry.subject,
         })
     })
 }

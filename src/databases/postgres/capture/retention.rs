@@ -83,7 +83,7 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
          gone AS (DELETE FROM bourn.activities a USING newest n WHERE hashtextextended(a.entity_id, 0) = hashtextextended(n.entity_id, 0) AND a.entity_id = n.entity_id AND a.entity_type = n.entity_type \
            AND a.seq <= n.seq AND (a.seq < n.seq OR n.action = 'delete') RETURNING a.*), \
          kept AS (INSERT INTO bourn.audit SELECT seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
-           changed_keys, commit_id, created_at FROM gone WHERE seq >= (SELECT min(first_seq) FROM bourn.months)), \
+           changed_keys, commit_id, created_at, subject FROM gone WHERE seq >= (SELECT min(first_seq) FROM bourn.months)), \
          raised AS (UPDATE bourn.feeds f SET horizon = greatest(f.horizon, g.seq) FROM (SELECT feed_id, max(seq) AS seq FROM gone \
            WHERE action = 'delete' GROUP BY feed_id) g WHERE f.id = g.feed_id), \
          noted AS (UPDATE bourn.log SET pruned = $2, generation = generation + (SELECT least(count(*), 1) FROM gone), \

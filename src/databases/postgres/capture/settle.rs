@@ -307,6 +307,7 @@ impl Settler {
             scope,
             transaction: None,
             client: None,
+            subject: None,
             changed_keys: None,
             value: None,
             previous: None,
@@ -346,6 +347,7 @@ impl NewActivity {
     ) -> NewActivity {
         self.transaction = stamp.or_else(|| ids.and_then(|ids| ids.transaction_id.clone()));
         self.client = client.or_else(|| ids.and_then(|ids| ids.client_id.clone()));
+        self.subject = ids.and_then(|ids| ids.subject.clone());
         self
     }
 

@@ -12,13 +12,13 @@ use super::narrow::Narrowing;
 use super::walk::{END, Walk};
 use crate::databases::postgres::connections::{scalar, statement};
 use crate::databases::postgres::error;
-use crate::feed::{Activity, ActivityQuery, ReadLosses, TransactionState};
+use crate::feed::{Activity, ActivityQuery, ReadLosses, TOUCHED_MAX, TransactionRecord, TransactionState};
 use crate::head::{Head, Version};
 
 /// The columns of an activity, in the order [`with_ref`] takes them.
 pub(in super::super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
      changed_keys, value, previous_values, commit_id, last, \
-     to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')";
+     to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), subject";
 
 /// Rows read at a time while a chunk is filled.
 const FILL_ROWS: usize = 1_100;
@@ -47,6 +47,7 @@ fn with_ref<T>(row: &PgRow, take: impl FnOnce(&ActivityRef<'_>) -> T) -> Result<
         commit_id: row.try_get(10)?,
         last: Last::from_log(row.try_get::<i16, _>(11)?.into()),
         created_at: row.try_get(12)?,
+        subject: row.try_get(13)?,
     }))
 }
 
@@ -296,6 +297,7 @@ pub(in super::super) async fn query(
         kind: bourn_protocol::MessageKind::Activity,
         entity_type: query.entity_type.as_deref().map(Into::into),
         scope: query.organization_id.clone(),
+        old_values: true,
     };
     let feeds = feeds(connection, &stream).await?;
     let narrowing = Narrowing::of(query);
@@ -339,25 +341,46 @@ pub(in super::super) async fn query(
     Ok(found)
 }
 
-/// What became of a transaction.
+/// What is known of a transaction; `with_owner`: also who may be told.
 pub(in super::super) async fn transaction(
     connection: &mut PgConnection,
     id: &TransactionId,
-) -> Result<TransactionState, sqlx::Error> {
+    with_owner: bool,
+) -> Result<TransactionRecord, sqlx::Error> {
     let row = statement(
         "SELECT greatest((SELECT max(seq) FROM bourn.activities WHERE transaction_id = $1), \
            (SELECT max(seq) FROM bourn.audit WHERE transaction_id = $1), \
            (SELECT confirmed FROM bourn.ledger WHERE transaction_id = $1), \
            (SELECT l.head FROM bourn.ledger d, bourn.log l WHERE d.transaction_id = $1 AND d.position < l.told_from \
              AND NOT EXISTS (SELECT 1 FROM bourn.entities WHERE NOT reconciled))), \
-         EXISTS (SELECT 1 FROM bourn.ledger WHERE transaction_id = $1)",
+         EXISTS (SELECT 1 FROM bourn.ledger WHERE transaction_id = $1), \
+         (SELECT subject FROM bourn.ledger WHERE transaction_id = $1)",
     )
     .bind(id.as_str())
-    .fetch_one(connection)
+    .fetch_one(&mut *connection)
     .await?;
-    Ok(match (row.try_get::<Option<i64>, _>(0)?, row.try_get(1)?) {
+    let state = match (row.try_get::<Option<i64>, _>(0)?, row.try_get(1)?) {
         (Some(seq), _) => TransactionState::Confirmed(Seq::from_i64(seq).unwrap_or_default()),
         (None, true) => TransactionState::Accepted,
         (None, false) => TransactionState::Unknown,
-    })
+    };
+    let mut record = TransactionRecord { state, subject: row.try_get(2)?, touched: Vec::new() };
+    if !with_owner {
+        return Ok(record);
+    }
+    let rows = statement(
+        "SELECT DISTINCT entity_type, organization_id, subject FROM (\
+         SELECT entity_type, organization_id, subject FROM bourn.activities WHERE transaction_id = $1 \
+         UNION ALL SELECT entity_type, organization_id, subject FROM bourn.audit WHERE transaction_id = $1) a LIMIT $2",
+    )
+    .bind(id.as_str())
+    .bind(as_i64(TOUCHED_MAX + 1))
+    .fetch_all(connection)
+    .await?;
+    for row in rows {
+        record.touched.push((row.try_get(0)?, row.try_get(1)?));
+        let subject: Option<String> = row.try_get(2)?;
+        record.subject = record.subject.take().or(subject);
+    }
+    Ok(record)
 }

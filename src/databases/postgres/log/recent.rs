@@ -89,6 +89,7 @@ mod tests {
             commit_id: 1,
             last: Last::default(),
             created_at: String::new(),
+            subject: None,
         }
     }
 

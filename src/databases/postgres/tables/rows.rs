@@ -10,6 +10,7 @@ use tokio_stream::StreamExt as _;
 use super::catalog::Table;
 use super::layout::Piece;
 use super::sql::{by_key, text_of, texts, typed, visible};
+use crate::access::Sealed;
 use crate::databases::postgres::connections::{scalar, statement};
 use crate::databases::postgres::error;
 use crate::databases::postgres::log::read;
@@ -188,9 +189,10 @@ fn just_before(seq: i64) -> Seq {
 /// One living row.
 pub(in super::super) async fn row(
     connection: &mut PgConnection,
+    entity: &EntityType,
     table: &Table,
     key: &EntityKey,
-) -> Result<Option<Bytes>, sqlx::Error> {
+) -> Result<Option<Sealed<Bytes>>, sqlx::Error> {
     let sql = format!(
         "SELECT {} FROM {} t WHERE {} AND {}",
         texts(table),
@@ -199,10 +201,19 @@ pub(in super::super) async fn row(
         visible(table)
     );
     match statement(AssertSqlSafe(sql)).bind(key.as_str()).fetch_optional(connection).await {
-        Ok(row) => row.map(|row| checked_json(table, &row).map(Into::into)).transpose(),
+        Ok(Some(row)) => {
+            let json = checked_json(table, &row)?.into();
+            Ok(Some(Sealed::new(entity.name.clone(), scope_of(table, &row)?, json)))
+        }
+        Ok(None) => Ok(None),
         Err(failure) if error::names_nothing(&failure) => Ok(None),
         Err(failure) => Err(failure),
     }
+}
+
+/// The scope of a row that was selected by [`texts`], as the log would have it.
+pub(in super::super) fn scope_of(table: &Table, row: &PgRow) -> Result<Option<String>, sqlx::Error> {
+    table.layout.scope.map_or(Ok(None), |at| row.try_get(at))
 }
 
 /// The row as JSON, if it still has the columns and types of the last look.

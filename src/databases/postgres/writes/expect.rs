@@ -14,6 +14,7 @@ use crate::databases::postgres::error;
 use crate::databases::postgres::log::walk::{END, Walk};
 use crate::databases::postgres::tables::catalog::Table;
 use crate::databases::postgres::tables::layout::Stamps;
+use crate::databases::postgres::tables::rows::scope_of;
 use crate::databases::postgres::tables::sql::{by_key, visible};
 use crate::feed::entity::EntityType;
 use crate::feed::{WriteError, mutation};
@@ -23,7 +24,8 @@ use crate::storage_error::StorageError;
 const LOCK_PATIENCE: Patience = Patience { most: Duration::from_secs(2), between: Duration::from_millis(5) };
 
 impl Context<'_> {
-    /// Locks a living row and checks that it is in the version the client expects; gives its ids.
+    /// Locks a living row and checks that the caller may change it, and that it is in the version the client expects; gives
+    /// its ids.
     pub(in super::super) async fn expect(
         &self,
         connection: &mut PgConnection,
@@ -34,6 +36,8 @@ impl Context<'_> {
     ) -> Result<Stamps, WriteError> {
         let row = locked(connection, table, key.as_str(), &visible(table)).await?;
         let Some(row) = row else { return Err(WriteError::NotFound(key.to_string())) };
+        let scope = scope_of(table, &row).map_err(|e| error::write(&e))?;
+        mutation::may_change(self.permit, entity, scope.as_deref(), key.as_str())?;
         let stamps = stamps_of(table, &row);
         let Some(expected) = mutation::expectation(entity, expected)? else { return Ok(stamps) };
         let actual = self.current_id(connection, entity, table, key, &stamps).await?;

@@ -44,10 +44,11 @@ pub(in super::super) async fn record(
     let message = serde_json::json!({
         "transactionId": mutation.transaction_id.as_str(),
         "clientId": mutation.client_id.as_ref().map(ClientId::as_str),
+        "subject": mutation.permit.subject(),
     });
     let noted = statement(
-        "INSERT INTO bourn.ledger (transaction_id, operation, entity_type, entity_id, fingerprint, position, expires_at) \
-         SELECT $1, $2, $3, $4, $5, pg_logical_emit_message(true, $6, $7), now() + make_interval(secs => $8) \
+        "INSERT INTO bourn.ledger (transaction_id, operation, entity_type, entity_id, fingerprint, position, expires_at, subject) \
+         SELECT $1, $2, $3, $4, $5, pg_logical_emit_message(true, $6, $7), now() + make_interval(secs => $8), $9 \
          WHERE NOT EXISTS (SELECT 1 FROM bourn.activities WHERE transaction_id = $1) \
          AND NOT EXISTS (SELECT 1 FROM bourn.audit WHERE transaction_id = $1) \
          ON CONFLICT DO NOTHING",
@@ -60,6 +61,7 @@ pub(in super::super) async fn record(
     .bind(MESSAGE_PREFIX)
     .bind(message.to_string())
     .bind(keep.as_secs_f64())
+    .bind(mutation.permit.subject())
     .execute(connection)
     .await?;
     Ok(noted.rows_affected() > 0)

@@ -16,9 +16,11 @@ use super::connections::statement;
 use super::tables::catalog::Table;
 use super::tables::layout::Stamps;
 use super::tables::rows;
+use super::tables::rows::scope_of;
 use super::tables::sql::{by_key, texts};
 use super::{PostgresStorage, error};
-use crate::feed::entity::Columns;
+use crate::access::WritePermit;
+use crate::feed::entity::{Columns, EntityType};
 use crate::feed::{Undone, WriteError};
 
 /// The result of a mutation that was done just now.
@@ -34,6 +36,7 @@ struct Context<'a> {
     storage: &'a PostgresStorage,
     transaction: &'a TransactionId,
     client: Option<&'a ClientId>,
+    permit: &'a WritePermit,
 }
 
 /// A row's columns: those with given values as JSON, and those that are set to the present time.
@@ -41,6 +44,14 @@ struct Context<'a> {
 struct Sets {
     values: Columns,
     now: Vec<String>,
+}
+
+impl Context<'_> {
+    /// Whether the caller may write a row of the scope that it has, as it is stored.
+    fn may_have(&self, entity: &EntityType, table: &Table, row: &PgRow) -> Result<(), WriteError> {
+        let scope = scope_of(table, row).map_err(|e| error::write(&e))?;
+        Ok(self.permit.check_row(&entity.name, scope.as_deref())?)
+    }
 }
 
 /// A row that was selected by [`texts`], as JSON.

@@ -14,6 +14,7 @@ use crate::databases::postgres::log::walk::{END, START, Walk};
 use crate::databases::postgres::names::ident;
 use crate::databases::postgres::tables::catalog::Table;
 use crate::databases::postgres::tables::layout::Stamps;
+use crate::databases::postgres::tables::rows::scope_of;
 use crate::databases::postgres::tables::sql::{by_key, texts};
 use crate::databases::postgres::{PostgresStorage, error};
 use crate::feed::entity::{Columns, EntityType};
@@ -49,8 +50,13 @@ pub(in super::super) async fn apply(
 }
 
 async fn attempt(storage: &PostgresStorage, mutation: &Mutation) -> Result<Written, WriteError> {
-    let context =
-        Context { storage, transaction: &mutation.transaction_id, client: mutation.client_id.as_ref() };
+    mutation.check_given_scope()?;
+    let context = Context {
+        storage,
+        transaction: &mutation.transaction_id,
+        client: mutation.client_id.as_ref(),
+        permit: &mutation.permit,
+    };
     let mut transaction = storage.inner.db.begin().await.map_err(|e| error::write(&e))?;
     let (name, key) = context.target(&mutation.operation)?;
     let entry = NewLedgerEntry { mutation, entity_type: name, entity_id: key.as_deref().unwrap_or_default() };
@@ -138,7 +144,7 @@ impl Context<'_> {
             }
         }
         let row = self.insert(connection, &table, &sets).await?;
-        self.done(&table, &row)
+        self.done(entity, &table, &row)
     }
 
     /// Inserts a row; returns it.
@@ -182,7 +188,7 @@ impl Context<'_> {
         let mut sets = Sets { values: columns.clone(), now: Vec::new() };
         sets.values.remove(&entity.key);
         let row = self.set(connection, &table, key.as_str(), sets, &known, Action::Update).await?;
-        self.done(&table, &row)
+        self.done(entity, &table, &row)
     }
 
     async fn delete(
@@ -270,7 +276,9 @@ impl Context<'_> {
             .ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
     }
 
-    fn done(&self, table: &Table, row: &PgRow) -> Result<Done, WriteError> {
+    fn done(&self, entity: &EntityType, table: &Table, row: &PgRow) -> Result<Done, WriteError> {
+        // As it is stored: triggers may have given the row another scope than was asked for.
+        self.may_have(entity, table, row)?;
         let key: Option<String> = row.try_get(table.layout.key).map_err(|e| error::write(&e))?;
         Ok(Done { key: key.unwrap_or_default(), row: Some(json(table, row)?), ..Done::default() })
     }
@@ -336,26 +344,38 @@ impl Context<'_> {
     ) -> Result<Written, WriteError> {
         let mut row = None;
         let entity = self.storage.inner.catalog.by_name(&entity_type);
+        let mut scope = None;
         if let Some(table) = entity.and_then(|entity| self.storage.table(entity).ok()) {
             let sql = format!("SELECT {} FROM {} t WHERE {}", texts(&table), table.sql, by_key(&table, 1));
             let select = statement(AssertSqlSafe(sql)).bind(&key).fetch_optional(&mut *connection);
-            row = select.await.map_err(|e| error::write(&e))?.map(|row| json(&table, &row)).transpose()?;
+            if let Some(found) = select.await.map_err(|e| error::write(&e))? {
+                scope = scope_of(&table, &found).map_err(|e| error::write(&e))?;
+                row = Some(json(&table, &found)?);
+            }
         }
         if row.is_none() {
             let walk = Walk::of_row("a", "$3", "$2");
             let sql = format!(
-                "SELECT coalesce(a.value, a.previous_values) FROM bourn.activities a WHERE {} AND a.transaction_id = $1 {} LIMIT 1",
+                "SELECT coalesce(a.value, a.previous_values), a.organization_id FROM bourn.activities a WHERE {} AND a.transaction_id = $1 {} LIMIT 1",
                 walk.between(START, END),
                 walk.newest_first()
             );
-            let logged: Option<Option<String>> = scalar(AssertSqlSafe(sql))
+            let logged = statement(AssertSqlSafe(sql))
                 .bind(self.transaction.as_str())
                 .bind(&key)
                 .bind(&entity_type)
                 .fetch_optional(&mut *connection)
                 .await
                 .map_err(|e| error::write(&e))?;
-            row = logged.flatten().map(Bytes::from);
+            if let Some(logged) = logged {
+                let value: Option<String> = logged.try_get(0).map_err(|e| error::write(&e))?;
+                scope = logged.try_get(1).map_err(|e| error::write(&e))?;
+                row = value.map(Bytes::from);
+            }
+        }
+        // Its rights may have changed since it wrote the row.
+        if row.is_some() && !self.permit.may_see(&entity_type, scope.as_deref()) {
+            return Err(WriteError::NotFound(key));
         }
         let undone = outcome.as_deref().map(undo::read_outcome).unwrap_or_default();
         Ok(Written { repeated: true, row, key: Some(key), undone })

@@ -47,7 +47,7 @@ pub(in super::super) async fn undo(
             return Err(WriteError::Storage(StorageError::Slow));
         }
         rounds += 1;
-        let plan = plan(transaction, target, cascade, &along).await?;
+        let plan = plan(context, transaction, target, cascade, &along).await?;
         let new: Vec<_> = plan.rows().into_iter().filter(|row| !held.contains(row)).collect();
         if new.is_empty() {
             let found = along_with(context, transaction, &plan).await?;
@@ -162,12 +162,14 @@ async fn park(
 }
 
 async fn plan(
+    context: &Context<'_>,
     connection: &mut PgConnection,
     target: &TransactionId,
     cascade: bool,
     along: &BTreeSet<(String, String)>,
 ) -> Result<Plan, WriteError> {
-    let mut plan = Plan::begin(target, of_transaction(connection, target.as_str()).await?, cascade)?;
+    let mut plan =
+        Plan::begin(target, of_transaction(connection, target.as_str()).await?, cascade, context.permit)?;
     plan.take_along(along);
     while let Some(need) = plan.need()? {
         plan.give(match &need {
@@ -245,9 +247,11 @@ async fn take_back(
             now.get(name) != previous.get(name) || table.checked.kept.transactions.as_deref() == Some(name)
         });
         let sets = Sets { values, now: Vec::new() };
-        return context.set(transaction, &table, key, sets, &stamps, Action::Update).await.map(|_| ());
+        let row = context.set(transaction, &table, key, sets, &stamps, Action::Update).await?;
+        return context.may_have(entity, &table, &row);
     }
     values.set_text(&entity.key, Some(key));
     let sets = Sets { values, now: Vec::new() };
-    context.insert(transaction, &table, &sets).await.map(|_| ())
+    let row = context.insert(transaction, &table, &sets).await?;
+    context.may_have(entity, &table, &row)
 }

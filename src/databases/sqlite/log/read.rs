@@ -11,14 +11,16 @@ use rusqlite::{Connection, OptionalExtension, Row, Rows, ToSql, params};
 use crate::databases::sqlite::file::beside::Marks;
 use crate::databases::sqlite::file::history::History;
 use crate::databases::sqlite::file::{sequencer, versions};
-use crate::databases::sqlite::sql::{bytes, literal};
+use crate::databases::sqlite::sql::{bytes, literal, lossy};
 use crate::databases::sqlite::{ledger, payload};
-use crate::feed::{Activity, ActivityQuery, Gained, ReadLosses, TransactionState};
+use crate::feed::{
+    Activity, ActivityQuery, Gained, ReadLosses, TOUCHED_MAX, TransactionRecord, TransactionState,
+};
 use crate::head::{Head, Version};
 
 /// The columns of an activity, in the order [`read_activity`] and [`with_ref`] take them.
 pub(in super::super) const COLUMNS: &str = "seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
-     changed_keys, value, previous_values, coalesce(commit_id, 0), last, created_at";
+     changed_keys, value, previous_values, coalesce(commit_id, 0), last, created_at, subject";
 
 /// Rows read at a time while a chunk is filled.
 const FILL_ROWS: usize = 1_100;
@@ -92,6 +94,7 @@ fn with_ref<T>(
     let payload = |i| Ok::<_, rusqlite::Error>(bytes(row, i)?.map(payload::json));
     let (changed_keys, value, previous_values, created_at) =
         (text(7)?, payload(8)?, payload(9)?, text(12)?.unwrap_or_default());
+    let subject = text(13)?;
     Ok(take(&ActivityRef {
         seq,
         action,
@@ -106,6 +109,7 @@ fn with_ref<T>(
         commit_id,
         last: Last::from_log(last),
         created_at: &created_at,
+        subject: subject.as_deref(),
     }))
 }
 
@@ -330,6 +334,7 @@ pub(in super::super) fn query(
                 kind: bourn_protocol::MessageKind::Activity,
                 entity_type: query.entity_type.as_deref().map(Arc::from),
                 scope: Some(scope),
+                old_values: true,
             };
             let conditions = conditions.replace("entity_type", "+entity_type");
             for feed in feeds(connection, &stream)?.unwrap_or_default() {
@@ -343,11 +348,34 @@ pub(in super::super) fn query(
     Ok(found)
 }
 
-/// What became of a transaction.
+/// What is known of a transaction; `with_owner`: also who may be told.
 pub(in super::super) fn transaction(
     view: &LogSnapshot<'_>,
     id: &TransactionId,
-) -> rusqlite::Result<TransactionState> {
+    with_owner: bool,
+) -> rusqlite::Result<TransactionRecord> {
+    let state = state(view, id)?;
+    let mut record = TransactionRecord { state, subject: None, touched: Vec::new() };
+    if !with_owner {
+        return Ok(record);
+    }
+    record.subject = ledger::subject(view.snapshot, id)?;
+    let sql = format!(
+        "SELECT DISTINCT entity_type, organization_id, subject FROM (\
+         SELECT entity_type, organization_id, subject FROM activities WHERE transaction_id = ?1 \
+         UNION ALL SELECT entity_type, organization_id, subject FROM bourn_audit WHERE transaction_id = ?1) LIMIT {}",
+        TOUCHED_MAX + 1
+    );
+    let mut select = view.snapshot.prepare_cached(&sql)?;
+    let mut rows = select.query([id.as_str()])?;
+    while let Some(row) = rows.next()? {
+        record.touched.push((lossy(row, 0)?.unwrap_or_default(), lossy(row, 1)?));
+        record.subject = record.subject.take().or(lossy(row, 2)?);
+    }
+    Ok(record)
+}
+
+fn state(view: &LogSnapshot<'_>, id: &TransactionId) -> rusqlite::Result<TransactionState> {
     let connection = view.snapshot;
     let logged: Option<i64> = connection
         .prepare_cached(

@@ -85,7 +85,7 @@ fn take_out(connection: &Connection, activity: &Leaving, bounds: &Bounds) -> rus
     connection
         .prepare_cached(
             "INSERT OR IGNORE INTO bourn_audit SELECT seq, action, entity_type, entity_id, organization_id, transaction_id, client_id, \
-             changed_keys, commit_id, created_at FROM activities WHERE seq = ?1 AND (?2 IS NULL OR created_at >= ?2)",
+             changed_keys, commit_id, created_at, subject FROM activities WHERE seq = ?1 AND (?2 IS NULL OR created_at >= ?2)",
         )?
         .execute(params![activity.seq, bounds.audit])?;
     connection.prepare_cached("DELETE FROM activities WHERE seq = ?1")?.execute([activity.seq])?;

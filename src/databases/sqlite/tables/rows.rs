@@ -5,9 +5,10 @@ use bourn_protocol::limits::ANSWER_MAX_BYTES;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
+use crate::access::Sealed;
 use crate::databases::sqlite::log::read;
 use crate::databases::sqlite::payload;
-use crate::databases::sqlite::sql::{by_key, field, ident, key_text, scope_text, visible};
+use crate::databases::sqlite::sql::{by_key, field, ident, key_text, lossy, scope_text, visible};
 use crate::feed::entity::{EntityType, TableSchema};
 use crate::feed::{ListPage, ListQuery};
 use crate::head::Head;
@@ -74,17 +75,19 @@ pub(in super::super) fn row(
     entity: &EntityType,
     schema: &TableSchema,
     key: &EntityKey,
-) -> rusqlite::Result<Option<Bytes>> {
+) -> rusqlite::Result<Option<Sealed<Bytes>>> {
     let sql = format!(
-        "SELECT {} FROM {} t WHERE {} AND {}",
+        "SELECT {}, {} FROM {} t WHERE {} AND {}",
         payload::row(schema, "t"),
+        scope_text(entity, schema, "t"),
         ident(&entity.table),
         by_key(entity, schema, "?1"),
         visible(entity, schema, "t")
     );
     let row = connection
         .prepare_cached(&sql)?
-        .query_row([key.as_str()], |row| payload::row_json(row, 0))
+        .query_row([key.as_str()], |row| Ok((payload::row_json(row, 0)?, lossy(row, 1)?)))
         .optional()?;
-    Ok(row.flatten().map(Bytes::from))
+    let Some((Some(json), scope)) = row else { return Ok(None) };
+    Ok(Some(Sealed::new(entity.name.clone(), scope, Bytes::from(json))))
 }

@@ -5,12 +5,12 @@ use rusqlite::OptionalExtension;
 
 use super::Context;
 use crate::databases::sqlite::error;
-use crate::databases::sqlite::sql::{by_key, ident, lossy, transaction_of, visible};
+use crate::databases::sqlite::sql::{by_key, ident, lossy, scope_text, transaction_of, visible};
 use crate::feed::entity::{EntityType, TableSchema};
 use crate::feed::{WriteError, mutation};
 
 impl Context<'_> {
-    /// Checks that a living row is there, and that it is in the version the client expects.
+    /// Checks that a living row is there that the caller may change, and that it is in the version the client expects.
     pub(in super::super) fn expect(
         &self,
         entity: &EntityType,
@@ -24,17 +24,22 @@ impl Context<'_> {
             transaction_of(schema, "t", Action::Create)
         );
         let sql = format!(
-            "SELECT {stamp} FROM {} t WHERE {} AND {}",
+            "SELECT {stamp}, {} FROM {} t WHERE {} AND {}",
+            scope_text(entity, schema, "t"),
             ident(&entity.table),
             by_key(entity, schema, "?1"),
             visible(entity, schema, "t")
         );
-        let stamp: Option<Option<String>> = self
+        let found = self
             .connection
             .prepare_cached(&sql)
-            .and_then(|mut statement| statement.query_row([key.as_str()], |row| lossy(row, 0)).optional())
+            .and_then(|mut statement| {
+                let read = |row: &rusqlite::Row<'_>| Ok((lossy(row, 0)?, lossy(row, 1)?));
+                statement.query_row([key.as_str()], read).optional()
+            })
             .map_err(|e| error::write(&e))?;
-        let Some(stamp) = stamp else { return Err(WriteError::NotFound(key.to_string())) };
+        let Some((stamp, scope)) = found else { return Err(WriteError::NotFound(key.to_string())) };
+        mutation::may_change(self.permit, entity, scope.as_deref(), key.as_str())?;
         let Some(expected) = mutation::expectation(entity, expected)? else { return Ok(()) };
         let ids = self.current_ids(entity, key, stamp).map_err(|e| error::write(&e))?;
         if ids.iter().any(|id| id == expected.as_str()) {

@@ -8,6 +8,7 @@ use bourn_protocol::{ClientId, TransactionId};
 use rusqlite::Connection;
 use rusqlite::types::Value as Sql;
 
+use crate::access::WritePermit;
 use crate::feed::entity::{Catalog, Column};
 
 /// A value that a column is set to: the parameter, and the expression that takes it.
@@ -29,4 +30,5 @@ struct Context<'a> {
     catalog: &'a Catalog,
     transaction: &'a TransactionId,
     client: Option<&'a ClientId>,
+    permit: &'a WritePermit,
 }

@@ -1,17 +1,21 @@
 //! Mutations as SQL: one row made, changed or deleted, inside the writer's transaction. Capture sees them like any
 //! other writer's.
 
+use std::sync::Arc;
+
 use bourn_protocol::{Action, ClientId, EntityKey, Seq, TransactionId};
 use bytes::Bytes;
 use rusqlite::types::Value as Sql;
-use rusqlite::{Connection, OptionalExtension, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
 use super::{Assignment, Context, rollback};
 use crate::databases::sqlite::error;
 use crate::databases::sqlite::file::sequencer;
 use crate::databases::sqlite::ledger::{self, Done};
 use crate::databases::sqlite::payload::{self, bind};
-use crate::databases::sqlite::sql::{by_key, bytes, ident, is_plain, key_text, lossy, transaction_of};
+use crate::databases::sqlite::sql::{
+    by_key, bytes, ident, is_plain, key_text, lossy, scope_text, transaction_of,
+};
 use crate::feed::entity::{Catalog, ColumnKind, Columns, EntityType, TableSchema};
 use crate::feed::stamps::{self, Stamp};
 use crate::feed::{Mutation, Operation, WriteError, Written, undo};
@@ -36,7 +40,9 @@ pub(in super::super) fn apply(
         catalog,
         transaction: &mutation.transaction_id,
         client: mutation.client_id.as_ref(),
+        permit: &mutation.permit,
     };
+    mutation.check_given_scope()?;
     let fingerprint = mutation.fingerprint();
     if let Some(entry) = ledger::find(connection, &mutation.transaction_id).map_err(|e| error::write(&e))? {
         if entry.fingerprint != fingerprint {
@@ -62,6 +68,12 @@ pub(in super::super) fn apply(
         Operation::Rollback { target, cascade } => rollback::undo(&context, target, *cascade)?,
     };
     done.head = sequencer::head(connection).map_err(|e| error::write(&e))?;
+    if let Some(subject) = mutation.permit.subject() {
+        connection
+            .prepare_cached("UPDATE activities SET subject = ?1 WHERE seq > ?2 AND seq <= ?3")
+            .and_then(|mut set| set.execute(params![subject, before.as_i64(), done.head.as_i64()]))
+            .map_err(|e| error::write(&e))?;
+    }
     ledger::record(connection, mutation, fingerprint, &done, ledger_expires).map_err(|e| error::write(&e))?;
     let written = Written { repeated: false, row: done.row, key: Some(done.key), undone: done.undone };
     Ok((written, done.head))
@@ -263,6 +275,41 @@ impl Context<'_> {
         Ok(row.map(|row| Bytes::from(payload::json(&row).into_owned())))
     }
 
+    /// Whether the caller may write a row of the scope that it has, as it is stored: triggers may have given it another one than
+    /// was asked for.
+    pub(in super::super) fn may_have(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+    ) -> Result<(), WriteError> {
+        if self.permit.is_unlimited() {
+            return Ok(());
+        }
+        let scope = self.scope_of(entity, schema, key)?;
+        Ok(self.permit.check_row(&entity.name, scope.as_deref())?)
+    }
+
+    /// The scope of a row, as the log would have it.
+    fn scope_of(
+        &self,
+        entity: &EntityType,
+        schema: &TableSchema,
+        key: &str,
+    ) -> Result<Option<String>, WriteError> {
+        let sql = format!(
+            "SELECT {} FROM {} t WHERE {}",
+            scope_text(entity, schema, "t"),
+            ident(&entity.table),
+            by_key(entity, schema, "?1")
+        );
+        self.connection
+            .prepare_cached(&sql)
+            .and_then(|mut statement| statement.query_row([key], |row| lossy(row, 0)).optional())
+            .map(Option::flatten)
+            .map_err(|e| error::write(&e))
+    }
+
     /// The row as the log would keep it.
     pub(in super::super) fn payload(
         &self,
@@ -293,6 +340,7 @@ impl Context<'_> {
         key: &str,
         before: Seq,
     ) -> Result<Done, WriteError> {
+        self.may_have(entity, schema, key)?;
         let logged: Option<Option<String>> = self
             .connection
             .prepare_cached(
@@ -315,10 +363,35 @@ impl Context<'_> {
         Ok(Done { entity_type: entity.name.to_string(), key: key.to_owned(), row, ..Done::default() })
     }
 
+    /// Whether the caller may still be told of a row that it has written: where it is now, or was at last.
+    fn may_repeat(&self, entity: Option<&Arc<EntityType>>, key: &str) -> Result<(), WriteError> {
+        let (Some(entity), false) = (entity, self.permit.is_unlimited()) else { return Ok(()) };
+        let there = match entity.schema() {
+            Ok(schema) if self.exists(entity, &schema, key)? => Some(self.scope_of(entity, &schema, key)?),
+            _ => None,
+        };
+        let sql = "SELECT organization_id FROM activities WHERE entity_id = ?1 AND entity_type = ?2 ORDER BY seq DESC LIMIT 1";
+        let last = || {
+            let select = |mut s: rusqlite::CachedStatement<'_>| {
+                s.query_row([key, &*entity.name], |row| lossy(row, 0)).optional()
+            };
+            self.connection.prepare_cached(sql).and_then(select).map_err(|e| error::write(&e))
+        };
+        let scope = match there {
+            Some(scope) => scope,
+            None => last()?.flatten(),
+        };
+        match self.permit.may_see(&entity.name, scope.as_deref()) {
+            true => Ok(()),
+            false => Err(WriteError::NotFound(key.to_owned())),
+        }
+    }
+
     /// The answer to a mutation that was done before: the row as it is, or, where it is gone, as the mutation
     /// left it.
     fn repeated(&self, entry: &ledger::LedgerEntry) -> Result<Written, WriteError> {
         let entity = self.catalog.by_name(&entry.entity_type);
+        self.may_repeat(entity, &entry.entity_id)?;
         let mut row = match entity.map(|entity| (entity, entity.schema())) {
             Some((entity, Ok(schema))) => self.row(entity, &schema, &entry.entity_id)?,
             _ => None,

@@ -60,7 +60,8 @@ impl Context<'_> {
         cascade: bool,
         along: &[(String, String)],
     ) -> Result<Plan, WriteError> {
-        let mut plan = Plan::begin(target, self.transaction_activities(target.as_str())?, cascade)?;
+        let mut plan =
+            Plan::begin(target, self.transaction_activities(target.as_str())?, cascade, self.permit)?;
         plan.take_along(along);
         while let Some(need) = plan.need()? {
             plan.give(match &need {
@@ -231,7 +232,8 @@ impl Context<'_> {
                         && shown.get(name) == shown_now.get(name));
                 !same || ids == Some(name)
             });
-            return self.set(entity, &schema, key, &sets, Action::Update);
+            self.set(entity, &schema, key, &sets, Action::Update)?;
+            return self.may_have(entity, &schema, key);
         }
         if let (Some(column), Some(value)) = (schema.column(&entity.key), held.get(&entity.key)) {
             let (source, value) = value.bind(column);
@@ -246,6 +248,7 @@ impl Context<'_> {
             places.join(", ")
         );
         let values = sets.into_iter().map(|set| set.value).collect();
-        self.in_context(self.needs_context(&schema), || self.execute(&sql, values))
+        self.in_context(self.needs_context(&schema), || self.execute(&sql, values))?;
+        self.may_have(entity, &schema, key)
     }
 }

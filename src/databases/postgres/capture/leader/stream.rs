@@ -130,13 +130,14 @@ impl Leader<'_> {
     /// same transaction that still wait.
     pub(in super::super) fn named(&mut self, prefix: &str, content: &[u8]) {
         let Some(open) = self.open.as_mut().filter(|_| prefix == MESSAGE_PREFIX) else { return };
-        let Ok(Ids { transaction_id, client_id }) = serde_json::from_slice(content) else {
+        let Ok(Ids { transaction_id, client_id, subject }) = serde_json::from_slice(content) else {
             tracing::warn!("a logical message with the prefix `{MESSAGE_PREFIX}` is not understood");
             return;
         };
         let ids = Arc::new(Ids {
             transaction_id: transaction_id.filter(|id| TransactionId::new(id).is_ok()),
             client_id: client_id.filter(|id| ClientId::new(id).is_ok()),
+            subject,
         });
         if open.ids.is_none() {
             for item in self.items.iter_mut().rev() {
