@@ -17,11 +17,15 @@ mod capture;
 mod forms;
 mod model;
 mod mutations;
+mod permits;
 mod postgres;
 mod reconcile;
 mod sqlite;
 mod sqlite_only;
 mod streams;
+#[path = "../support/tokens.rs"]
+#[allow(dead_code, reason = "each of the test targets uses its part")]
+mod tokens;
 
 /// Makes a test of each contract, for each storage.
 macro_rules! contracts {
@@ -53,6 +57,10 @@ contracts! {
         a_refused_mutation_leaves_no_trace,
         mutations_that_share_a_commit_are_transactions_of_their_own,
         a_cascade_undoes_what_was_built_on_top,
+    }
+    permits::{
+        a_row_is_written_by_those_who_may_write_where_it_was_and_where_it_ends,
+        a_transaction_is_known_to_its_caller_and_to_those_who_see_its_history,
     }
     capture::{
         a_foreign_transaction_has_one_number_and_one_end,
