@@ -3,7 +3,7 @@
 //! can change in between. Redirects are not followed.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use http::header::HOST;
@@ -36,55 +36,47 @@ pub(crate) struct Answer {
     pub(crate) body: Option<Bytes>,
 }
 
-/// Makes requests, over TLS with the system's certificates.
-#[derive(Clone)]
-pub(crate) struct Outbound {
-    tls: TlsConnector,
-}
-
-impl Outbound {
-    pub(crate) fn new() -> Outbound {
-        let mut roots = RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        for error in &found.errors {
-            tracing::debug!(%error, "a certificate of the system cannot be read");
-        }
-        roots.add_parsable_certificates(found.certs);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let config = match versions {
-            Ok(config) => config.with_root_certificates(roots).with_no_client_auth(),
-            Err(error) => unreachable!("the provider knows the default versions: {error}"),
-        };
-        Outbound { tls: TlsConnector::from(Arc::new(config)) }
+/// TLS with the system's certificates, which are read when they are first needed.
+static TLS: LazyLock<TlsConnector> = LazyLock::new(|| {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::debug!(%error, "a certificate of the system cannot be read");
     }
+    roots.add_parsable_certificates(found.certs);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = match versions {
+        Ok(config) => config.with_root_certificates(roots).with_no_client_auth(),
+        Err(error) => unreachable!("the provider knows the default versions: {error}"),
+    };
+    TlsConnector::from(Arc::new(config))
+});
 
-    /// Sends a request to an http or https URL, if all its addresses may be gone to; reads at most so many bytes of the
-    /// answer. The caller says how long it may take.
-    pub(crate) async fn exchange(
-        &self,
-        url: &Url,
-        request: Request<Full<Bytes>>,
-        may_go_to: impl Fn(IpAddr) -> bool,
-        most: usize,
-    ) -> Result<Answer, OutboundError> {
-        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-        let port = url.port_or_known_default().unwrap_or(443);
-        let found: Vec<SocketAddr> =
-            tokio::net::lookup_host((host, port)).await.map_err(OutboundError::Connect)?.collect();
-        // One bad address spoils the name: it is up to something.
-        if let Some(bad) = found.iter().find(|found| !may_go_to(found.ip())) {
-            return Err(OutboundError::Forbidden(bad.ip().to_string()));
-        }
-        let stream = TcpStream::connect(found.as_slice()).await.map_err(OutboundError::Connect)?;
-        if url.scheme() == "http" {
-            return send(stream, request, most).await;
-        }
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|error| OutboundError::Exchange(error.to_string()))?;
-        let stream = self.tls.connect(name, stream).await.map_err(OutboundError::Connect)?;
-        send(stream, request, most).await
+/// Sends a request to an http or https URL, if all its addresses may be gone to; reads at most so many bytes of the
+/// answer. The caller says how long it may take.
+pub(crate) async fn exchange(
+    url: &Url,
+    request: Request<Full<Bytes>>,
+    may_go_to: impl Fn(IpAddr) -> bool,
+    most: usize,
+) -> Result<Answer, OutboundError> {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let port = url.port_or_known_default().unwrap_or(443);
+    let found: Vec<SocketAddr> =
+        tokio::net::lookup_host((host, port)).await.map_err(OutboundError::Connect)?.collect();
+    // One bad address spoils the name: it is up to something.
+    if let Some(bad) = found.iter().find(|found| !may_go_to(found.ip())) {
+        return Err(OutboundError::Forbidden(bad.ip().to_string()));
     }
+    let stream = TcpStream::connect(found.as_slice()).await.map_err(OutboundError::Connect)?;
+    if url.scheme() == "http" {
+        return send(stream, request, most).await;
+    }
+    let name =
+        ServerName::try_from(host.to_owned()).map_err(|error| OutboundError::Exchange(error.to_string()))?;
+    let stream = TLS.connect(name, stream).await.map_err(OutboundError::Connect)?;
+    send(stream, request, most).await
 }
 
 /// A request for what a URL names, without body and headers of its own.

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::policy::Policy;
 use super::rights::{Grant, Letters, Rights, Scopes};
-use crate::config::{ClaimPath, EVERY, StreamRights, is_stream_pattern};
+use crate::config::{ClaimPath, EVERY, StreamRights, each_once, is_stream_pattern};
 
 /// Most scopes of one token.
 const SCOPES_MAX: usize = 1_000;
@@ -255,18 +255,6 @@ fn own_grant(value: &RawValue) -> Result<Grant, Refused> {
 }
 
 fn letters(text: &str) -> Option<Letters> {
-    let mut letters = Letters::default();
-    for letter in text.chars() {
-        let right = match letter {
-            'r' => &mut letters.read,
-            'w' => &mut letters.write,
-            'h' => &mut letters.history,
-            'u' => &mut letters.undo,
-            _ => return None,
-        };
-        if std::mem::replace(right, true) {
-            return None;
-        }
-    }
-    Some(letters)
+    let [read, write, history, undo] = each_once(text, ['r', 'w', 'h', 'u']).ok()?;
+    Some(Letters { read, write, history, undo })
 }

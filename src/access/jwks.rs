@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use url::Url;
 
 use super::keys::KeySet;
-use crate::outbound::{self, Outbound};
+use crate::outbound;
 
 /// After how long the keys are read again.
 const AGAIN: Duration = Duration::from_secs(5 * 60);
@@ -46,7 +46,6 @@ struct Held {
 pub(super) struct Source {
     iss: String,
     url: Url,
-    outbound: Outbound,
     held: ArcSwapOption<Held>,
     /// Asks for a reading.
     wanted: Notify,
@@ -59,11 +58,10 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn new(iss: &str, url: Url, outbound: Outbound, version: Arc<AtomicU64>) -> Source {
+    pub(super) fn new(iss: &str, url: Url, version: Arc<AtomicU64>) -> Source {
         Source {
             iss: iss.to_owned(),
             url,
-            outbound,
             held: ArcSwapOption::empty(),
             wanted: Notify::new(),
             readings: watch::Sender::new(0),
@@ -144,7 +142,7 @@ impl Source {
             .body(Full::default())
             .map_err(|error| error.to_string())?;
         // The operator has named the URL, so it may lead inside.
-        let answer = self.outbound.exchange(&self.url, request, |_| true, SET_MAX).await;
+        let answer = outbound::exchange(&self.url, request, |_| true, SET_MAX).await;
         let answer = answer.map_err(|error| error.to_string())?;
         if !answer.status.is_success() {
             return Err(format!("it was answered with {}", answer.status.as_u16()));

@@ -2,11 +2,9 @@
 
 use std::path::Path;
 
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
-use jsonwebtoken::{DecodingKey, DecodingKeyKind};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
 use ring::{hmac, signature};
-
-use crate::config::Algorithm;
 
 /// Shortest secret, in bytes.
 const SECRET_MIN: usize = 32;
@@ -139,9 +137,9 @@ impl Key {
             // A secret that is published is none.
             _ => return None,
         };
-        let named = common.key_algorithm.map(|name| name.to_string());
-        let said =
-            |algorithm: &&Algorithm| named.as_ref().is_none_or(|name| format!("{algorithm:?}") == *name);
+        let said = |algorithm: &&Algorithm| {
+            common.key_algorithm.is_none_or(|named| named == KeyAlgorithm::from(**algorithm))
+        };
         let algorithms: Vec<_> = fitting.iter().filter(said).copied().collect();
         let key = DecodingKey::from_jwk(jwk).ok().filter(|_| signs && !algorithms.is_empty())?;
         Some(Key { kid: common.key_id.clone(), algorithms, key })
@@ -181,6 +179,8 @@ impl Key {
                 Algorithm::ES256 => public(&signature::ECDSA_P256_SHA256_FIXED),
                 Algorithm::ES384 => public(&signature::ECDSA_P384_SHA384_FIXED),
                 Algorithm::EdDSA => public(&signature::ED25519),
+                // What later versions of the library add is not accepted unseen.
+                _ => false,
             }
     }
 }

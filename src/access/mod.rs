@@ -15,13 +15,11 @@ mod token;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use moka::sync::Cache;
-use tokio_util::sync::CancellationToken;
 
 use crate::config::{AccessConfig, AccessMode, Anonymous, EntityConfig};
-use crate::outbound::Outbound;
 pub use jwks::KeysState;
 pub use permits::{Guarded, Permitted, Sealed, WritePermit};
 use policy::Policy;
@@ -58,9 +56,9 @@ pub enum TokenError {
     KeysUnavailable,
 }
 
+#[derive(Clone)]
 struct Known {
     rights: Arc<Rights>,
-    verified: Instant,
     version: u64,
 }
 
@@ -69,33 +67,37 @@ pub struct Access {
     policy: Arc<Policy>,
     /// The rights of a request without a token, where it has some.
     without_token: Option<Arc<Rights>>,
+    /// The rights of requests that are not asked for a token: those without one, or none.
+    at_least: Arc<Rights>,
     needs_token: bool,
     issuers: Vec<Issuer>,
-    known: Cache<Box<str>, Arc<Known>, foldhash::fast::RandomState>,
+    known: Cache<Box<str>, Known, foldhash::fast::RandomState>,
     /// Raised when keys change: what was verified before is verified again.
     version: Arc<AtomicU64>,
     cookie: String,
 }
 
 impl Access {
-    /// Access control as it is configured, for these entity types. Keys that are read over the network are read by [`Access::run`].
+    /// Access control as it is configured, for these entity types. Keys that are read over the network are read by [`Access::readers`].
     ///
     /// # Errors
     /// When a file with a key cannot be read, or holds none.
     pub fn open(config: &AccessConfig, entities: &[EntityConfig]) -> Result<Access, AccessSetupError> {
         let policy = Arc::new(Policy::new(config, entities));
         let version = Arc::new(AtomicU64::new(0));
-        let outbound = Outbound::new();
-        let issuers = config.issuers.iter().map(|issuer| Issuer::open(issuer, config, &outbound, &version));
+        let issuers = config.issuers.iter().map(|issuer| Issuer::open(issuer, config, &version));
         let issuers = issuers.collect::<Result<Vec<_>, _>>()?;
         let without_token = match (config.mode, &config.anonymous) {
             (AccessMode::Open, _) => Some(Rights::of_everybody(policy.clone())),
             (AccessMode::Token, Anonymous::Role(name)) => Rights::of_anonymous(policy.clone(), name),
             (AccessMode::Token, Anonymous::None) => None,
         };
+        let without_token = without_token.map(Arc::new);
+        let at_least = without_token.clone();
         Ok(Access {
+            at_least: at_least.unwrap_or_else(|| Arc::new(Rights::of_nobody(policy.clone()))),
             policy,
-            without_token: without_token.map(Arc::new),
+            without_token,
             needs_token: config.mode == AccessMode::Token,
             issuers,
             known: Cache::builder()
@@ -129,18 +131,17 @@ impl Access {
 
     /// The rights of requests that are not asked for a token: those without one, or none.
     #[must_use]
-    pub fn at_least(&self) -> Arc<Rights> {
-        self.without_token.clone().unwrap_or_else(|| Arc::new(Rights::of_nobody(self.policy.clone())))
+    pub fn at_least(&self) -> &Arc<Rights> {
+        &self.at_least
     }
 
     /// The rights of a token that was verified a while ago, if they still hold.
     #[must_use]
     pub fn known(&self, token: &str) -> Option<Arc<Rights>> {
         let known = self.known.get(token)?;
-        let fresh = known.version == self.version.load(Ordering::Acquire)
-            && known.verified.elapsed() < KNOWN_FOR
-            && known.rights.is_valid_at(unix_secs());
-        fresh.then(|| known.rights.clone())
+        let fresh =
+            known.version == self.version.load(Ordering::Acquire) && known.rights.is_valid_at(unix_secs());
+        fresh.then_some(known.rights)
     }
 
     /// Verifies a token; what it may do.
@@ -162,19 +163,14 @@ impl Access {
         };
         metrics::counter!("bourn_tokens_total", "outcome" => outcome).increment(1);
         let rights = Arc::new(verified?);
-        let known = Known { rights: rights.clone(), verified: Instant::now(), version };
-        self.known.insert(token.into(), Arc::new(known));
+        self.known.insert(token.into(), Known { rights: rights.clone(), version });
         Ok(rights)
     }
 
-    /// Keeps the keys of issuers up to date until it is cancelled.
-    pub async fn run(&self, ended: CancellationToken) {
+    /// What keeps the keys of issuers up to date: a task for each that publishes some. They do not end.
+    pub fn readers(&self) -> impl Iterator<Item = impl Future<Output = ()> + Send + use<>> {
         let sources = self.issuers.iter().filter_map(Issuer::source);
-        let reading = sources.map(jwks::Source::run);
-        tokio::select! {
-            () = ended.cancelled() => {}
-            () = join_all(reading) => {}
-        }
+        sources.cloned().map(|source| async move { source.run().await })
     }
 
     /// The issuers whose keys are read over the network, with how that stands.
@@ -182,18 +178,6 @@ impl Access {
     pub fn keys(&self) -> Vec<(&str, KeysState)> {
         self.issuers.iter().filter_map(|issuer| Some((issuer.iss(), issuer.source()?.state()))).collect()
     }
-}
-
-/// Runs all of them; they do not end.
-async fn join_all(running: impl Iterator<Item = impl Future<Output = ()>>) {
-    let mut running: Vec<_> = running.map(Box::pin).collect();
-    std::future::poll_fn(|cx| {
-        for task in &mut running {
-            let _ = task.as_mut().poll(cx);
-        }
-        std::task::Poll::<()>::Pending
-    })
-    .await;
 }
 
 /// The time by which tokens are valid.

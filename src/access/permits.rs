@@ -147,10 +147,7 @@ impl Rights {
     /// # Errors
     /// When they may be written in none.
     pub fn write(self: &Arc<Self>, entity_type: &str) -> Result<WritePermit, Denied> {
-        match self.check(Right::Write, entity_type, None) {
-            Ok(()) | Err(Denied::ScopeRequired) => Ok(WritePermit::new(self.clone())),
-            Err(denied) => Err(denied),
-        }
+        self.check_some(Right::Write, entity_type).map(|()| WritePermit::new(self.clone()))
     }
 
     /// Permits transactions to be undone; which is checked with their changes.

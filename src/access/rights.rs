@@ -228,13 +228,18 @@ impl Rights {
         })
     }
 
-    /// Whether rows of a type may be used in some scope or other.
-    #[must_use]
-    pub fn has_some(&self, right: Right, entity_type: &str) -> bool {
-        matches!(self.check(right, entity_type, None), Ok(()) | Err(Denied::ScopeRequired))
+    /// The same of some scope or other.
+    ///
+    /// # Errors
+    /// When it may be in none.
+    pub fn check_some(&self, right: Right, entity_type: &str) -> Result<(), Denied> {
+        match self.check(right, entity_type, None) {
+            Err(Denied::ScopeRequired) => Ok(()),
+            checked => checked,
+        }
     }
 
-    /// Whether the old values of rows are in the messages of a stream.
+    /// Whether a stream that is derived from the log may be read.
     pub(super) fn check_selector(&self, wanted: &Selector) -> Result<(), Denied> {
         let scope = wanted.scope.as_ref().map(bourn_protocol::Scope::as_str);
         let right = match wanted.kind {

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::decode_header;
+use jsonwebtoken::{Algorithm, decode_header};
 
 use super::claims::{NotNow, Object, Places, Validity};
 use super::jwks::Source;
@@ -13,15 +13,14 @@ use super::keys::KeySet;
 use super::policy::Policy;
 use super::rights::Rights;
 use super::{AccessSetupError, TokenError};
-use crate::config::{AccessConfig, Algorithm, IssuerConfig};
-use crate::outbound::Outbound;
+use crate::config::{AccessConfig, IssuerConfig};
 
 /// Longest token, in bytes.
 const TOKEN_MAX: usize = 16 << 10;
 
 enum Keys {
     Fixed(Arc<KeySet>),
-    Published(Source),
+    Published(Arc<Source>),
 }
 
 /// An issuer of tokens.
@@ -37,14 +36,13 @@ impl Issuer {
     pub(super) fn open(
         config: &IssuerConfig,
         access: &AccessConfig,
-        outbound: &Outbound,
         version: &Arc<AtomicU64>,
     ) -> Result<Issuer, AccessSetupError> {
         let failed = |reason| AccessSetupError { iss: config.iss.clone(), reason };
         let keys = match (&config.jwks, &config.key_file, &config.secret_file) {
             (Some(url), ..) => {
                 let url = url.parse().map_err(|error| failed(format!("`jwks`: {error}")))?;
-                Keys::Published(Source::new(&config.iss, url, outbound.clone(), version.clone()))
+                Keys::Published(Arc::new(Source::new(&config.iss, url, version.clone())))
             }
             (_, Some(file), _) => {
                 Keys::Fixed(Arc::new(KeySet::of_key_file(file, &config.algorithms).map_err(failed)?))
@@ -74,7 +72,7 @@ impl Issuer {
         &self.iss
     }
 
-    pub(super) fn source(&self) -> Option<&Source> {
+    pub(super) fn source(&self) -> Option<&Arc<Source>> {
         match &self.keys {
             Keys::Fixed(_) => None,
             Keys::Published(source) => Some(source),
@@ -122,7 +120,7 @@ pub(super) async fn verify(
     let iss = claims.text("iss").ok_or(refused("it does not say who issued it: `iss`"))?;
     let issuer = issuers.iter().find(|issuer| issuer.iss == iss);
     let issuer = issuer.ok_or(refused("its `iss` is not an issuer that this server knows"))?;
-    let algorithm = issuer.algorithms.iter().find(|algorithm| is(header.alg, **algorithm)).copied();
+    let algorithm = Some(header.alg).filter(|algorithm| issuer.algorithms.contains(algorithm));
     let algorithm = algorithm.ok_or(refused("its algorithm is not one that its issuer may use"))?;
     let kid = header.kid.as_deref();
     let keys = issuer.keys_for(kid, algorithm).await?;
@@ -135,9 +133,4 @@ pub(super) async fn verify(
         NotNow::Expired => TokenError::Expired,
     })?;
     issuer.places.rights(&claims, policy, expires).map_err(refused)
-}
-
-/// Whether the header's algorithm is this one.
-fn is(named: jsonwebtoken::Algorithm, algorithm: Algorithm) -> bool {
-    format!("{named:?}") == format!("{algorithm:?}")
 }

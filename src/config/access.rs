@@ -6,17 +6,18 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use jsonwebtoken::{Algorithm, AlgorithmFamily};
 use serde::{Deserialize, Serialize};
 
 use super::stream_rights::{StreamRights, is_stream_pattern};
-use super::values::Span;
+use super::values::{Span, from_string};
 use super::{ConfigError, EntityConfig};
 
 /// Stands for every entity type, every scope.
 pub const EVERY: &str = "*";
 
 /// The table `[access]`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AccessConfig {
     /// Whether requests must show a token.
@@ -29,15 +30,30 @@ pub struct AccessConfig {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cookie: String,
     /// Longest lifetime of a token that is accepted.
-    pub max_token_lifetime: Lifetime,
+    pub max_token_lifetime: Span,
     /// How far an issuer's clock may differ.
-    pub leeway: Leeway,
+    pub leeway: Span,
     /// Who issues tokens.
     #[serde(rename = "issuer", skip_serializing_if = "Vec::is_empty")]
     pub issuers: Vec<IssuerConfig>,
     /// What tokens may give.
     #[serde(rename = "role", skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<RoleConfig>,
+}
+
+impl Default for AccessConfig {
+    fn default() -> AccessConfig {
+        AccessConfig {
+            mode: AccessMode::Open,
+            insecure_open: false,
+            anonymous: Anonymous::None,
+            cookie: String::new(),
+            max_token_lifetime: Span::of(Duration::from_secs(24 * 60 * 60)),
+            leeway: Span::of(Duration::from_secs(30)),
+            issuers: Vec::new(),
+            roles: Vec::new(),
+        }
+    }
 }
 
 /// Whether requests must show a token.
@@ -50,51 +66,6 @@ pub enum AccessMode {
     /// A token says what a request may do.
     Token,
 }
-
-macro_rules! span_with_default {
-    ($(#[$doc:meta])* $name:ident, $default:expr) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-        #[serde(from = "Span", into = "String")]
-        pub struct $name(Span);
-
-        impl $name {
-            /// The duration.
-            #[must_use]
-            pub const fn get(self) -> Duration {
-                self.0.get()
-            }
-        }
-
-        impl Default for $name {
-            fn default() -> Self {
-                $name(Span::of($default))
-            }
-        }
-
-        impl From<Span> for $name {
-            fn from(span: Span) -> Self {
-                $name(span)
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(span: $name) -> String {
-                span.0.to_string()
-            }
-        }
-    };
-}
-span_with_default!(
-    /// How long a token may be valid at most; a day where it is not said.
-    Lifetime,
-    Duration::from_secs(24 * 60 * 60)
-);
-span_with_default!(
-    /// How far clocks may differ; half a minute where it is not said.
-    Leeway,
-    Duration::from_secs(30)
-);
 
 /// The role of requests without a token.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize, Serialize)]
@@ -140,7 +111,7 @@ pub struct IssuerConfig {
     /// different ones.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub subject_prefix: String,
-    /// The algorithms its tokens may be signed with.
+    /// The algorithms its tokens may be signed with. It is never the token that decides.
     pub algorithms: Vec<Algorithm>,
     /// Where its tokens say what they give.
     #[serde(default)]
@@ -203,12 +174,7 @@ impl FromStr for ClaimPath {
     }
 }
 
-impl TryFrom<String> for ClaimPath {
-    type Error = String;
-    fn try_from(text: String) -> Result<ClaimPath, String> {
-        text.parse()
-    }
-}
+from_string!(ClaimPath);
 
 impl From<ClaimPath> for String {
     fn from(path: ClaimPath) -> String {
@@ -223,32 +189,6 @@ impl fmt::Display for ClaimPath {
             true => write!(f, "[\"{step}\"]"),
             false => write!(f, ".{step}"),
         })
-    }
-}
-
-/// How a token may be signed. It is never the token that decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
-#[allow(missing_docs, reason = "the names are those of RFC 7518 and RFC 8037")]
-pub enum Algorithm {
-    HS256,
-    HS384,
-    HS512,
-    RS256,
-    RS384,
-    RS512,
-    PS256,
-    PS384,
-    PS512,
-    ES256,
-    ES384,
-    EdDSA,
-}
-
-impl Algorithm {
-    /// Whether the key that verifies is the one that signs.
-    #[must_use]
-    pub const fn is_symmetric(self) -> bool {
-        matches!(self, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
     }
 }
 
@@ -370,7 +310,10 @@ impl IssuerConfig {
             return invalid("`algorithms` must name at least one");
         }
         // A public key is no secret: a token that is signed with it as one must not be taken.
-        if algorithms.iter().any(|algorithm| algorithm.is_symmetric() != secret_file.is_some()) {
+        if algorithms
+            .iter()
+            .any(|algorithm| (algorithm.family() == AlgorithmFamily::Hmac) != secret_file.is_some())
+        {
             return invalid(
                 "HS256, HS384 and HS512 go with `secret_file`, and the others with `jwks` or `key_file`",
             );

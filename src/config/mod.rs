@@ -10,10 +10,11 @@ mod values;
 use std::path::{Path, PathBuf};
 
 pub use access::{
-    AccessConfig, AccessMode, Algorithm, Anonymous, ClaimPath, EVERY, IssuerConfig, RoleConfig, UndoRight,
+    AccessConfig, AccessMode, Anonymous, ClaimPath, EVERY, IssuerConfig, RoleConfig, UndoRight,
 };
 pub use entities::{ConflictPolicy, EntityConfig, KeptColumn, KeptColumns, demo_entities};
 pub use settings::{Limits, SettingsLayer};
+pub(crate) use stream_rights::each_once;
 pub use stream_rights::{StreamRights, is_stream_pattern};
 pub use values::{DatabaseUrl, ListenAddress, LogFormat, Size, Span};
 

@@ -4,6 +4,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::values::from_string;
+
+/// For read, append, create and delete.
+const LETTERS: [char; 4] = ['r', 'a', 'c', 'd'];
+
 /// What may be done with a stored stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
@@ -15,57 +20,40 @@ pub struct StreamRights {
     pub delete: bool,
 }
 
-impl StreamRights {
-    /// Both together.
-    #[must_use]
-    pub const fn and(self, other: StreamRights) -> StreamRights {
-        StreamRights {
-            read: self.read || other.read,
-            append: self.append || other.append,
-            create: self.create || other.create,
-            delete: self.delete || other.delete,
+/// Which of the letters a text has, each once at most; else the letter that is another one, or there twice.
+pub(crate) fn each_once<const N: usize>(text: &str, letters: [char; N]) -> Result<[bool; N], char> {
+    let mut found = [false; N];
+    for letter in text.chars() {
+        let at = letters.iter().position(|known| *known == letter).ok_or(letter)?;
+        if std::mem::replace(&mut found[at], true) {
+            return Err(letter);
         }
     }
+    Ok(found)
 }
 
 impl FromStr for StreamRights {
     type Err = String;
 
     fn from_str(text: &str) -> Result<StreamRights, String> {
-        let mut rights = StreamRights::default();
-        for letter in text.chars() {
-            let right = match letter {
-                'r' => &mut rights.read,
-                'a' => &mut rights.append,
-                'c' => &mut rights.create,
-                'd' => &mut rights.delete,
-                _ => {
-                    return Err(format!(
-                        "`{text}` is not a right to streams; write letters of `racd`: read, append, create, delete"
-                    ));
-                }
-            };
-            if std::mem::replace(right, true) {
-                return Err(format!("`{text}` has the letter `{letter}` twice"));
+        match each_once(text, LETTERS) {
+            Ok([read, append, create, delete]) => Ok(StreamRights { read, append, create, delete }),
+            Err(letter) if LETTERS.contains(&letter) => {
+                Err(format!("`{text}` has the letter `{letter}` twice"))
             }
+            Err(_) => Err(format!(
+                "`{text}` is not a right to streams; write letters of `racd`: read, append, create, delete"
+            )),
         }
-        Ok(rights)
     }
 }
 
-impl TryFrom<String> for StreamRights {
-    type Error = String;
-    fn try_from(text: String) -> Result<StreamRights, String> {
-        text.parse()
-    }
-}
+from_string!(StreamRights);
 
 impl From<StreamRights> for String {
     fn from(rights: StreamRights) -> String {
-        [(rights.read, 'r'), (rights.append, 'a'), (rights.create, 'c'), (rights.delete, 'd')]
-            .into_iter()
-            .filter_map(|(given, letter)| given.then_some(letter))
-            .collect()
+        let given = [rights.read, rights.append, rights.create, rights.delete];
+        LETTERS.into_iter().zip(given).filter_map(|(letter, given)| given.then_some(letter)).collect()
     }
 }
 

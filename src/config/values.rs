@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The address of a listener: `127.0.0.1:4437`, `[::1]:4437`, `localhost:4437`; or `:4437` or `4437`, which is a port of
 /// this machine's own loopback address.
@@ -44,8 +44,8 @@ impl fmt::Display for ListenAddress {
 }
 
 /// A duration such as `250ms`, `1.5s`, `5m`, `12h` or `365d`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Span(Duration);
 
 impl Span {
@@ -71,6 +71,12 @@ impl FromStr for Span {
         scaled(text, &SPAN_UNITS).map(|millis| Span(Duration::from_millis(millis))).ok_or_else(|| {
             format!("`{text}` is not a duration; write it as `250ms`, `1.5s`, `5m`, `12h` or `365d`")
         })
+    }
+}
+
+impl From<Span> for String {
+    fn from(span: Span) -> String {
+        span.to_string()
     }
 }
 
@@ -256,6 +262,7 @@ macro_rules! from_string {
         }
     )* };
 }
+pub(super) use from_string;
 from_string!(ListenAddress, Span, Size, DatabaseUrl, LogFormat);
 
 #[cfg(test)]

@@ -37,9 +37,7 @@ impl Mutation {
             None => done,
         }
     }
-}
 
-impl Mutation {
     /// Whether the caller may write in the scope that the row is given: asked before anything is told of other rows. The scope
     /// that is stored in the end is checked, too.
     pub(crate) fn check_given_scope(&self) -> Result<(), WriteError> {

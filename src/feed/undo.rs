@@ -146,15 +146,16 @@ impl Plan {
 
     /// What is to be done, if no later change blocks it.
     pub(crate) fn finish(self, catalog: &Catalog) -> Result<Undo, WriteError> {
-        // All that is undone, and all that would be told to be in the way.
-        for activity in self.all.values().chain(self.blocking.values()) {
+        let permit = &self.permit;
+        for activity in self.all.values() {
             let scope = activity.organization_id.as_deref();
-            let subject = activity.subject.as_deref();
-            match self.blocking.contains_key(&activity.seq) {
-                true if self.permit.may_see(&activity.entity_type, scope) => {}
-                true => return Err(WriteError::Denied(Denied::ScopeForbidden)),
-                false => self.permit.check_undo(&activity.entity_type, scope, subject)?,
-            }
+            permit.check_undo(&activity.entity_type, scope, activity.subject.as_deref())?;
+        }
+        // The changes in the way are listed to the caller.
+        let seen =
+            |activity: &Activity| permit.may_see(&activity.entity_type, activity.organization_id.as_deref());
+        if !self.blocking.values().all(seen) {
+            return Err(WriteError::Denied(Denied::ScopeForbidden));
         }
         if !self.blocking.is_empty() {
             return Err(WriteError::Blocked(self.blocking.into_values().map(dependent).collect()));

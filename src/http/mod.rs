@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response};
 
-use crate::access::{Access, Rights};
+use crate::access::Access;
 use crate::config::Limits;
 use crate::tasks::stopping::Stopping;
 use crate::telemetry::{Metrics, ReadMode};
@@ -76,8 +76,6 @@ pub struct App {
     pub gate: Gate,
     /// Who may do what.
     pub access: Arc<Access>,
-    /// The rights of requests that are not asked for a token.
-    pub nobody: Arc<Rights>,
     /// Answers that are final.
     pub hot: HotAnswers,
     /// Limits and durations.
@@ -92,7 +90,9 @@ impl App {
     /// Answers one request: at once where the answer is final and at hand.
     pub fn call(self: &Arc<Self>, request: Request<RequestBody>) -> Answering {
         let admitted = match self.gate.check(&request) {
-            Ok(()) if router::needs_no_token(&request) => Ok(Admission::Known(self.nobody.clone())),
+            Ok(()) if router::needs_no_token(&request) => {
+                Ok(Admission::Known(self.access.at_least().clone()))
+            }
             Ok(()) => access::admit(&self.access, &request),
             Err(refused) => Err(refused),
         };

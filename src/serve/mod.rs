@@ -189,8 +189,7 @@ impl Server {
         };
         let hot = HotAnswers::new(limits.chunk_cache.get() / 2, database.capture.version());
         let (feed, streams) = (Arc::new(feed), Arc::new(streams));
-        let nobody = access.at_least();
-        let app = Arc::new(App { feed, streams, ops, gate, access, nobody, hot, limits, metrics, stopping });
+        let app = Arc::new(App { feed, streams, ops, gate, access, hot, limits, metrics, stopping });
         Ok(Server { listener, app, tail, bells, changes, database, supervisor })
     }
 
@@ -233,8 +232,15 @@ impl Server {
         background.spawn(supervisor.watch("subscriptions", subscriptions.run(to_subscriptions, watching)));
         background.spawn(supervisor.watch("tail", async move { tail.run(following).await }));
         background.spawn(supervisor.watch("bells", async move { bells.run(to_bells, ringing).await }));
-        let (access, reading) = (app.access.clone(), ended.clone());
-        background.spawn(supervisor.watch("keys", async move { access.run(reading).await }));
+        for reader in app.access.readers() {
+            let ended = ended.clone();
+            background.spawn(supervisor.watch("keys", async move {
+                tokio::select! {
+                    () = ended.cancelled() => {}
+                    () = reader => {}
+                }
+            }));
+        }
         let metrics = app.metrics.clone();
         background.spawn(supervisor.watch("metrics", async move {
             while tokio::time::timeout(UPKEEP, upkeep.cancelled()).await.is_err() {

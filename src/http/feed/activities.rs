@@ -35,7 +35,7 @@ pub(in crate::http) async fn head<B>(
     match stream_of(feed, rights, &query)? {
         Some((stream, read)) => changes::metadata(feed, &rights.read(stream)?, Some(read), request).await,
         None => {
-            rights.read(history_query(feed, rights, &query)?)?;
+            history_query(feed, rights, &query)?;
             let stream = rights.read(selector(feed, rights, &query)?)?;
             changes::metadata(feed, &stream, None, request).await
         }

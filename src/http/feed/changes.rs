@@ -11,7 +11,7 @@ use super::{FeedContext, entities};
 use crate::access::{Guarded, Permitted, Rights};
 use crate::feed::entity::EntityType;
 use crate::http::layers::caching::ForEverybody;
-use crate::http::respond::{self, Build, JSON};
+use crate::http::respond::{self, Build, Final, JSON};
 use crate::http::{ApiError, Reply, ReplyBody, intake, renderers};
 use crate::reading::Session;
 use crate::storage_error::StorageError;
@@ -116,10 +116,13 @@ pub(in crate::http) async fn serve<B>(
     let (selector, time_left) = ((*stream).clone(), stream.time_left());
     let session = feed.reader.open(stream, read.from, read.live.is_some()).await?;
     let mut reply = renderers::session(&feed.render, session, read, time_left, request).await?;
-    if feed.access.without_token().is_ok_and(|rights| selector.check(rights).is_ok()) {
+    let everybody = || feed.access.without_token().is_ok_and(|rights| selector.check(rights).is_ok());
+    if feed.access.is_controlled() && everybody() {
         reply.extensions_mut().insert(ForEverybody);
     }
-    reply.extensions_mut().insert(respond::StreamRead(selector));
+    if reply.extensions().get::<Final>().is_some() {
+        reply.extensions_mut().insert(respond::StreamRead(selector));
+    }
     Ok(reply)
 }
 

@@ -102,9 +102,7 @@ pub(in crate::http) async fn read<B>(
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
     intake::query(request)?.only(&[])?;
-    if !rights.has_some(Right::Read, &entity.name) {
-        rights.check(Right::Read, &entity.name, None)?;
-    }
+    rights.check_some(Right::Read, &entity.name)?;
     // A row of another scope is not told from one that is not there.
     match feed.tables.row(entity, key).await?.and_then(|row| row.open(rights)) {
         Some(row) => Ok(Build::new(StatusCode::OK).no_store().json(row)),

@@ -42,6 +42,6 @@ pub struct FeedContext {
 impl FeedContext {
     /// The entity types that a caller may be told of.
     fn readable(&self, rights: &Rights) -> impl Iterator<Item = &Arc<EntityType>> {
-        self.catalog.iter().filter(|entity| rights.has_some(Right::Read, &entity.name))
+        self.catalog.iter().filter(|entity| rights.check_some(Right::Read, &entity.name).is_ok())
     }
 }

@@ -23,10 +23,8 @@ pub(in crate::http) enum Admission {
 /// # Errors
 /// When it shows a token where none can be, or none where one must be.
 pub(in crate::http) fn admit<B>(access: &Access, request: &Request<B>) -> Result<Admission, ApiError> {
-    if !access.is_controlled() {
-        return Ok(Admission::Known(access.without_token()?.clone()));
-    }
-    let Some(token) = token(access, request)? else {
+    let token = if access.is_controlled() { token(access, request)? } else { None };
+    let Some(token) = token else {
         return Ok(Admission::Known(access.without_token()?.clone()));
     };
     Ok(match access.known(token) {

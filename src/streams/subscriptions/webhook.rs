@@ -13,7 +13,7 @@ use http_body_util::Full;
 use serde_json::json;
 
 use super::{Delivery, Subscriptions, address, unix_millis};
-use crate::outbound::{self, Outbound, OutboundError};
+use crate::outbound::{self, OutboundError};
 
 /// Maximum number of bytes of an answer that are read.
 const ANSWER_MAX_BYTES: usize = 64 << 10;
@@ -33,12 +33,11 @@ pub(super) enum Undelivered {
 pub(super) struct Sender {
     allow_private: bool,
     timeout: Duration,
-    outbound: Outbound,
 }
 
 impl Sender {
     pub(super) fn new(allow_private: bool, timeout: Duration) -> Sender {
-        Sender { allow_private, timeout, outbound: Outbound::new() }
+        Sender { allow_private, timeout }
     }
 
     /// Sends a body; says whether the answer was `{"done":true}`.
@@ -56,7 +55,7 @@ impl Sender {
             .body(Full::new(body))
             .map_err(|error| OutboundError::Exchange(error.to_string()))?;
         let may_go_to = |ip| self.allow_private || !address::is_inside(ip);
-        let answer = self.outbound.exchange(&url, request, may_go_to, ANSWER_MAX_BYTES).await?;
+        let answer = outbound::exchange(&url, request, may_go_to, ANSWER_MAX_BYTES).await?;
         if !answer.status.is_success() {
             return Err(Undelivered::Status(answer.status.as_u16()));
         }

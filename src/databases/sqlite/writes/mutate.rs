@@ -286,17 +286,17 @@ impl Context<'_> {
         if self.permit.is_unlimited() {
             return Ok(());
         }
-        let scope = self.scope_of(entity, schema, key)?;
+        let scope = self.scope_of(entity, schema, key)?.flatten();
         Ok(self.permit.check_row(&entity.name, scope.as_deref())?)
     }
 
-    /// The scope of a row, as the log would have it.
+    /// The scope of a row, as the log would have it; none if there is no such row.
     fn scope_of(
         &self,
         entity: &EntityType,
         schema: &TableSchema,
         key: &str,
-    ) -> Result<Option<String>, WriteError> {
+    ) -> Result<Option<Option<String>>, WriteError> {
         let sql = format!(
             "SELECT {} FROM {} t WHERE {}",
             scope_text(entity, schema, "t"),
@@ -306,7 +306,6 @@ impl Context<'_> {
         self.connection
             .prepare_cached(&sql)
             .and_then(|mut statement| statement.query_row([key], |row| lossy(row, 0)).optional())
-            .map(Option::flatten)
             .map_err(|e| error::write(&e))
     }
 
@@ -367,8 +366,8 @@ impl Context<'_> {
     fn may_repeat(&self, entity: Option<&Arc<EntityType>>, key: &str) -> Result<(), WriteError> {
         let (Some(entity), false) = (entity, self.permit.is_unlimited()) else { return Ok(()) };
         let there = match entity.schema() {
-            Ok(schema) if self.exists(entity, &schema, key)? => Some(self.scope_of(entity, &schema, key)?),
-            _ => None,
+            Ok(schema) => self.scope_of(entity, &schema, key)?,
+            Err(_) => None,
         };
         let sql = "SELECT organization_id FROM activities WHERE entity_id = ?1 AND entity_type = ?2 ORDER BY seq DESC LIMIT 1";
         let last = || {
