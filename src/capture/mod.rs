@@ -1,3 +1,4 @@
-//! Capture without SQL: the rules for a changed row and the log that both databases share.
+//! Capture without SQL: the rules between a changed row and the log that both databases share.
 
 pub(crate) mod compare;
+pub(crate) mod settle;

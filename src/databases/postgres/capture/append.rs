@@ -13,7 +13,7 @@ use sqlx::query::Query;
 use sqlx::{PgConnection, Postgres, Row};
 use tokio::time::Instant;
 
-use super::Lost;
+use super::CaptureError;
 use super::new_activity::{CommitMark, NewActivity};
 use crate::databases::postgres::connections::{Db, Session, statement};
 use crate::databases::postgres::log::CHANNEL;
@@ -69,17 +69,21 @@ impl Appender {
     }
 
     /// Appends whole transactions and moves the position.
-    pub(super) async fn append(&mut self, entries: &[NewActivity], position: Lsn) -> Result<(), Lost> {
-        if entries.is_empty() {
+    pub(super) async fn append(
+        &mut self,
+        activities: &[NewActivity],
+        position: Lsn,
+    ) -> Result<(), CaptureError> {
+        if activities.is_empty() {
             return self.move_position(position).await;
         }
-        if entries.iter().any(NewActivity::is_too_large) {
-            return Err(Lost::TooLarge);
+        if activities.iter().any(NewActivity::is_too_large) {
+            return Err(CaptureError::TooLarge);
         }
         let mut transaction = self.db.single().await?;
-        self.number_feeds(transaction.connection(), entries).await?;
-        let columns = self.columns(entries, self.head);
-        let head = after(self.head, entries.len());
+        self.number_feeds(transaction.connection(), activities).await?;
+        let columns = self.columns(activities, self.head);
+        let head = after(self.head, activities.len());
         let sql = format!(
             "WITH moved AS (UPDATE bourn.log SET head = $16, position = $17::text::pg_lsn WHERE fence = $18 AND head = $19 RETURNING 1), \
              appended AS ({INSERT} moved, {UNNEST}) SELECT pg_notify($20, $16::text) FROM moved"
@@ -94,7 +98,7 @@ impl Appender {
         let moved = statement.fetch_optional(transaction.connection()).await?;
         transaction.commit().await?;
         if moved.is_none() {
-            return Err(Lost::Fenced);
+            return Err(CaptureError::Fenced);
         }
         self.head = head;
         self.position = position;
@@ -102,7 +106,7 @@ impl Appender {
     }
 
     /// Notes that these mutations make no activities.
-    pub(super) async fn confirm(&self, transactions: &[String]) -> Result<(), Lost> {
+    pub(super) async fn confirm(&self, transactions: &[String]) -> Result<(), CaptureError> {
         let mut transaction = self.db.single().await?;
         statement(
             "UPDATE bourn.ledger SET confirmed = $1 WHERE transaction_id = ANY ($2) AND confirmed IS NULL",
@@ -116,7 +120,7 @@ impl Appender {
     }
 
     /// Moves the position past transactions that have nothing for the log.
-    pub(super) async fn move_position(&mut self, position: Lsn) -> Result<(), Lost> {
+    pub(super) async fn move_position(&mut self, position: Lsn) -> Result<(), CaptureError> {
         let mut transaction = self.db.single().await?;
         let moved =
             statement("UPDATE bourn.log SET position = $1::text::pg_lsn WHERE fence = $2 AND head = $3")
@@ -127,14 +131,14 @@ impl Appender {
                 .await?;
         transaction.commit().await?;
         if moved.rows_affected() == 0 {
-            return Err(Lost::Fenced);
+            return Err(CaptureError::Fenced);
         }
         self.position = position;
         Ok(())
     }
 
     /// Begins a transaction that appends in parts.
-    pub(super) async fn begin(&self, silence: Duration) -> Result<AppendInParts, Lost> {
+    pub(super) async fn begin(&self, silence: Duration) -> Result<AppendInParts, CaptureError> {
         let mut transaction = self.db.begin().await?;
         // If this server hangs, the database does not wait for it.
         let limit = format!("{}ms", silence.as_millis());
@@ -154,28 +158,29 @@ impl Appender {
     /// Appends a part. Where the log refuses it, the transaction is as it was before.
     pub(super) async fn append_part(
         &mut self,
-        long: &mut AppendInParts,
-        entries: &[NewActivity],
-    ) -> Result<(), Lost> {
-        if entries.is_empty() {
+        parts: &mut AppendInParts,
+        activities: &[NewActivity],
+    ) -> Result<(), CaptureError> {
+        if activities.is_empty() {
             return Ok(());
         }
-        if entries.iter().any(NewActivity::is_too_large) {
-            return Err(Lost::TooLarge);
+        if activities.iter().any(NewActivity::is_too_large) {
+            return Err(CaptureError::TooLarge);
         }
-        long.used = Instant::now();
-        statement("SAVEPOINT part").execute(&mut *long.transaction).await?;
-        let inserted = self.insert(&mut long.transaction, entries, long.head).await;
+        parts.used = Instant::now();
+        statement("SAVEPOINT part").execute(&mut *parts.transaction).await?;
+        let inserted = self.insert(&mut parts.transaction, activities, parts.head).await;
         let end = if inserted.is_ok() { "RELEASE SAVEPOINT part" } else { "ROLLBACK TO SAVEPOINT part" };
-        statement(end).execute(&mut *long.transaction).await?;
+        statement(end).execute(&mut *parts.transaction).await?;
         if inserted.is_err() {
             self.forget_feeds();
         }
-        for (seq, (feed, entry)) in (long.head.as_i64() + 1..).zip(inserted?.into_iter().zip(entries)) {
-            long.feeds.insert(feed, seq);
-            long.types.insert(entry.entity.name.clone(), seq);
+        for (seq, (feed, activity)) in (parts.head.as_i64() + 1..).zip(inserted?.into_iter().zip(activities))
+        {
+            parts.feeds.insert(feed, seq);
+            parts.types.insert(activity.entity.name.clone(), seq);
         }
-        long.head = after(long.head, entries.len());
+        parts.head = after(parts.head, activities.len());
         Ok(())
     }
 
@@ -183,11 +188,11 @@ impl Appender {
     pub(super) async fn insert(
         &mut self,
         transaction: &mut PgConnection,
-        entries: &[NewActivity],
+        activities: &[NewActivity],
         behind: Seq,
-    ) -> Result<Vec<i32>, Lost> {
-        self.number_feeds(transaction, entries).await?;
-        let columns = self.columns(entries, behind);
+    ) -> Result<Vec<i32>, CaptureError> {
+        self.number_feeds(transaction, activities).await?;
+        let columns = self.columns(activities, behind);
         let sql = format!("{INSERT} {UNNEST}");
         columns.bind(statement(sqlx::AssertSqlSafe(sql))).execute(transaction).await?;
         Ok(columns.feed_id)
@@ -201,11 +206,11 @@ impl Appender {
     /// Appends a deletion of every row that the log has alive of an entity type.
     pub(super) async fn append_truncation(
         &mut self,
-        long: &mut AppendInParts,
+        parts: &mut AppendInParts,
         entity: &EntityType,
         ids: (Option<&str>, Option<&str>),
         commit: CommitMark,
-    ) -> Result<(), Lost> {
+    ) -> Result<(), CaptureError> {
         // Without a join: where the database has few statistics of the log yet, it expects few rows and compares each
         // with each.
         let done = statement(
@@ -216,35 +221,35 @@ impl Appender {
              FROM (SELECT DISTINCT ON (a.entity_id) a.* FROM bourn.activities a WHERE a.entity_type = $7 \
              ORDER BY a.entity_id, a.seq DESC) n WHERE n.action <> 'delete'",
         )
-        .bind(long.head.as_i64())
+        .bind(parts.head.as_i64())
         .bind(ids.0)
         .bind(ids.1)
         .bind(entity.previous_values)
         .bind(commit.id)
         .bind(commit.micros)
         .bind(&*entity.name)
-        .execute(&mut *long.transaction)
+        .execute(&mut *parts.transaction)
         .await?
         .rows_affected();
-        let before = long.head;
-        long.head = after(before, usize::try_from(done).unwrap_or(usize::MAX));
+        let before = parts.head;
+        parts.head = after(before, usize::try_from(done).unwrap_or(usize::MAX));
         let ends =
             statement("SELECT feed_id, max(seq) FROM bourn.activities WHERE seq > $1 GROUP BY feed_id")
                 .bind(before.as_i64())
-                .fetch_all(&mut *long.transaction)
+                .fetch_all(&mut *parts.transaction)
                 .await?;
         for row in &ends {
-            long.feeds.insert(row.try_get(0)?, row.try_get(1)?);
+            parts.feeds.insert(row.try_get(0)?, row.try_get(1)?);
         }
         if done > 0 {
-            long.types.insert(entity.name.clone(), long.head.as_i64());
+            parts.types.insert(entity.name.clone(), parts.head.as_i64());
         }
         Ok(())
     }
 
     /// Ends a transaction that appended in parts, and moves the position.
-    pub(super) async fn commit(&mut self, long: AppendInParts, position: Lsn) -> Result<(), Lost> {
-        let AppendInParts { mut transaction, head, feeds, types, .. } = long;
+    pub(super) async fn commit(&mut self, parts: AppendInParts, position: Lsn) -> Result<(), CaptureError> {
+        let AppendInParts { mut transaction, head, feeds, types, .. } = parts;
         let mut bits: HashMap<i64, i16> = HashMap::new();
         for seq in feeds.into_values() {
             *bits.entry(seq).or_default() |= 1;
@@ -270,7 +275,7 @@ impl Appender {
         .fetch_optional(&mut *transaction)
         .await?;
         if moved.is_none() {
-            return Err(Lost::Fenced);
+            return Err(CaptureError::Fenced);
         }
         transaction.commit().await?;
         self.head = head;
@@ -282,15 +287,15 @@ impl Appender {
     async fn number_feeds(
         &mut self,
         connection: &mut PgConnection,
-        entries: &[NewActivity],
-    ) -> Result<(), Lost> {
+        activities: &[NewActivity],
+    ) -> Result<(), CaptureError> {
         if self.feeds.len() > FEEDS_MAX {
             self.feeds.clear();
         }
-        let mut missing: Vec<(&str, &str)> = entries
+        let mut missing: Vec<(&str, &str)> = activities
             .iter()
-            .filter(|entry| !self.feeds.contains_key(&feed_of(entry)))
-            .map(|entry| (&*entry.entity.name, entry.scope.as_deref().unwrap_or_default()))
+            .filter(|activity| !self.feeds.contains_key(&feed_of(activity)))
+            .map(|activity| (&*activity.entity.name, activity.scope.as_deref().unwrap_or_default()))
             .collect();
         missing.sort_unstable();
         missing.dedup();
@@ -319,33 +324,33 @@ impl Appender {
     }
 
     /// The columns of these activities as they are appended behind a place.
-    fn columns<'a>(&self, entries: &'a [NewActivity], behind: Seq) -> ActivityColumns<'a> {
+    fn columns<'a>(&self, activities: &'a [NewActivity], behind: Seq) -> ActivityColumns<'a> {
         let mut columns = ActivityColumns::default();
         let mut seq = behind.as_i64();
-        for entry in entries {
+        for activity in activities {
             seq += 1;
             columns.seq.push(seq);
-            columns.action.push(Action::as_str(entry.action));
-            columns.entity_type.push(&entry.entity.name);
-            columns.entity_id.push(&entry.key);
-            columns.feed_id.push(self.feeds.get(&feed_of(entry)).copied().unwrap_or_default());
-            columns.organization_id.push(entry.scope.as_deref());
-            columns.transaction_id.push(entry.transaction.as_deref());
-            columns.client_id.push(entry.client.as_deref());
-            columns.changed_keys.push(entry.changed_keys.as_deref());
-            columns.value.push(entry.value.as_deref());
-            columns.previous_values.push(entry.previous.as_deref());
-            columns.commit_id.push(entry.commit.id);
-            columns.last.push(entry.last);
-            columns.created_at.push(entry.commit.micros);
-            columns.subject.push(entry.subject.as_deref());
+            columns.action.push(Action::as_str(activity.action));
+            columns.entity_type.push(&activity.entity.name);
+            columns.entity_id.push(&activity.key);
+            columns.feed_id.push(self.feeds.get(&feed_of(activity)).copied().unwrap_or_default());
+            columns.organization_id.push(activity.scope.as_deref());
+            columns.transaction_id.push(activity.transaction.as_deref());
+            columns.client_id.push(activity.client.as_deref());
+            columns.changed_keys.push(activity.changed_keys.as_deref());
+            columns.value.push(activity.value.as_deref());
+            columns.previous_values.push(activity.previous.as_deref());
+            columns.commit_id.push(activity.commit.id);
+            columns.last.push(activity.last);
+            columns.created_at.push(activity.commit.micros);
+            columns.subject.push(activity.subject.as_deref());
         }
         columns
     }
 }
 
-fn feed_of(entry: &NewActivity) -> (Arc<str>, String) {
-    (entry.entity.name.clone(), entry.scope.clone().unwrap_or_default())
+fn feed_of(activity: &NewActivity) -> (Arc<str>, String) {
+    (activity.entity.name.clone(), activity.scope.clone().unwrap_or_default())
 }
 
 fn after(head: Seq, count: usize) -> Seq {
@@ -394,7 +399,7 @@ pub(super) struct AppendInParts {
 impl AppendInParts {
     /// Runs a statement now and then, so that the database does not end the transaction as idle while the stream brings
     /// nothing for it.
-    pub(super) async fn keep(&mut self, every: Duration) -> Result<(), Lost> {
+    pub(super) async fn keep(&mut self, every: Duration) -> Result<(), CaptureError> {
         if self.used.elapsed() >= every {
             statement("SELECT 1").execute(&mut *self.transaction).await?;
             self.used = Instant::now();

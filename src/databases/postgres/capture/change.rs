@@ -20,7 +20,7 @@ pub(super) struct Source {
 
 /// What happened to a row.
 #[derive(Debug)]
-pub(super) enum Kind {
+pub(super) enum ChangeKind {
     Insert(Tuple),
     Update(Option<OldTuple>, Tuple),
     Delete(OldTuple),
@@ -30,7 +30,7 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct Change {
     pub(super) source: Arc<Source>,
-    pub(super) kind: Kind,
+    pub(super) kind: ChangeKind,
     /// The transaction and the client, as a logical message named them.
     pub(super) ids: Option<Arc<Ids>>,
     pub(super) commit: CommitMark,
@@ -52,17 +52,19 @@ impl Change {
     pub(super) fn key(&self) -> Option<&str> {
         let at = self.source.layout.key;
         match &self.kind {
-            Kind::Insert(new) => new.get(at)?.text(),
+            ChangeKind::Insert(new) => new.get(at)?.text(),
             // A long key that did not change may not be repeated in the new row; the old one has it then.
-            Kind::Update(old, new) => new.get(at)?.text().or_else(|| old.as_ref()?.tuple.get(at)?.text()),
-            Kind::Delete(old) => old.tuple.get(at)?.text(),
+            ChangeKind::Update(old, new) => {
+                new.get(at)?.text().or_else(|| old.as_ref()?.tuple.get(at)?.text())
+            }
+            ChangeKind::Delete(old) => old.tuple.get(at)?.text(),
         }
     }
 
     /// The key before the change, if that changed it.
     pub(super) fn former_key(&self) -> Option<&str> {
         match &self.kind {
-            Kind::Update(Some(old), _) => {
+            ChangeKind::Update(Some(old), _) => {
                 old.tuple.get(self.source.layout.key)?.text().filter(|key| Some(*key) != self.key())
             }
             _ => None,
@@ -72,7 +74,9 @@ impl Change {
     /// The whole old row, if the change has it and it can be relied on.
     pub(super) fn old_row(&self) -> Option<&Tuple> {
         match &self.kind {
-            Kind::Update(Some(old), _) | Kind::Delete(old) if old.whole && self.settled => Some(&old.tuple),
+            ChangeKind::Update(Some(old), _) | ChangeKind::Delete(old) if old.whole && self.settled => {
+                Some(&old.tuple)
+            }
             _ => None,
         }
     }
@@ -81,7 +85,7 @@ impl Change {
     pub(super) fn needs_log(&self) -> bool {
         match &self.kind {
             // The row may have existed before: ids that it contains may be another writer's.
-            Kind::Insert(new) => {
+            ChangeKind::Insert(new) => {
                 !self.settled || {
                     let stamps = self.source.stamps(new);
                     stamps.update.or(stamps.insert).is_some_and(|stamp| {
@@ -89,7 +93,7 @@ impl Change {
                     })
                 }
             }
-            Kind::Update(..) | Kind::Delete(_) => self.old_row().is_none(),
+            ChangeKind::Update(..) | ChangeKind::Delete(_) => self.old_row().is_none(),
         }
     }
 }
@@ -107,7 +111,7 @@ impl Source {
 }
 
 /// A row's version before the change.
-pub(super) struct Before<'a> {
+pub(super) struct RowBefore<'a> {
     pub(super) scope: Option<String>,
     pub(super) stamps: Stamps,
     pub(super) client: Option<String>,
@@ -120,16 +124,16 @@ enum Values<'a> {
     Logged(HashMap<String, Box<RawValue>>, Arc<str>),
 }
 
-impl<'a> Before<'a> {
+impl<'a> RowBefore<'a> {
     /// From the stream's whole old row; `None` if that was not visible.
-    pub(super) fn of_tuple(source: &Source, tuple: &'a Tuple) -> Option<Before<'a>> {
+    pub(super) fn of_tuple(source: &Source, tuple: &'a Tuple) -> Option<RowBefore<'a>> {
         let piece = |i: usize| Piece::of(tuple.get(i).and_then(Cell::text));
-        source.layout.visible(piece).then(|| Before::whole(source, tuple))
+        source.layout.visible(piece).then(|| RowBefore::whole(source, tuple))
     }
 
     /// From the stream's whole old row, visible or not.
-    pub(super) fn whole(source: &Source, tuple: &'a Tuple) -> Before<'a> {
-        Before {
+    pub(super) fn whole(source: &Source, tuple: &'a Tuple) -> RowBefore<'a> {
+        RowBefore {
             scope: source.text(tuple, source.layout.scope).map(Into::into),
             stamps: source.stamps(tuple),
             client: source
@@ -141,13 +145,13 @@ impl<'a> Before<'a> {
     }
 
     /// From the log's last version.
-    pub(super) fn of_logged(source: &Source, scope: Option<String>, json: &Arc<str>) -> Before<'a> {
+    pub(super) fn of_logged(source: &Source, scope: Option<String>, json: &Arc<str>) -> RowBefore<'a> {
         let values: HashMap<String, Box<RawValue>> = serde_json::from_str(json).unwrap_or_default();
         let named = |at: Option<usize>| at.and_then(|at| values.get(&source.layout.columns[at].name));
         let client =
             named(source.layout.client).and_then(|raw| serde_json::from_str(raw.get()).ok()).flatten();
         let client = client.filter(|client: &String| ClientId::new(client).is_ok());
-        Before {
+        RowBefore {
             scope,
             stamps: Stamps::read(named(source.layout.transactions).map(|raw| raw.get())),
             client,
@@ -165,6 +169,16 @@ impl<'a> Before<'a> {
         }
     }
 
+    /// The columns with values that the table no longer has; only the log's version of a row can have such.
+    pub(super) fn dropped(&self, source: &Source) -> Vec<&str> {
+        let Values::Logged(values, _) = &self.values else { return Vec::new() };
+        let has = |name: &str| source.layout.columns.iter().any(|column| *column.name == *name);
+        let dropped = values.iter().filter(|(name, value)| value.get() != "null" && !has(name));
+        let mut dropped: Vec<_> = dropped.map(|(name, _)| name.as_str()).collect();
+        dropped.sort_unstable();
+        dropped
+    }
+
     fn piece(&self, source: &Source, at: usize) -> Option<Piece<'_>> {
         match &self.values {
             Values::Tuple(tuple) => tuple.get(at).map(|cell| Piece::of(cell.text())),
@@ -179,20 +193,20 @@ impl<'a> Before<'a> {
 }
 
 /// A row's version after the change: values that the change does not repeat are as before.
-pub(super) struct After<'a> {
+pub(super) struct RowAfter<'a> {
     source: &'a Source,
     tuple: &'a Tuple,
-    before: Option<&'a Before<'a>>,
+    before: Option<&'a RowBefore<'a>>,
 }
 
-impl<'a> After<'a> {
+impl<'a> RowAfter<'a> {
     /// `None` if a value is neither in the change nor known from before.
     pub(super) fn new(
         source: &'a Source,
         tuple: &'a Tuple,
-        before: Option<&'a Before<'a>>,
-    ) -> Option<After<'a>> {
-        let after = After { source, tuple, before };
+        before: Option<&'a RowBefore<'a>>,
+    ) -> Option<RowAfter<'a>> {
+        let after = RowAfter { source, tuple, before };
         let known = |(i, cell): (usize, &Cell)| {
             *cell != Cell::Unchanged || before.is_some_and(|before| before.piece(source, i).is_some())
         };
@@ -221,7 +235,7 @@ impl<'a> After<'a> {
     }
 
     /// The columns that changed, by index.
-    pub(super) fn changed(&self, before: &Before<'_>) -> Vec<usize> {
+    pub(super) fn changed(&self, before: &RowBefore<'_>) -> Vec<usize> {
         let differs = |&at: &usize| {
             if self.tuple.get(at) == Some(&Cell::Unchanged) {
                 return false;

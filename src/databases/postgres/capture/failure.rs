@@ -3,7 +3,7 @@
 
 use pgwire_replication::PgWireError;
 
-use super::Lost;
+use super::CaptureError;
 use crate::databases::postgres::{Inner, error, names};
 
 /// Classes of SQLSTATE by which the database refuses the content of a row: data, constraints, triggers and limits.
@@ -79,17 +79,19 @@ pub(super) fn why_unreadable(code: &str) -> String {
 
 /// Why a server does not capture, as text for its operator. The database's own words are logged alone; a failure that
 /// is retried all the time is logged once.
-pub(super) fn in_words(lost: &Lost, inner: &Inner, logged: &mut String) -> String {
+pub(super) fn in_words(lost: &CaptureError, inner: &Inner, logged: &mut String) -> String {
     let (text, code) = match lost {
-        Lost::Blocked(reason) => {
+        CaptureError::Blocked(reason) => {
             if logged != reason {
                 tracing::warn!(reason, "cannot capture");
                 logged.clone_from(reason);
             }
             return reason.clone();
         }
-        Lost::Stream(failure) => (failure.to_string(), stream_code(failure).unwrap_or_default().to_owned()),
-        Lost::Database(failure) => (failure.to_string(), error::code(failure).unwrap_or_default()),
+        CaptureError::Stream(failure) => {
+            (failure.to_string(), stream_code(failure).unwrap_or_default().to_owned())
+        }
+        CaptureError::Database(failure) => (failure.to_string(), error::code(failure).unwrap_or_default()),
         lost => return lost.to_string(),
     };
     if *logged != text {
@@ -109,7 +111,7 @@ pub(super) fn in_words(lost: &Lost, inner: &Inner, logged: &mut String) -> Strin
         "53400" => "the database has no more replication slots; raise max_replication_slots".into(),
         "53100" => "the database's disk is full".into(),
         "25006" => "the database can be read but not written; is it a standby?".into(),
-        _ if matches!(lost, Lost::Stream(PgWireError::Auth(_))) => {
+        _ if matches!(lost, CaptureError::Stream(PgWireError::Auth(_))) => {
             "the database refuses the server's user or password for replication; see pg_hba.conf".into()
         }
         _ => "the database is out of reach or fails; see the server's log".into(),

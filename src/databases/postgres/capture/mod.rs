@@ -33,7 +33,7 @@ use leader::Leader;
 
 /// Why a server does not lead, or not any more.
 #[derive(Debug, thiserror::Error)]
-enum Lost {
+enum CaptureError {
     /// Another server has taken over.
     #[error("another server captures now")]
     Fenced,
@@ -66,13 +66,13 @@ enum Lost {
     Stopped,
 }
 
-impl Lost {
+impl CaptureError {
     /// The remedy for it.
     fn remedy(&self) -> Remedy {
         match self {
-            Lost::TooLarge => Remedy::Row,
-            Lost::Database(failure) => failure::of_statement(failure),
-            Lost::Stream(failure) => failure::of_stream(failure, false),
+            CaptureError::TooLarge => Remedy::Row,
+            CaptureError::Database(failure) => failure::of_statement(failure),
+            CaptureError::Stream(failure) => failure::of_stream(failure, false),
             _ => Remedy::Retry,
         }
     }
@@ -106,14 +106,14 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
                 }
                 let position = Some(leader.position());
                 let remedy = match &lost {
-                    Lost::Stream(failure) => failure::of_stream(failure, failed_at == position),
+                    CaptureError::Stream(failure) => failure::of_stream(failure, failed_at == position),
                     _ => Remedy::Retry,
                 };
-                failed_at = matches!(lost, Lost::Stream(_)).then_some(position).flatten();
-                if !matches!(lost, Lost::Stopped) {
+                failed_at = matches!(lost, CaptureError::Stream(_)).then_some(position).flatten();
+                if !matches!(lost, CaptureError::Stopped) {
                     tracing::warn!(reason = %lost, "this server does not capture any more");
                 }
-                if matches!(lost, Lost::Stopped) || remedy == Remedy::Slot {
+                if matches!(lost, CaptureError::Stopped) || remedy == Remedy::Slot {
                     leader.release().await;
                 }
                 if remedy == Remedy::Slot {
@@ -124,8 +124,8 @@ pub(super) async fn run(inner: &Inner, stop: &CancellationToken) {
             Err(lost) => lost,
         };
         match &lost {
-            Lost::Stopped => return,
-            Lost::Fenced | Lost::Held | Lost::Ended => {
+            CaptureError::Stopped => return,
+            CaptureError::Fenced | CaptureError::Held | CaptureError::Ended => {
                 pause = first;
                 inner.shared.capture_stands(None);
             }

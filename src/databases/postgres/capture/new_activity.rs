@@ -52,24 +52,24 @@ pub(super) struct CommitMark {
 }
 
 /// The activities that the log has after these were appended behind a place.
-pub(super) fn activities(before: Seq, entries: Vec<NewActivity>) -> impl Iterator<Item = Activity> {
-    (before.get() + 1..).zip(entries).filter_map(|(seq, entry)| {
-        let time = Duration::from_micros(u64::try_from(entry.commit.micros).unwrap_or_default());
+pub(super) fn in_the_log(before: Seq, activities: Vec<NewActivity>) -> impl Iterator<Item = Activity> {
+    (before.get() + 1..).zip(activities).filter_map(|(seq, activity)| {
+        let time = Duration::from_micros(u64::try_from(activity.commit.micros).unwrap_or_default());
         Some(Activity {
             seq: Seq::new(seq)?,
-            action: entry.action,
-            entity_type: entry.entity.name.to_string(),
-            entity_id: entry.key,
-            organization_id: entry.scope,
-            transaction_id: entry.transaction,
-            client_id: entry.client,
-            changed_keys: entry.changed_keys,
-            value: entry.value.as_deref().map(Into::into),
-            previous_values: entry.previous.as_deref().map(Into::into),
-            commit_id: entry.commit.id,
-            last: Last::from_log(entry.last.into()),
+            action: activity.action,
+            entity_type: activity.entity.name.to_string(),
+            entity_id: activity.key,
+            organization_id: activity.scope,
+            transaction_id: activity.transaction,
+            client_id: activity.client,
+            changed_keys: activity.changed_keys,
+            value: activity.value.as_deref().map(Into::into),
+            previous_values: activity.previous.as_deref().map(Into::into),
+            commit_id: activity.commit.id,
+            last: Last::from_log(activity.last.into()),
             created_at: humantime::format_rfc3339_millis(UNIX_EPOCH + time).to_string(),
-            subject: entry.subject,
+            subject: activity.subject,
         })
     })
 }
@@ -81,15 +81,15 @@ pub(super) fn mark_last(transaction: &mut [NewActivity]) {
         return;
     }
     let (mut feeds, mut types) = (HashSet::new(), HashSet::new());
-    for entry in transaction.iter_mut().rev() {
-        let feed = feeds.insert((entry.entity.name.clone(), entry.scope.clone()));
-        entry.last = i16::from(feed) + 2 * i16::from(types.insert(entry.entity.name.clone()));
+    for activity in transaction.iter_mut().rev() {
+        let feed = feeds.insert((activity.entity.name.clone(), activity.scope.clone()));
+        activity.last = i16::from(feed) + 2 * i16::from(types.insert(activity.entity.name.clone()));
     }
 }
 
 /// Marks the last changes of each of several whole transactions, one after the other.
-pub(super) fn mark_last_of_each(entries: &mut [NewActivity]) {
-    for transaction in entries.chunk_by_mut(|one, next| one.commit.id == next.commit.id) {
+pub(super) fn mark_last_of_each(activities: &mut [NewActivity]) {
+    for transaction in activities.chunk_by_mut(|one, next| one.commit.id == next.commit.id) {
         mark_last(transaction);
     }
 }

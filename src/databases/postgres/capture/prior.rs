@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use super::settle::{Alive, Logged, RowName};
+use super::settle::{Alive, LoggedRow, RowName};
 use crate::databases::postgres::connections::statement;
 use crate::databases::postgres::log::walk::{END, START, Walk};
 
 /// What the log has of a row, and which transaction made its last activity.
 #[derive(Debug, Clone)]
 pub(super) struct Prior {
-    pub(super) logged: Logged,
+    pub(super) logged: LoggedRow,
     pub(super) commit_id: i64,
     pub(super) seq: i64,
 }
@@ -48,7 +48,8 @@ pub(super) async fn look_up(
         };
         let earlier: Option<String> = row.try_get(5)?;
         let (commit_id, seq) = (row.try_get(4)?, row.try_get(6)?);
-        let logged = Logged { alive, last_value: value.or(earlier.map(Into::into)), commit: Some(commit_id) };
+        let logged =
+            LoggedRow { alive, last_value: value.or(earlier.map(Into::into)), commit: Some(commit_id) };
         priors.insert(name.clone(), Prior { logged, commit_id, seq });
     }
     Ok(priors)

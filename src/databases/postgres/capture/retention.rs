@@ -6,7 +6,7 @@
 use sqlx::{AssertSqlSafe, Row};
 use tokio_util::sync::CancellationToken;
 
-use super::Lost;
+use super::CaptureError;
 use crate::databases::postgres::Inner;
 use crate::databases::postgres::connections::{Session, scalar, statement};
 use crate::databases::postgres::log::walk::Walk;
@@ -25,7 +25,7 @@ pub(super) async fn run(inner: Inner, fence: i64, stop: CancellationToken) {
         }
         match work(&inner, fence, &retention, &stop).await {
             Ok(()) => {}
-            Err(Lost::Fenced) => return,
+            Err(CaptureError::Fenced) => return,
             Err(lost) => tracing::warn!(reason = %lost, "old activities cannot be taken out now"),
         }
     }
@@ -36,18 +36,18 @@ async fn work(
     fence: i64,
     retention: &Retention,
     stop: &CancellationToken,
-) -> Result<(), Lost> {
+) -> Result<(), CaptureError> {
     turn_month(inner, fence).await?;
     while !stop.is_cancelled() && step(inner, fence, retention).await? {}
     drop_months(inner, fence, retention).await
 }
 
 /// A transaction of the leader; `None` if this server is not the leader any more.
-async fn fenced(inner: &Inner, fence: i64) -> Result<Session, Lost> {
+async fn fenced(inner: &Inner, fence: i64) -> Result<Session, CaptureError> {
     let mut transaction = inner.db.begin().await?;
     let leads: bool =
         scalar("SELECT fence = $1 FROM bourn.log").bind(fence).fetch_one(&mut *transaction).await?;
-    if leads { Ok(transaction) } else { Err(Lost::Fenced) }
+    if leads { Ok(transaction) } else { Err(CaptureError::Fenced) }
 }
 
 /// Transactions' last changes that have left, column by column.
@@ -61,7 +61,7 @@ struct Lasts {
 }
 
 /// Does one step; returns whether there may be more to do.
-async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, Lost> {
+async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, CaptureError> {
     let mut transaction = fenced(inner, fence).await?;
     // The newest activity stays whatever it is: the tails of streams are read from it.
     let row = statement(
@@ -97,7 +97,7 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
     .fetch_all(&mut *transaction)
     .await?;
     if lasts.first().is_none_or(|row| row.try_get::<i64, _>(0).unwrap_or_default() == 0) {
-        return Err(Lost::Fenced);
+        return Err(CaptureError::Fenced);
     }
     let mut columns = Lasts::default();
     for row in &lasts {
@@ -133,7 +133,7 @@ async fn step(inner: &Inner, fence: i64, retention: &Retention) -> Result<bool, 
 }
 
 /// Begins a partition of the audit trail when a month begins: the one before is closed where the log stands now.
-async fn turn_month(inner: &Inner, fence: i64) -> Result<(), Lost> {
+async fn turn_month(inner: &Inner, fence: i64) -> Result<(), CaptureError> {
     let mut transaction = fenced(inner, fence).await?;
     let row = statement(
         "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM'), EXISTS (SELECT 1 FROM bourn.months \
@@ -169,7 +169,7 @@ async fn turn_month(inner: &Inner, fence: i64) -> Result<(), Lost> {
 }
 
 /// Drops the months that are older than the audit trail is kept; never the newest.
-async fn drop_months(inner: &Inner, fence: i64, retention: &Retention) -> Result<(), Lost> {
+async fn drop_months(inner: &Inner, fence: i64, retention: &Retention) -> Result<(), CaptureError> {
     let Some(bound) = retention.audit_bound() else { return Ok(()) };
     let mut transaction = fenced(inner, fence).await?;
     let old: Vec<String> = scalar(

@@ -5,10 +5,12 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use bourn_protocol::Seq;
 use pgwire_replication::Lsn;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::failure::{self, Remedy};
+use crate::capture::compare::Position;
 use crate::databases::postgres::connections::{Db, scalar, statement};
 use crate::databases::postgres::error;
 use crate::databases::postgres::log::stops;
@@ -23,16 +25,8 @@ const STEP_ROWS: usize = 2_000;
 /// Activities looked through in one step.
 const STEP_ACTIVITIES: i64 = 20_000;
 
-/// How far the comparing of a table has come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum ScanPosition {
-    /// Its rows, after this key.
-    Rows(Option<String>),
-    /// The log's activities, after this place: are the rows that they leave alive in the table?
-    Keys(i64),
-    /// All of it was compared.
-    Done,
-}
+/// How far the comparing of a table has come; by the keys' text.
+pub(super) type ScanPosition = Position<String>;
 
 /// The transactions that a snapshot sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +63,7 @@ pub(super) struct Scanned {
 
 /// One step.
 #[derive(Debug)]
-pub(super) struct Step {
+pub(super) struct ScanStep {
     pub(super) snapshot: Snapshot,
     /// The log must have come past this.
     pub(super) mark: Lsn,
@@ -105,7 +99,7 @@ pub(super) async fn step(
     table: &Table,
     place: &ScanPosition,
     from_empty: bool,
-) -> Result<Step, Unread> {
+) -> Result<ScanStep, Unread> {
     // Locked before the snapshot is taken: a rewrite of the table does not respect snapshots.
     let mut transaction = db.snapshot_of(&[&table.sql]).await?;
     let mut snapshot = taken(&mut transaction).await?;
@@ -129,14 +123,9 @@ pub(super) async fn step(
                 }
             };
             let count = rows.len() + missing.len();
-            let next = match last {
-                Some(last) if count == STEP_ROWS => ScanPosition::Rows(Some(last)),
-                _ if from_empty => ScanPosition::Done,
-                _ => ScanPosition::Keys(0),
-            };
-            (count, next)
+            (count, ScanPosition::after_rows(last.filter(|_| count == STEP_ROWS), from_empty))
         }
-        ScanPosition::Keys(after) => {
+        ScanPosition::Activities(after) => {
             let by_index = scan_keys(&mut transaction, name, table, *after, KeysBy::Index).await;
             let (keys, looked_at, last) = match by_index {
                 // The log has keys that the column's type does not accept: the type was changed, or one of its labels.
@@ -149,13 +138,13 @@ pub(super) async fn step(
                 found => found?,
             };
             missing = keys;
-            (looked_at, last.map_or(ScanPosition::Done, ScanPosition::Keys))
+            (looked_at, ScanPosition::after_activities(last))
         }
         ScanPosition::Done => (0, ScanPosition::Done),
     };
     transaction.commit().await?;
     let mark = db.mark().await?;
-    Ok(Step { snapshot, mark, rows, missing, looked_at, next })
+    Ok(ScanStep { snapshot, mark, rows, missing, looked_at, next })
 }
 
 /// The snapshot of a transaction.
@@ -266,9 +255,9 @@ async fn scan_keys(
     connection: &mut PgConnection,
     name: &str,
     table: &Table,
-    after: i64,
+    after: Seq,
     how: KeysBy,
-) -> Result<(Vec<String>, usize, Option<i64>), sqlx::Error> {
+) -> Result<(Vec<String>, usize, Option<Seq>), sqlx::Error> {
     let key = text_of(table.key());
     let same = match how {
         KeysBy::Index => format!(
@@ -291,14 +280,14 @@ async fn scan_keys(
         of_type.oldest_first(),
         of_row.newest("b.seq", END),
     );
-    let found = statement(AssertSqlSafe(sql)).bind(name).bind(after).fetch_all(connection).await?;
+    let found = statement(AssertSqlSafe(sql)).bind(name).bind(after.as_i64()).fetch_all(connection).await?;
     let (mut missing, mut count, mut last) = (Vec::new(), 0, None);
     for row in found {
         match row.try_get::<Option<String>, _>(0)? {
             Some(key) => missing.push(key),
             None => {
                 count = row.try_get::<i64, _>(1)?;
-                last = row.try_get::<Option<i64>, _>(2)?;
+                last = row.try_get::<Option<i64>, _>(2)?.and_then(Seq::from_i64);
             }
         }
     }

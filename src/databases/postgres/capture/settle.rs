@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use bourn_protocol::{Action, ClientId};
 
-use super::change::{After, Before, Change, Ids, Kind, Source};
+use super::change::{Change, ChangeKind, Ids, RowAfter, RowBefore, Source};
 use super::new_activity::{NewActivity, mark_last};
+use crate::capture::settle::{RowPlace, Transition};
 use crate::databases::postgres::pgoutput::Tuple;
 use crate::databases::postgres::tables::layout::{Piece, Stamps};
 
@@ -20,7 +21,7 @@ pub(super) type RowName = (Arc<str>, String);
 
 /// What the log has of a row.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Logged {
+pub(super) struct LoggedRow {
     /// Where it is, if it is alive.
     pub(super) alive: Option<Alive>,
     /// The last version of it, alive or not.
@@ -40,12 +41,12 @@ pub(super) struct Alive {
 #[derive(Debug, Default)]
 pub(super) struct Settler {
     /// The rows whose last versions were asked of the log, kept up to date with the changes since.
-    logged: HashMap<RowName, Logged>,
+    logged: HashMap<RowName, LoggedRow>,
     /// Updates that only announce a delete, until it comes or the transaction ends.
     announced: HashMap<RowName, (usize, NewActivity, Announced)>,
     announced_so_far: usize,
     /// The activities so far.
-    pub(super) entries: Vec<NewActivity>,
+    pub(super) activities: Vec<NewActivity>,
     /// Entity types that had a change which needs more of the row than the log has.
     pub(super) unknown: Vec<Arc<str>>,
     /// Rows of tables that are being compared that had a change which left nothing in the log, by its transaction.
@@ -70,7 +71,7 @@ impl Settler {
     }
 
     /// Takes what the log has of rows, and forgets what it took before.
-    pub(super) fn know(&mut self, logged: HashMap<RowName, Logged>) {
+    pub(super) fn know(&mut self, logged: HashMap<RowName, LoggedRow>) {
         self.logged = logged;
     }
 
@@ -79,27 +80,27 @@ impl Settler {
         let Some(key) = change.key() else { return };
         let name: RowName = (change.source.entity.name.clone(), key.to_owned());
         let announced = self.announced.remove(&name);
-        let told = self.entries.len();
+        let told = self.activities.len();
         if !change.settled {
             self.catch_up(change);
         }
         match &change.kind {
-            Kind::Delete(old) => {
+            ChangeKind::Delete(old) => {
                 let ids = announced.map(|(_, _, ids)| ids);
                 self.delete(change, &name, &old.tuple, ids);
             }
             kind => {
                 if let Some((_, update, _)) = announced {
-                    self.entries.push(update);
+                    self.activities.push(update);
                 }
                 match kind {
-                    Kind::Insert(new) => self.insert(change, name, new),
-                    Kind::Update(_, new) => self.update(change, name, new),
-                    Kind::Delete(_) => {}
+                    ChangeKind::Insert(new) => self.insert(change, name, new),
+                    ChangeKind::Update(_, new) => self.update(change, name, new),
+                    ChangeKind::Delete(_) => {}
                 }
             }
         }
-        if !change.settled && self.entries.len() == told {
+        if !change.settled && self.activities.len() == told {
             self.unseen.push(((change.source.entity.name.clone(), key.to_owned()), change.commit.id));
         }
     }
@@ -107,9 +108,9 @@ impl Settler {
     /// Ends a transaction; returns its activities.
     pub(super) fn end_transaction(&mut self) -> &[NewActivity] {
         self.end_part();
-        let start = std::mem::replace(&mut self.start, self.entries.len());
-        mark_last(&mut self.entries[start..]);
-        &self.entries[start..]
+        let start = std::mem::replace(&mut self.start, self.activities.len());
+        mark_last(&mut self.activities[start..]);
+        &self.activities[start..]
     }
 
     /// The transaction's changes are taken out before it has ended, or at its end: what is announced goes with
@@ -118,21 +119,23 @@ impl Settler {
         let mut announced: Vec<_> =
             self.announced.drain().map(|(_, (order, update, _))| (order, update)).collect();
         announced.sort_by_key(|(order, _)| *order);
-        self.entries.extend(announced.into_iter().map(|(_, update)| update));
+        self.activities.extend(announced.into_iter().map(|(_, update)| update));
     }
 
     /// Returns the activities and starts over.
     pub(super) fn finish(&mut self) -> Vec<NewActivity> {
         self.start = 0;
-        std::mem::take(&mut self.entries)
+        std::mem::take(&mut self.activities)
     }
 
     fn insert(&mut self, change: &Change, name: RowName, new: &Tuple) {
         let source = &*change.source;
         let logged = self.logged.get(&name).cloned().unwrap_or_default();
-        let Some(after) = After::new(source, new, None) else { return self.not_understood(source) };
-        let before =
-            logged.alive.as_ref().map(|alive| Before::of_logged(source, alive.scope.clone(), &alive.value));
+        let Some(after) = RowAfter::new(source, new, None) else { return self.not_understood(source) };
+        let before = logged
+            .alive
+            .as_ref()
+            .map(|alive| RowBefore::of_logged(source, alive.scope.clone(), &alive.value));
         if let Some(before) = before {
             // The log has the row already: the comparison of its table was faster than the stream.
             return self.settle(change, name, Some(&before), None, &after);
@@ -141,7 +144,7 @@ impl Settler {
             return;
         }
         let known = match &logged.last_value {
-            Some(json) => Before::of_logged(source, None, json).stamps,
+            Some(json) => RowBefore::of_logged(source, None, json).stamps,
             None => Stamps::default(),
         };
         let stamps = after.stamps();
@@ -149,10 +152,10 @@ impl Settler {
         let stamp = fresh(&stamps.update, &known.update).or_else(|| fresh(&stamps.insert, &known.insert));
         let first = logged.last_value.is_none();
         let client = client_of(source, &after).filter(|_| first || stamp.is_some());
-        let entry = self.entry(change, Action::Create, &name.1, scope_of(source, &after));
-        let entry =
-            NewActivity { value: Some(after.json()), ..entry.by(change.ids.as_deref(), stamp, client) };
-        self.push(&name, entry);
+        let activity = self.activity(change, Action::Create, &name.1, scope_of(source, &after));
+        let activity =
+            NewActivity { value: Some(after.json()), ..activity.by(change.ids.as_deref(), stamp, client) };
+        self.push(&name, activity);
     }
 
     fn update(&mut self, change: &Change, name: RowName, new: &Tuple) {
@@ -162,39 +165,39 @@ impl Settler {
             let former: RowName = (name.0.clone(), former.to_owned());
             let logged = self.logged.get(&former).cloned().unwrap_or_default();
             let before = before(change, source, &logged);
-            let Some(after) = After::new(source, new, before.as_ref()) else {
+            let Some(after) = RowAfter::new(source, new, before.as_ref()) else {
                 return self.not_understood(source);
             };
             let entered = self.logged.get(&name).and_then(|logged| logged.alive.clone());
-            let there = entered.map(|alive| Before::of_logged(source, alive.scope, &alive.value));
+            let there = entered.map(|alive| RowBefore::of_logged(source, alive.scope, &alive.value));
             let (stamp, client) = changed_ids(source, before.as_ref(), &after, &["update"]);
             if let Some(before) = &before {
-                let entry = self.entry(change, Action::Delete, &former.1, before.scope.clone());
-                let entry =
-                    entry.by(change.ids.as_deref(), stamp.clone(), client.clone()).was(source, before);
-                self.push(&former, entry);
+                let activity = self.activity(change, Action::Delete, &former.1, before.scope.clone());
+                let activity =
+                    activity.by(change.ids.as_deref(), stamp.clone(), client.clone()).was(source, before);
+                self.push(&former, activity);
             }
             if there.is_some() {
                 return self.settle(change, name, there.as_ref(), None, &after);
             }
             if source.layout.visible(|at| after.piece(at)) {
-                let entry = self.entry(change, Action::Create, &name.1, scope_of(source, &after));
-                let entry = NewActivity {
+                let activity = self.activity(change, Action::Create, &name.1, scope_of(source, &after));
+                let activity = NewActivity {
                     value: Some(after.json()),
-                    ..entry.by(change.ids.as_deref(), stamp, client)
+                    ..activity.by(change.ids.as_deref(), stamp, client)
                 };
-                self.push(&name, entry);
+                self.push(&name, activity);
             }
             return;
         }
         let logged = self.logged.get(&name).cloned().unwrap_or_default();
         let hidden = logged.last_value.as_ref().filter(|_| logged.alive.is_none());
-        let hidden = hidden.map(|json| Before::of_logged(source, None, json));
+        let hidden = hidden.map(|json| RowBefore::of_logged(source, None, json));
         let before = before(change, source, &logged);
         // The log's last state of a hidden row may be old: values that are not repeated are not taken from it.
-        let old = change.old_row().map(|tuple| Before::whole(source, tuple));
+        let old = change.old_row().map(|tuple| RowBefore::whole(source, tuple));
         let filler = before.as_ref().or(old.as_ref());
-        let Some(after) = After::new(source, new, filler) else { return self.not_understood(source) };
+        let Some(after) = RowAfter::new(source, new, filler) else { return self.not_understood(source) };
         self.settle(change, name, before.as_ref(), old.as_ref().or(hidden.as_ref()), &after);
     }
 
@@ -204,56 +207,62 @@ impl Settler {
         &mut self,
         change: &Change,
         name: RowName,
-        before: Option<&Before<'_>>,
-        hidden: Option<&Before<'_>>,
-        after: &After<'_>,
+        before: Option<&RowBefore<'_>>,
+        hidden: Option<&RowBefore<'_>>,
+        after: &RowAfter<'_>,
     ) {
         let source = &*change.source;
         let ids = change.ids.as_deref();
-        let visible = source.layout.visible(|at| after.piece(at));
         let scope = scope_of(source, after);
-        match before {
-            None if visible => {
+        let place = |scope| RowPlace { key: &name.1, scope };
+        let (was, is) = (
+            before.map(|before| place(before.scope.as_deref())),
+            source.layout.visible(|at| after.piece(at)).then(|| place(scope.as_deref())),
+        );
+        match (Transition::between(was, is), before) {
+            (Transition::Hidden, _) => {}
+            (Transition::Enters, _) | (_, None) => {
                 let (stamp, client) = changed_ids(source, hidden, after, &["update"]);
-                let entry = self.entry(change, Action::Create, &name.1, scope).by(ids, stamp, client);
-                self.push(&name, NewActivity { value: Some(after.json()), ..entry });
+                let activity = self.activity(change, Action::Create, &name.1, scope).by(ids, stamp, client);
+                self.push(&name, NewActivity { value: Some(after.json()), ..activity });
             }
-            None => {}
-            Some(before) if !visible => {
+            (Transition::Leaves, Some(before)) => {
                 let (stamp, client) = changed_ids(source, Some(before), after, &["delete", "update"]);
-                let entry = self.entry(change, Action::Delete, &name.1, before.scope.clone());
-                self.push(&name, entry.by(ids, stamp, client).was(source, before));
+                let activity = self.activity(change, Action::Delete, &name.1, before.scope.clone());
+                self.push(&name, activity.by(ids, stamp, client).was(source, before));
             }
-            Some(before) if before.scope != scope => {
+            (Transition::Moves, Some(before)) => {
                 let (stamp, client) = changed_ids(source, Some(before), after, &["update"]);
-                let left = self.entry(change, Action::Delete, &name.1, before.scope.clone());
+                let left = self.activity(change, Action::Delete, &name.1, before.scope.clone());
                 self.push(&name, left.by(ids, stamp.clone(), client.clone()).was(source, before));
-                let entered = self.entry(change, Action::Create, &name.1, scope).by(ids, stamp, client);
+                let entered = self.activity(change, Action::Create, &name.1, scope).by(ids, stamp, client);
                 self.push(&name, NewActivity { value: Some(after.json()), ..entered });
             }
-            Some(before) => {
+            (Transition::Stays, Some(before)) => {
                 let changed = after.changed(before);
-                if changed.is_empty() {
+                // An update that alters no value still takes a dropped column out of the log's version.
+                let dropped = before.dropped(source);
+                if changed.is_empty() && dropped.is_empty() {
                     return;
                 }
                 let (stamp, client) = changed_ids(source, Some(before), after, &["update"]);
                 let keys = changed.iter().map(|&at| &source.layout.columns[at]);
-                let keys: Vec<_> =
-                    keys.filter(|column| !column.bookkeeping).map(|column| &*column.name).collect();
+                let keys = keys.filter(|column| !column.bookkeeping).map(|column| &*column.name);
+                let keys: Vec<_> = keys.chain(dropped).collect();
                 let announced = self.announcement(source, before, after, &changed);
-                let entry = self
-                    .entry(change, Action::Update, &name.1, scope)
+                let activity = self
+                    .activity(change, Action::Update, &name.1, scope)
                     .by(ids, stamp, client)
                     .was(source, before);
                 let value = after.json();
                 let changed_keys = serde_json::to_string(&keys).ok();
-                let entry = NewActivity { value: Some(value.clone()), changed_keys, ..entry };
+                let activity = NewActivity { value: Some(value.clone()), changed_keys, ..activity };
                 if let Some(announced) = announced {
-                    self.note(&name, &entry);
+                    self.note(&name, &activity);
                     self.announced_so_far += 1;
-                    self.announced.insert(name, (self.announced_so_far, entry, announced));
+                    self.announced.insert(name, (self.announced_so_far, activity, announced));
                 } else {
-                    self.push(&name, entry);
+                    self.push(&name, activity);
                 }
             }
         }
@@ -263,8 +272,8 @@ impl Settler {
     fn announcement(
         &self,
         source: &Source,
-        before: &Before<'_>,
-        after: &After<'_>,
+        before: &RowBefore<'_>,
+        after: &RowAfter<'_>,
         changed: &[usize],
     ) -> Option<Announced> {
         let quiet = |at: &usize| Some(*at) == source.layout.transactions || Some(*at) == source.layout.client;
@@ -279,21 +288,21 @@ impl Settler {
         let source = &*change.source;
         let logged = self.logged.get(name).cloned().unwrap_or_default();
         let before = match change.old_row() {
-            Some(_) => Before::of_tuple(source, old),
-            None => logged.alive.map(|alive| Before::of_logged(source, alive.scope, &alive.value)),
+            Some(_) => RowBefore::of_tuple(source, old),
+            None => logged.alive.map(|alive| RowBefore::of_logged(source, alive.scope, &alive.value)),
         };
         let Some(before) = before else { return };
         let (stamp, client) = announced.map_or((None, None), |ids| (ids.transaction, ids.client));
-        let entry = self.entry(change, Action::Delete, &name.1, before.scope.clone());
-        self.push(name, entry.by(change.ids.as_deref(), stamp, client).was(source, &before));
+        let activity = self.activity(change, Action::Delete, &name.1, before.scope.clone());
+        self.push(name, activity.by(change.ids.as_deref(), stamp, client).was(source, &before));
     }
 
     /// What the log has of a row.
-    pub(super) fn logged_of(&self, name: &RowName) -> Logged {
+    pub(super) fn logged_of(&self, name: &RowName) -> LoggedRow {
         self.logged.get(name).cloned().unwrap_or_default()
     }
 
-    pub(super) fn entry(
+    pub(super) fn activity(
         &self,
         change: &Change,
         action: Action,
@@ -316,17 +325,17 @@ impl Settler {
         }
     }
 
-    pub(super) fn push(&mut self, name: &RowName, entry: NewActivity) {
-        self.note(name, &entry);
-        self.entries.push(entry);
+    pub(super) fn push(&mut self, name: &RowName, activity: NewActivity) {
+        self.note(name, &activity);
+        self.activities.push(activity);
     }
 
     /// Updates what is known of the log's rows with an activity that is about to be appended.
-    fn note(&mut self, name: &RowName, entry: &NewActivity) {
+    fn note(&mut self, name: &RowName, activity: &NewActivity) {
         if let Some(logged) = self.logged.get_mut(name) {
-            logged.alive = entry.value.clone().map(|value| Alive { scope: entry.scope.clone(), value });
-            logged.last_value = entry.value.clone().or(logged.last_value.take());
-            logged.commit = Some(entry.commit.id);
+            logged.alive = activity.value.clone().map(|value| Alive { scope: activity.scope.clone(), value });
+            logged.last_value = activity.value.clone().or(logged.last_value.take());
+            logged.commit = Some(activity.commit.id);
         }
     }
 
@@ -352,31 +361,31 @@ impl NewActivity {
     }
 
     /// Adds the row before the change, where its type keeps that.
-    pub(super) fn was(mut self, source: &Source, before: &Before<'_>) -> NewActivity {
+    pub(super) fn was(mut self, source: &Source, before: &RowBefore<'_>) -> NewActivity {
         self.previous = self.entity.previous_values.then(|| before.json(source));
         self
     }
 }
 
 /// The row before the change, if it was visible.
-fn before<'a>(change: &'a Change, source: &Source, logged: &Logged) -> Option<Before<'a>> {
+fn before<'a>(change: &'a Change, source: &Source, logged: &LoggedRow) -> Option<RowBefore<'a>> {
     match change.old_row() {
-        Some(tuple) => Before::of_tuple(source, tuple),
+        Some(tuple) => RowBefore::of_tuple(source, tuple),
         None => {
-            logged.alive.as_ref().map(|alive| Before::of_logged(source, alive.scope.clone(), &alive.value))
+            logged.alive.as_ref().map(|alive| RowBefore::of_logged(source, alive.scope.clone(), &alive.value))
         }
     }
 }
 
-fn scope_of(source: &Source, after: &After<'_>) -> Option<String> {
+fn scope_of(source: &Source, after: &RowAfter<'_>) -> Option<String> {
     text_at(after, source.layout.scope)
 }
 
-fn client_of(source: &Source, after: &After<'_>) -> Option<String> {
+fn client_of(source: &Source, after: &RowAfter<'_>) -> Option<String> {
     text_at(after, source.layout.client).filter(|client| ClientId::new(client).is_ok())
 }
 
-fn text_at(after: &After<'_>, at: Option<usize>) -> Option<String> {
+fn text_at(after: &RowAfter<'_>, at: Option<usize>) -> Option<String> {
     match after.piece(at?) {
         Piece::Null => None,
         Piece::Text(text) => Some(text.to_owned()),
@@ -388,8 +397,8 @@ fn text_at(after: &After<'_>, at: Option<usize>) -> Option<String> {
 /// client than before. A writer that left `transactions` as it was passes on no id of an earlier writer.
 fn changed_ids(
     source: &Source,
-    before: Option<&Before<'_>>,
-    after: &After<'_>,
+    before: Option<&RowBefore<'_>>,
+    after: &RowAfter<'_>,
     actions: &[&str],
 ) -> (Option<String>, Option<String>) {
     let none = Stamps::default();
@@ -407,3 +416,7 @@ fn changed_ids(
     let client = client.filter(|_| !same || stamp.is_some());
     (stamp, client)
 }
+
+#[cfg(test)]
+#[path = "settle_tests.rs"]
+mod tests;

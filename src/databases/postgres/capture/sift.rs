@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bourn_protocol::{Action, Seq};
 use sqlx::PgConnection;
 
-use super::Lost;
+use super::CaptureError;
 use super::append::Appender;
 use super::failure::{self, Remedy};
 use super::new_activity::NewActivity;
@@ -21,7 +21,7 @@ const TOO_LARGE: &str = "54000";
 
 /// A row that the log refuses.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct RefusedRow {
     pub(super) row: RowName,
     /// The database's SQLSTATE.
     pub(super) code: String,
@@ -31,9 +31,9 @@ pub(super) struct Refusal {
 #[derive(Debug, Default)]
 pub(super) struct Sifted {
     /// The activities that the log takes.
-    pub(super) entries: Vec<NewActivity>,
-    /// The first refused row of each entity type that must stop; of these types, `entries` has only deletions.
-    pub(super) refusals: Vec<Refusal>,
+    pub(super) activities: Vec<NewActivity>,
+    /// The first refused row of each entity type that must stop; of these types, `activities` has only deletions.
+    pub(super) refusals: Vec<RefusedRow>,
 }
 
 /// The transaction in which a batch is tried.
@@ -49,44 +49,47 @@ impl Appender {
     pub(super) async fn sift(
         &mut self,
         trial: &mut Trial<'_>,
-        entries: Vec<NewActivity>,
+        activities: Vec<NewActivity>,
         skipped: &HashSet<RowName>,
-    ) -> Result<Sifted, Lost> {
+    ) -> Result<Sifted, CaptureError> {
         let mut names: Vec<Arc<str>> = Vec::new();
-        for entry in &entries {
-            if !names.contains(&entry.entity.name) {
-                names.push(entry.entity.name.clone());
+        for activity in &activities {
+            if !names.contains(&activity.entity.name) {
+                names.push(activity.entity.name.clone());
             }
         }
-        let mut entries: Vec<Option<NewActivity>> = entries.into_iter().map(Some).collect();
+        let mut activities: Vec<Option<NewActivity>> = activities.into_iter().map(Some).collect();
         let mut refusals = Vec::new();
         for name in names {
-            let of_type =
-                |entry: &Option<NewActivity>| entry.as_ref().is_some_and(|entry| entry.entity.name == name);
-            let listed =
-                |entry: &NewActivity| skipped.contains(&(entry.entity.name.clone(), entry.key.clone()));
+            let of_type = |activity: &Option<NewActivity>| {
+                activity.as_ref().is_some_and(|activity| activity.entity.name == name)
+            };
+            let listed = |activity: &NewActivity| {
+                skipped.contains(&(activity.entity.name.clone(), activity.key.clone()))
+            };
             let mut others = Vec::new();
-            for slot in entries.iter_mut().filter(|entry| of_type(entry)) {
+            for slot in activities.iter_mut().filter(|activity| of_type(activity)) {
                 match slot.take() {
-                    Some(entry) if listed(&entry) => *slot = self.pass_over(trial, entry).await?,
-                    entry => {
-                        others.extend(entry.clone());
-                        *slot = entry;
+                    Some(activity) if listed(&activity) => *slot = self.pass_over(trial, activity).await?,
+                    activity => {
+                        others.extend(activity.clone());
+                        *slot = activity;
                     }
                 }
             }
             if let Some((at, code)) = self.first_refused(trial, &others).await? {
                 let key = others[at].key.clone();
-                refusals.push(Refusal { row: (name.clone(), key), code });
-                others.retain(|entry| entry.action == Action::Delete);
+                refusals.push(RefusedRow { row: (name.clone(), key), code });
+                others.retain(|activity| activity.action == Action::Delete);
                 let ends = self.refused(trial, &others).await?.is_none();
-                entries.retain(|entry| {
-                    !of_type(entry)
-                        || (ends && entry.as_ref().is_some_and(|entry| entry.action == Action::Delete))
+                activities.retain(|activity| {
+                    !of_type(activity)
+                        || (ends
+                            && activity.as_ref().is_some_and(|activity| activity.action == Action::Delete))
                 });
             }
         }
-        Ok(Sifted { entries: entries.into_iter().flatten().collect(), refusals })
+        Ok(Sifted { activities: activities.into_iter().flatten().collect(), refusals })
     }
 
     /// The part of a skipped row's change that the log takes: the change, or else the deletion of the version that it
@@ -94,16 +97,16 @@ impl Appender {
     async fn pass_over(
         &mut self,
         trial: &mut Trial<'_>,
-        entry: NewActivity,
-    ) -> Result<Option<NewActivity>, Lost> {
-        if self.refused(trial, std::slice::from_ref(&entry)).await?.is_none() {
-            return Ok(Some(entry));
+        activity: NewActivity,
+    ) -> Result<Option<NewActivity>, CaptureError> {
+        if self.refused(trial, std::slice::from_ref(&activity)).await?.is_none() {
+            return Ok(Some(activity));
         }
-        tracing::warn!(entity = &*entry.entity.name, key = entry.key, "a skipped row is passed over");
-        if entry.action != Action::Update {
+        tracing::warn!(entity = &*activity.entity.name, key = activity.key, "a skipped row is passed over");
+        if activity.action != Action::Update {
             return Ok(None);
         }
-        let end = NewActivity { action: Action::Delete, value: None, changed_keys: None, ..entry };
+        let end = NewActivity { action: Action::Delete, value: None, changed_keys: None, ..activity };
         let refused = self.refused(trial, std::slice::from_ref(&end)).await?;
         Ok(refused.is_none().then_some(end))
     }
@@ -112,22 +115,22 @@ impl Appender {
     async fn first_refused(
         &mut self,
         trial: &mut Trial<'_>,
-        entries: &[NewActivity],
-    ) -> Result<Option<(usize, String)>, Lost> {
-        if self.refused(trial, entries).await?.is_none() {
+        activities: &[NewActivity],
+    ) -> Result<Option<(usize, String)>, CaptureError> {
+        if self.refused(trial, activities).await?.is_none() {
             return Ok(None);
         }
         // Those before `low` are accepted; those before `high` are not.
-        let (mut low, mut high) = (0, entries.len());
+        let (mut low, mut high) = (0, activities.len());
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            match self.refused(trial, &entries[low..middle]).await? {
+            match self.refused(trial, &activities[low..middle]).await? {
                 Some(_) => high = middle,
                 None => low = middle,
             }
         }
         // Tried once more: an activity that is accepted alone is not to blame.
-        let alone = self.refused(trial, &entries[low..high]).await?;
+        let alone = self.refused(trial, &activities[low..high]).await?;
         Ok(alone.map(|code| (low, code)))
     }
 
@@ -135,21 +138,21 @@ impl Appender {
     async fn refused(
         &mut self,
         trial: &mut Trial<'_>,
-        entries: &[NewActivity],
-    ) -> Result<Option<String>, Lost> {
-        if entries.is_empty() {
+        activities: &[NewActivity],
+    ) -> Result<Option<String>, CaptureError> {
+        if activities.is_empty() {
             return Ok(None);
         }
-        if entries.iter().any(NewActivity::is_too_large) {
+        if activities.iter().any(NewActivity::is_too_large) {
             return Ok(Some(TOO_LARGE.into()));
         }
         statement("SAVEPOINT tried").execute(&mut *trial.transaction).await?;
-        let tried = self.insert(trial.transaction, entries, trial.behind).await;
+        let tried = self.insert(trial.transaction, activities, trial.behind).await;
         statement("ROLLBACK TO SAVEPOINT tried").execute(&mut *trial.transaction).await?;
         self.forget_feeds();
         match tried {
             Ok(_) => Ok(None),
-            Err(Lost::Database(failure)) if failure::of_statement(&failure) == Remedy::Row => {
+            Err(CaptureError::Database(failure)) if failure::of_statement(&failure) == Remedy::Row => {
                 Ok(Some(error::code(&failure).unwrap_or_default()))
             }
             Err(lost) => Err(lost),

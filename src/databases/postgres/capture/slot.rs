@@ -3,7 +3,7 @@
 use pgwire_replication::Lsn;
 use sqlx::{PgConnection, Row};
 
-use super::Lost;
+use super::CaptureError;
 use crate::databases::postgres::Inner;
 use crate::databases::postgres::connections::{APPLICATION, scalar, statement};
 use crate::databases::postgres::log::history;
@@ -45,34 +45,36 @@ async fn look(connection: &mut PgConnection, name: &str) -> Result<Option<Slot>,
 
 /// Makes sure that there is a slot that this server may try to hold. Servers that find it held ask again and again:
 /// they do so by way of the pool, and open a connection of its own only where the slot is to be made.
-pub(super) async fn prepare(inner: &Inner) -> Result<(), Lost> {
+pub(super) async fn prepare(inner: &Inner) -> Result<(), CaptureError> {
     let (name, publication) = (&inner.limits.slot, &inner.limits.publication);
     let mut reading = inner.db.single().await?;
     let connection = reading.connection();
     let level: String = scalar("SELECT current_setting('wal_level')").fetch_one(&mut *connection).await?;
     if level != "logical" {
-        return Err(Lost::Blocked(format!(
+        return Err(CaptureError::Blocked(format!(
             "the database's wal_level is `{level}`; set it and restart the database: ALTER SYSTEM SET wal_level = 'logical'"
         )));
     }
     let published = published(connection, publication).await?;
     if !published {
-        return Err(Lost::Blocked(format!(
+        return Err(CaptureError::Blocked(format!(
             "the database has no publication `{publication}` that names the streamed tables; `bourn prepare --apply` makes it"
         )));
     }
     let slot = look(connection, name).await?;
     reading.commit().await?;
     match slot {
-        Some(slot) if !slot.here => Err(Lost::Blocked(format!(
+        Some(slot) if !slot.here => Err(CaptureError::Blocked(format!(
             "the replication slot `{name}` belongs to another database of this server; name another with `slot`"
         ))),
-        Some(slot) if slot.plugin != "pgoutput" => Err(Lost::Blocked(format!(
+        Some(slot) if slot.plugin != "pgoutput" => Err(CaptureError::Blocked(format!(
             "the replication slot `{name}` is for the plugin `{}`; name another with `slot`, or drop it",
             slot.plugin
         ))),
-        Some(slot) if slot.holder.as_deref().is_some_and(|holder| holder == APPLICATION) => Err(Lost::Held),
-        Some(Slot { holder: Some(holder), .. }) => Err(Lost::Blocked(format!(
+        Some(slot) if slot.holder.as_deref().is_some_and(|holder| holder == APPLICATION) => {
+            Err(CaptureError::Held)
+        }
+        Some(Slot { holder: Some(holder), .. }) => Err(CaptureError::Blocked(format!(
             "the replication slot `{name}` is held by another program (`{holder}`); stop that, or name another slot with `slot`"
         ))),
         Some(slot) if slot.lost => {
@@ -98,7 +100,7 @@ async fn published(connection: &mut PgConnection, publication: &str) -> Result<b
     .await
 }
 
-async fn create(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost> {
+async fn create(inner: &Inner, connection: &mut PgConnection) -> Result<(), CaptureError> {
     let name = &inner.limits.slot;
     inner.shared.capture_stands(Some(
         "the replication slot is being made; that waits for transactions that are open now".into(),
@@ -133,7 +135,7 @@ pub(super) async fn renew(inner: &Inner) {
             );
             drop_slot(inner, &mut connection).await?;
         }
-        Ok::<_, Lost>(())
+        Ok::<_, CaptureError>(())
     };
     if let Err(lost) = renewing.await {
         tracing::warn!(reason = %lost, "the slot cannot be recreated now");
@@ -141,7 +143,7 @@ pub(super) async fn renew(inner: &Inner) {
 }
 
 /// Drops the slot; every table is compared with the log once it is recreated.
-pub(super) async fn drop_slot(inner: &Inner, connection: &mut PgConnection) -> Result<(), Lost> {
+pub(super) async fn drop_slot(inner: &Inner, connection: &mut PgConnection) -> Result<(), CaptureError> {
     statement("SELECT pg_drop_replication_slot($1)").bind(&inner.limits.slot).execute(connection).await?;
     Ok(())
 }
@@ -157,16 +159,19 @@ pub(super) struct Standing {
 
 /// Settles the log's history, then raises the fence, so that the previous holder of the slot can append no more. If the
 /// slot is ahead of the log, something was skipped: every table is to be compared.
-pub(super) async fn take_over(inner: &Inner, connection: &mut PgConnection) -> Result<Standing, Lost> {
+pub(super) async fn take_over(
+    inner: &Inner,
+    connection: &mut PgConnection,
+) -> Result<Standing, CaptureError> {
     let slot = look(connection, &inner.limits.slot).await?;
-    let confirmed = slot.and_then(|slot| slot.confirmed).ok_or(Lost::Ended)?;
+    let confirmed = slot.and_then(|slot| slot.confirmed).ok_or(CaptureError::Ended)?;
     let skipped: bool =
         scalar("SELECT coalesce(position < $1::text::pg_lsn, false) AND head > 0 FROM bourn.log")
             .bind(confirmed.to_pg_string())
             .fetch_one(&mut *connection)
             .await?;
     if let Some(forbidden) = history::forbidden(connection).await? {
-        return Err(Lost::Blocked(forbidden));
+        return Err(CaptureError::Blocked(forbidden));
     }
     history::settle(inner, skipped).await?;
     let row = statement(

@@ -5,9 +5,9 @@
 
 use bourn_protocol::Action;
 
-use super::change::{Before, Change, Kind, Source};
+use super::change::{Change, ChangeKind, RowBefore, Source};
 use super::new_activity::NewActivity;
-use super::settle::{Logged, RowName, Settler};
+use super::settle::{LoggedRow, RowName, Settler};
 use crate::databases::postgres::pgoutput::{Cell, OldTuple, Tuple};
 use crate::databases::postgres::tables::layout::Piece;
 
@@ -16,9 +16,9 @@ impl Settler {
     pub(super) fn catch_up(&mut self, change: &Change) {
         let source = &*change.source;
         let (old, new) = match &change.kind {
-            Kind::Insert(_) => return,
-            Kind::Update(old, new) => (old.as_ref(), Some(new)),
-            Kind::Delete(old) => (Some(old), None),
+            ChangeKind::Insert(_) => return,
+            ChangeKind::Update(old, new) => (old.as_ref(), Some(new)),
+            ChangeKind::Delete(old) => (Some(old), None),
         };
         let Some(key) = change.former_key().or_else(|| change.key()) else { return };
         let whole = old.filter(|old| old.whole).map(|old| &old.tuple);
@@ -46,22 +46,22 @@ impl Settler {
         match whole {
             Some(old) => {
                 if let Some(alive) = &logged.alive {
-                    let before = Before::of_logged(source, alive.scope.clone(), &alive.value);
-                    let left = self.entry(change, Action::Delete, key, alive.scope.clone());
+                    let before = RowBefore::of_logged(source, alive.scope.clone(), &alive.value);
+                    let left = self.activity(change, Action::Delete, key, alive.scope.clone());
                     self.push(&name, left.was(source, &before));
                 }
-                let before = Before::whole(source, old);
-                let there = self.entry(change, Action::Create, key, before.scope.clone());
+                let before = RowBefore::whole(source, old);
+                let there = self.activity(change, Action::Create, key, before.scope.clone());
                 self.push(&name, NewActivity { value: Some(before.json(source)), ..there });
             }
             None if self.has_ended(&logged) => {}
             None => {
                 let scope = scope.unwrap_or_else(|| likely_scope(source, new, &logged));
-                let left = self.entry(change, Action::Delete, key, scope);
+                let left = self.activity(change, Action::Delete, key, scope);
                 let left = left.by(change.ids.as_deref(), None, None);
                 match logged.alive {
                     // In another scope it is alive until the change itself is logged.
-                    Some(_) => self.entries.push(left),
+                    Some(_) => self.activities.push(left),
                     None => self.push(&name, left),
                 }
             }
@@ -69,7 +69,7 @@ impl Settler {
     }
 
     /// Whether the log has the row's deletion, from the time since this server logs all changes.
-    fn has_ended(&self, logged: &Logged) -> bool {
+    fn has_ended(&self, logged: &LoggedRow) -> bool {
         logged.alive.is_none() && logged.commit.is_some_and(|commit| commit >= self.since)
     }
 }
@@ -97,7 +97,7 @@ fn in_scope(source: &Source, new: &Tuple, scope: Option<&str>) -> bool {
 
 /// The scope of a row that an update hides: unchanged if an identity that has the scope says so; else the one that the
 /// log last had the row in.
-fn likely_scope(source: &Source, new: Option<&Tuple>, logged: &Logged) -> Option<String> {
+fn likely_scope(source: &Source, new: Option<&Tuple>, logged: &LoggedRow) -> Option<String> {
     let at = source.layout.scope?;
     if let Some(scope) = new.and_then(|new| new.get(at)).and_then(Cell::text) {
         return Some(scope.to_owned());

@@ -3,14 +3,15 @@
 //! triggers were missing for a while it is the repair. It goes in small steps, so that other writers get their
 //! turns, and each step compares within one transaction, so that nothing is done twice.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bourn_protocol::Seq;
+use bourn_protocol::{Action, Seq};
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::capture::compare::same;
+use crate::capture::compare::{Difference, Position, RowVersion, difference};
 use crate::databases::sqlite::payload;
 use crate::databases::sqlite::sql::{
     by_key, bytes, field, ident, key_text, literal, lossy, scope_text, visible,
@@ -29,19 +30,11 @@ pub(in super::super) struct Reconcile {
     pub(in super::super) schema: Arc<TableSchema>,
     /// Keys looked at so far.
     pub(in super::super) looked_at: u64,
-    phase: Phase,
-}
-
-#[derive(Debug)]
-enum Phase {
-    /// The rows of the table, by key: does the log have them as they are?
-    Rows(Option<Sql>),
-    /// The activities of the log, by place: are the rows that they leave alive in the table?
-    Keys(Seq),
+    position: Position<Sql>,
 }
 
 /// The last state of a key as the log has it.
-struct Logged {
+struct LoggedRow {
     seq: i64,
     alive: bool,
     value: Option<Vec<u8>>,
@@ -50,31 +43,17 @@ struct Logged {
 
 impl Reconcile {
     pub(in super::super) fn new(entity: Arc<EntityType>, schema: Arc<TableSchema>) -> Reconcile {
-        Reconcile { entity, schema, looked_at: 0, phase: Phase::Rows(None) }
+        Reconcile { entity, schema, looked_at: 0, position: Position::Rows(None) }
     }
 
     /// Does one step inside the caller's write transaction; returns whether that was the last one.
     pub(in super::super) fn step(&mut self, connection: &Connection) -> rusqlite::Result<bool> {
-        match &self.phase {
-            Phase::Rows(after) => {
-                let after = after.clone();
-                self.phase = match self.step_rows(connection, after)? {
-                    Some(last) => Phase::Rows(Some(last)),
-                    None => Phase::Keys(Seq::ZERO),
-                };
-                Ok(false)
-            }
-            Phase::Keys(after) => {
-                let after = *after;
-                Ok(match self.step_keys(connection, after)? {
-                    Some(last) => {
-                        self.phase = Phase::Keys(last);
-                        false
-                    }
-                    None => true,
-                })
-            }
-        }
+        self.position = match self.position.clone() {
+            Position::Rows(after) => Position::after_rows(self.step_rows(connection, after)?, false),
+            Position::Activities(after) => Position::after_activities(self.step_keys(connection, after)?),
+            Position::Done => Position::Done,
+        };
+        Ok(self.position == Position::Done)
     }
 
     fn step_rows(&mut self, connection: &Connection, after: Option<Sql>) -> rusqlite::Result<Option<Sql>> {
@@ -113,17 +92,7 @@ impl Reconcile {
             compared += 1;
             let logged = self.logged(connection, key)?;
             let scope = scope.as_deref();
-            match logged.filter(|logged| logged.alive) {
-                None => self.append(connection, "create", key, scope, Some(value), None)?,
-                Some(logged) if logged.scope.as_deref() != scope => {
-                    self.append_end(connection, key, &logged)?;
-                    self.append(connection, "create", key, scope, Some(value), None)?;
-                }
-                Some(logged) if !is_same(logged.value.as_deref(), value) => {
-                    self.append(connection, "update", key, scope, Some(value), logged.value.as_deref())?;
-                }
-                Some(_) => {}
-            }
+            self.settle(connection, key, logged.as_ref(), Some((scope, value)))?;
         }
         self.looked_at += u64::try_from(compared).unwrap_or(0);
         let full = compared == STEP_KEYS || started.elapsed() >= STEP_TIME / 2;
@@ -159,7 +128,7 @@ impl Reconcile {
                 continue;
             };
             if !connection.prepare_cached(&there)?.exists([key])? {
-                self.append_end(connection, key, &logged)?;
+                self.settle(connection, key, Some(&logged), None)?;
             }
         }
         self.looked_at += u64::try_from(compared).unwrap_or(0);
@@ -167,14 +136,14 @@ impl Reconcile {
         Ok(activities[..compared].last().and_then(|(seq, _)| Seq::from_i64(*seq)).filter(|_| full))
     }
 
-    fn logged(&self, connection: &Connection, key: &str) -> rusqlite::Result<Option<Logged>> {
+    fn logged(&self, connection: &Connection, key: &str) -> rusqlite::Result<Option<LoggedRow>> {
         connection
             .prepare_cached(
                 "SELECT seq, action <> 'delete', value, organization_id FROM activities \
                  WHERE entity_id = ?1 AND entity_type = ?2 ORDER BY seq DESC LIMIT 1",
             )?
             .query_row([key, &self.entity.name], |row| {
-                Ok(Logged {
+                Ok(LoggedRow {
                     seq: row.get(0)?,
                     alive: row.get(1)?,
                     value: bytes(row, 2)?.map(<[u8]>::to_vec),
@@ -184,15 +153,50 @@ impl Reconcile {
             .optional()
     }
 
-    /// Logs a deletion of a row that the log has alive.
-    fn append_end(&self, connection: &Connection, key: &str, logged: &Logged) -> rusqlite::Result<()> {
-        self.append(connection, "delete", key, logged.scope.as_deref(), None, logged.value.as_deref())
+    /// Appends what the log lacks of a row: `row` is its scope and its payload, if the table has it.
+    fn settle(
+        &self,
+        connection: &Connection,
+        key: &str,
+        logged: Option<&LoggedRow>,
+        row: Option<(Option<&str>, &[u8])>,
+    ) -> rusqlite::Result<()> {
+        let logged = logged.filter(|logged| logged.alive);
+        let value = row.map(|(_, value)| value);
+        let previous = logged.and_then(|logged| logged.value.as_deref());
+        let (logged_scope, scope) =
+            (logged.and_then(|logged| logged.scope.as_deref()), row.and_then(|(scope, _)| scope));
+        let (logged_json, json) = match previous == value {
+            // Equal as bytes, so that neither needs its JSON.
+            true => (Cow::Borrowed(""), Cow::Borrowed("")),
+            false => (
+                previous.map(payload::json).unwrap_or_default(),
+                value.map(payload::json).unwrap_or_default(),
+            ),
+        };
+        let difference = difference(
+            key,
+            logged.map(|_| RowVersion { scope: logged_scope, json: &logged_json }),
+            row.map(|_| RowVersion { scope, json: &json }),
+        );
+        let append =
+            |action, scope, value, previous| self.append(connection, action, key, scope, value, previous);
+        match difference {
+            Difference::Nothing => Ok(()),
+            Difference::Create => append(Action::Create, scope, value, None),
+            Difference::Update => append(Action::Update, scope, value, previous),
+            Difference::Delete => append(Action::Delete, logged_scope, None, previous),
+            Difference::Move => {
+                append(Action::Delete, logged_scope, None, previous)?;
+                append(Action::Create, scope, value, None)
+            }
+        }
     }
 
     fn append(
         &self,
         connection: &Connection,
-        action: &str,
+        action: Action,
         key: &str,
         scope: Option<&str>,
         value: Option<&[u8]>,
@@ -211,12 +215,7 @@ impl Reconcile {
                  SELECT ?1, {name}, ?2, id, ?3, CAST(?4 AS TEXT), CAST(?5 AS TEXT), strftime('%Y-%m-%dT%H:%M:%fZ', 'now') \
                  FROM bourn_feeds WHERE entity_type = {name} AND scope = coalesce(?3, '')"
             ))?
-            .execute(params![action, key, scope, value, previous.filter(|_| self.entity.previous_values)])?;
+            .execute(params![action.as_str(), key, scope, value, previous.filter(|_| self.entity.previous_values)])?;
         Ok(())
     }
-}
-
-/// Whether a row is the same JSON as in the log.
-fn is_same(logged: Option<&[u8]>, row: &[u8]) -> bool {
-    logged == Some(row) || same(logged.map(payload::json).as_deref(), &payload::json(row))
 }

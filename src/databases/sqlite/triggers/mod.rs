@@ -8,6 +8,8 @@
 
 mod clashes;
 pub(super) mod installed;
+#[cfg(test)]
+mod transitions;
 mod unlogged;
 
 use super::payload;

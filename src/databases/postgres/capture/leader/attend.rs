@@ -7,13 +7,28 @@ use std::pin::pin;
 use std::time::Duration;
 
 use pgwire_replication::ReplicationClient;
+use tokio::time::Instant;
 
 use crate::databases::postgres::Inner;
-use crate::databases::postgres::capture::{Lost, failure, slot};
+use crate::databases::postgres::capture::{CaptureError, failure, slot};
 
 /// The database sends a sign of life twice within the leader's patience; after so many times without one it may be
 /// gone.
 const SILENCE: u32 = 2;
+
+/// The database's process that sends the stream.
+pub(in super::super) struct WalSender {
+    /// Its number; `None` where the database did not say.
+    pub(in super::super) process: Option<i32>,
+    /// When it last sent something, without the time that the server itself was busy.
+    pub(in super::super) heard: Instant,
+}
+
+impl WalSender {
+    pub(in super::super) fn new(process: Option<i32>) -> WalSender {
+        WalSender { process, heard: Instant::now() }
+    }
+}
 
 /// For how long the database may send nothing, or not answer, before it is asked whether it still sends.
 pub(in super::super) fn silence(inner: &Inner) -> Duration {
@@ -21,18 +36,18 @@ pub(in super::super) fn silence(inner: &Inner) -> Duration {
 }
 
 /// Connects to the replication stream.
-pub(in super::super) async fn connect(inner: &Inner) -> Result<ReplicationClient, Lost> {
+pub(in super::super) async fn connect(inner: &Inner) -> Result<ReplicationClient, CaptureError> {
     inner.shared.connects();
     let most = inner.limits.connect_timeout.get() + silence(inner);
-    tokio::time::timeout(most, start(inner)).await.unwrap_or(Err(Lost::Silent(most)))
+    tokio::time::timeout(most, start(inner)).await.unwrap_or(Err(CaptureError::Silent(most)))
 }
 
-async fn start(inner: &Inner) -> Result<ReplicationClient, Lost> {
+async fn start(inner: &Inner) -> Result<ReplicationClient, CaptureError> {
     let mut client = ReplicationClient::connect_gated(inner.db.replication(&inner.limits)).await?;
     client.start().await?;
     match client.wait_started().await {
         Ok(()) => Ok(client),
-        Err(error) if failure::stream_code(&error) == Some("55006") => Err(Lost::Held),
+        Err(error) if failure::stream_code(&error) == Some("55006") => Err(CaptureError::Held),
         Err(error) => Err(error.into()),
     }
 }
@@ -42,15 +57,15 @@ async fn start(inner: &Inner) -> Result<ReplicationClient, Lost> {
 pub(in super::super) async fn attended<T>(
     inner: &Inner,
     sender: Option<i32>,
-    work: impl Future<Output = Result<T, Lost>>,
-) -> Result<T, Lost> {
+    work: impl Future<Output = Result<T, CaptureError>>,
+) -> Result<T, CaptureError> {
     let every = silence(inner);
     let mut work = pin!(work);
     loop {
         match tokio::time::timeout(every, work.as_mut()).await {
             Ok(done) => return done,
             Err(_) if still_sends(inner, sender).await => {}
-            Err(_) => return Err(Lost::Silent(every)),
+            Err(_) => return Err(CaptureError::Silent(every)),
         }
     }
 }

@@ -3,8 +3,10 @@
 //! transactions come, batches gather for a moment.
 
 mod attend;
+mod comparisons;
 mod link;
 mod pace;
+mod pending;
 mod reconcile;
 mod stops;
 mod stream;
@@ -19,26 +21,23 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::append::{AppendInParts, Appender};
-use super::change::{Change, Ids, Source};
-use super::new_activity::{CommitMark, activities};
+use super::change::Source;
+use super::new_activity::in_the_log;
 use super::prior::{self, Prior};
 use super::settle::{RowName, Settler};
-use super::{Lost, slot};
+use super::{CaptureError, slot};
 use crate::databases::postgres::connections::scalar;
 use crate::databases::postgres::log::history;
-use crate::databases::postgres::pgoutput::Relation;
-use crate::databases::postgres::tables::value::Form;
 use crate::databases::postgres::writes::ledger;
 use crate::databases::postgres::{Inner, follow, refresh};
+use attend::WalSender;
+use comparisons::Reconciler;
 use link::ReplicationLink;
 use pace::Pace;
-use reconcile::Reconciler;
+use pending::{PendingChanges, StreamItem, StreamedTransaction};
 use stops::Stops;
+use stream::StreamedTables;
 
-/// Changes that are appended together, at most.
-const PART_ROWS: usize = 4_096;
-/// Bytes of changes that are appended together, roughly at most.
-const PART_BYTES: usize = 4 << 20;
 /// How far the position may lag behind an idle database before it is moved, in bytes.
 const IDLE_LAG: u64 = 64 << 10;
 const IDLE_EVERY: Duration = Duration::from_secs(5);
@@ -47,61 +46,31 @@ const KEEP_PARTS: u32 = 4;
 /// The shortest wait for the stream while a look at the catalogue is due but cannot be taken.
 const IDLE_WAIT: Duration = Duration::from_millis(20);
 
-/// One item that waits to be appended, in the order of the stream.
-pub(super) enum StreamItem {
-    Change(Box<Change>),
-    /// A transaction ends; with the transaction and the client that it named, if any.
-    End(Option<Arc<Ids>>),
-}
-
-/// The transaction that the stream is sending.
-pub(super) struct Open {
-    pub(super) commit: CommitMark,
-    pub(super) ids: Option<Arc<Ids>>,
-    /// The log has it already.
-    pub(super) covered: bool,
-    /// It is appended in parts.
-    pub(super) long: Option<AppendInParts>,
-}
-
+/// The server that captures.
 pub(super) struct Leader<'a> {
     pub(super) inner: &'a Inner,
     stop: &'a CancellationToken,
-    client: ReplicationLink,
-    pub(super) appender: Appender,
-    /// The tables by the numbers the stream gives them; `None` for those that are not streamed.
-    pub(super) sources: HashMap<u32, Option<Arc<Source>>>,
-    /// The tables as the stream described them.
-    pub(super) relations: HashMap<u32, Relation>,
-    pub(super) forms: HashMap<u32, Form>,
+    link: ReplicationLink,
+    pub(super) tables: StreamedTables,
+    pub(super) pending: PendingChanges,
     pub(super) settler: Settler,
-    pub(super) items: Vec<StreamItem>,
-    pub(super) bytes: usize,
-    pub(super) open: Option<Open>,
-    /// The end of the last transaction that the stream has sent.
-    pub(super) told: Lsn,
-    /// A full transaction number that the stream's short ones lie near.
-    pub(super) near: i64,
-    /// The stream describes a table otherwise than the catalogue did.
-    pub(super) recheck: bool,
+    pub(super) appender: Appender,
     pub(super) reconciler: Reconciler,
     pub(super) stops: Stops,
-    /// The version of the tables that the sources were made from.
-    tables_version: u64,
-    idle_since: Instant,
     pace: Pace,
-    /// No batch leaves before this time, unless it is full.
-    gathers_until: Instant,
-    ticked: Instant,
-    /// When the database last sent something, without the time that the server itself was busy.
-    heard: Instant,
-    /// The database's process that sends the stream.
-    sender: Option<i32>,
+    sender: WalSender,
+    /// When the log, or its position, moved last.
+    idle_since: Instant,
+    /// When the catalogue was looked at last.
+    looked: Instant,
 }
 
 impl<'a> Leader<'a> {
     /// Tries to become the leader.
-    pub(super) async fn begin(inner: &'a Inner, stop: &'a CancellationToken) -> Result<Leader<'a>, Lost> {
+    pub(super) async fn begin(
+        inner: &'a Inner,
+        stop: &'a CancellationToken,
+    ) -> Result<Leader<'a>, CaptureError> {
         inner.db.in_time(slot::prepare(inner)).await??;
         let client = attend::connect(inner).await?;
         let mut connection = inner.db.connect_directly().await?;
@@ -115,30 +84,20 @@ impl<'a> Leader<'a> {
         let mut leader = Leader {
             inner,
             stop,
-            client: ReplicationLink::begin(
+            link: ReplicationLink::begin(
                 client,
                 usize::try_from(inner.limits.capture_memory.get()).unwrap_or(usize::MAX),
             ),
-            appender: Appender::new(inner.db.clone(), standing.fence, head, standing.position),
-            sources: HashMap::new(),
-            relations: HashMap::new(),
-            forms: HashMap::new(),
+            tables: StreamedTables::default(),
+            pending: PendingChanges::new(standing.position, near),
             settler: Settler::new(near),
-            items: Vec::new(),
-            bytes: 0,
-            open: None,
-            told: standing.position,
-            near,
-            recheck: false,
+            appender: Appender::new(inner.db.clone(), standing.fence, head, standing.position),
             reconciler: Reconciler::new(near, standing.foreign_until),
             stops: Stops::default(),
-            tables_version: 0,
-            idle_since: Instant::now(),
             pace: Pace::new(),
-            gathers_until: Instant::now(),
-            ticked: Instant::now(),
-            heard: Instant::now(),
-            sender: slot::sender(&mut connection, &inner.limits.slot).await?,
+            sender: WalSender::new(slot::sender(&mut connection, &inner.limits.slot).await?),
+            idle_since: Instant::now(),
+            looked: Instant::now(),
         };
         leader.look_around().await?;
         inner.shared.leading(true);
@@ -158,9 +117,9 @@ impl<'a> Leader<'a> {
     }
 
     /// Leads until it cannot go on; returns why.
-    pub(super) async fn run(&mut self) -> Lost {
+    pub(super) async fn run(&mut self) -> CaptureError {
         loop {
-            let (inner, sender) = (self.inner, self.sender);
+            let (inner, sender) = (self.inner, self.sender.process);
             if let Err(lost) = attend::attended(inner, sender, self.step()).await {
                 return lost;
             }
@@ -169,24 +128,26 @@ impl<'a> Leader<'a> {
 
     /// Drops the slot at once, so that another server need not wait for it.
     pub(super) async fn release(self) {
-        self.client.shutdown().await;
+        self.link.shutdown().await;
     }
 
-    async fn step(&mut self) -> Result<(), Lost> {
+    async fn step(&mut self) -> Result<(), CaptureError> {
         if self.stop.is_cancelled() {
-            return Err(Lost::Stopped);
+            return Err(CaptureError::Stopped);
         }
         let patience = self.inner.limits.leader_timeout.get();
-        if let Some(long) = self.open.as_mut().and_then(|open| open.long.as_mut()) {
-            long.keep(patience / KEEP_PARTS).await?;
+        let transaction = self.pending.transaction.as_mut();
+        if let Some(parts) = transaction.and_then(|transaction| transaction.in_parts.as_mut()) {
+            parts.keep(patience / KEEP_PARTS).await?;
         }
         let worked = Instant::now();
-        let mut event = ready_now(self.client.recv()).await;
-        if event.is_none() && !self.items.is_empty() && Instant::now() < self.gathers_until {
+        let mut event = ready_now(self.link.recv()).await;
+        let gathers_until = self.pace.gathers_until;
+        if event.is_none() && !self.pending.is_empty() && Instant::now() < gathers_until {
             event = tokio::select! {
-                event = self.client.recv() => Some(event),
-                () = tokio::time::sleep_until(self.gathers_until) => None,
-                () = self.stop.cancelled() => return Err(Lost::Stopped),
+                event = self.link.recv() => Some(event),
+                () = tokio::time::sleep_until(gathers_until) => None,
+                () = self.stop.cancelled() => return Err(CaptureError::Stopped),
             };
         }
         let event = match event {
@@ -195,24 +156,24 @@ impl<'a> Leader<'a> {
                 self.flush().await?;
                 self.look_after().await?;
                 // The time that the server itself took is not the database's silence.
-                self.heard += worked.elapsed();
-                let silent = self.heard + attend::silence(self.inner);
-                let due = (self.ticked + self.tick_every()).max(Instant::now() + IDLE_WAIT);
+                self.sender.heard += worked.elapsed();
+                let silent = self.sender.heard + attend::silence(self.inner);
+                let due = (self.looked + self.look_every()).max(Instant::now() + IDLE_WAIT);
                 let due = due.min(Instant::now() + patience / KEEP_PARTS).min(silent);
                 tokio::select! {
                     biased;
-                    event = self.client.recv() => event?,
+                    event = self.link.recv() => event?,
                     () = self.reconciler.wait() => return Ok(()),
                     () = tokio::time::sleep_until(due) => {
                         return if Instant::now() >= silent { self.silence().await } else { Ok(()) };
                     }
-                    () = self.stop.cancelled() => return Err(Lost::Stopped),
+                    () = self.stop.cancelled() => return Err(CaptureError::Stopped),
                 }
             }
         };
-        self.heard = Instant::now();
-        self.take(event.ok_or(Lost::Ended)?).await?;
-        if self.items.len() >= PART_ROWS || self.bytes >= PART_BYTES {
+        self.sender.heard = Instant::now();
+        self.take(event.ok_or(CaptureError::Ended)?).await?;
+        if self.pending.is_full() {
             self.flush().await?;
             self.flush_part().await?;
             self.look_after().await?;
@@ -222,27 +183,26 @@ impl<'a> Leader<'a> {
 
     /// Called when the database has sent nothing for long. Its sender may be busy with a large transaction that does
     /// not concern this server, or be gone with the connection half open.
-    async fn silence(&mut self) -> Result<(), Lost> {
-        if !attend::still_sends(self.inner, self.sender).await {
-            return Err(Lost::Silent(attend::silence(self.inner)));
+    async fn silence(&mut self) -> Result<(), CaptureError> {
+        if !attend::still_sends(self.inner, self.sender.process).await {
+            return Err(CaptureError::Silent(attend::silence(self.inner)));
         }
-        self.heard = Instant::now();
+        self.sender.heard = Instant::now();
         Ok(())
     }
 
-    fn tick_every(&self) -> Duration {
+    fn look_every(&self) -> Duration {
         self.inner.limits.follow_interval.get()
     }
 
-    async fn take(&mut self, event: ReplicationEvent) -> Result<(), Lost> {
+    async fn take(&mut self, event: ReplicationEvent) -> Result<(), CaptureError> {
         match event {
             ReplicationEvent::Begin { final_lsn, xid, commit_time_micros } => {
-                let commit = self.mark(xid, commit_time_micros);
                 let covered = final_lsn < self.appender.position;
-                self.open = Some(Open { commit, ids: None, covered, long: None });
+                self.pending.begin(xid, commit_time_micros, covered);
             }
             ReplicationEvent::XLogData { data, .. } => {
-                self.bytes += data.len();
+                self.pending.count_bytes(data.len());
                 self.message(data).await?;
             }
             ReplicationEvent::Message { transactional: true, prefix, content, .. } => {
@@ -251,46 +211,34 @@ impl<'a> Leader<'a> {
             ReplicationEvent::Commit { end_lsn, .. } => self.end(end_lsn).await?,
             ReplicationEvent::KeepAlive { wal_end, .. } => self.idle(wal_end).await?,
             ReplicationEvent::Message { .. } => {}
-            ReplicationEvent::StoppedAt { .. } => return Err(Lost::Ended),
+            ReplicationEvent::StoppedAt { .. } => return Err(CaptureError::Ended),
         }
         Ok(())
     }
 
     /// Called when the transaction that the stream was sending has ended.
-    async fn end(&mut self, end: Lsn) -> Result<(), Lost> {
-        let Some(open) = self.open.take() else { return Ok(()) };
-        self.told = self.told.max(end);
-        if open.covered {
-            return Ok(());
-        }
-        let Some(mut long) = open.long else {
-            self.items.push(StreamItem::End(open.ids));
-            return Ok(());
-        };
-        self.append_waiting(&mut long, true).await?;
+    async fn end(&mut self, end: Lsn) -> Result<(), CaptureError> {
+        let Some(mut parts) = self.pending.end(end) else { return Ok(()) };
+        self.append_waiting(&mut parts, true).await?;
         self.note_unknown().await?;
         self.note_stops().await?;
-        self.appender.commit(long, end).await?;
+        self.appender.commit(parts, end).await?;
         self.appended();
         Ok(())
     }
 
     /// Appends the transactions that have ended.
-    pub(super) async fn flush(&mut self) -> Result<(), Lost> {
-        let Some(last) = self.items.iter().rposition(|item| matches!(item, StreamItem::End(_))) else {
-            if self.open.is_none() && self.told > self.appender.position {
-                self.appender.move_position(self.told).await?;
+    pub(super) async fn flush(&mut self) -> Result<(), CaptureError> {
+        let Some(batch) = self.pending.take_ended() else {
+            let received = self.pending.received;
+            if self.pending.transaction.is_none() && received > self.appender.position {
+                self.appender.move_position(received).await?;
                 self.appended();
             }
             return Ok(());
         };
-        let rest = self.items.split_off(last + 1);
-        let batch = std::mem::replace(&mut self.items, rest);
-        self.bytes = 0;
-        let ended = batch.iter().filter(|item| matches!(item, StreamItem::End(_))).count();
-        if self.pace.ended(ended) {
-            self.gathers_until = Instant::now() + self.inner.limits.capture_gather.get();
-        }
+        let ended = batch.iter().filter(|item| item.ends_transaction()).count();
+        self.pace.ended(ended, self.inner.limits.capture_gather.get());
         self.learn(&batch, None).await?;
         // Mutations that made no activity.
         let mut quiet = Vec::new();
@@ -301,71 +249,78 @@ impl<'a> Leader<'a> {
                     let told = self.settler.end_transaction();
                     let id = ids.as_ref().and_then(|ids| ids.transaction_id.clone());
                     quiet.extend(
-                        id.filter(|id| !told.iter().any(|entry| entry.transaction.as_ref() == Some(id))),
+                        id.filter(|id| {
+                            !told.iter().any(|activity| activity.transaction.as_ref() == Some(id))
+                        }),
                     );
                 }
             }
         }
-        let entries = self.settler.finish();
+        let activities = self.settler.finish();
         if !quiet.is_empty() {
             // Before the position moves past them: after a crash in between they are confirmed again.
             self.appender.confirm(&quiet).await?;
         }
         self.note_unknown().await?;
         let before = self.appender.head;
-        let entries = self.append_batch(entries).await?;
-        self.inner.shared.recent.push(activities(before, entries));
+        let activities = self.append_batch(activities).await?;
+        self.inner.shared.recent.push(in_the_log(before, activities));
         self.appended();
         Ok(())
     }
 
     /// Appends the changes that have come of a transaction that is too large to wait for its end.
-    async fn flush_part(&mut self) -> Result<(), Lost> {
-        if self.items.is_empty() {
+    async fn flush_part(&mut self) -> Result<(), CaptureError> {
+        if self.pending.is_empty() {
             return Ok(());
         }
-        let Some(mut open) = self.open.take() else { return Ok(()) };
-        let mut long = self.long_of(&mut open).await?;
-        self.append_waiting(&mut long, false).await?;
-        open.long = Some(long);
-        self.open = Some(open);
+        let Some(mut transaction) = self.pending.transaction.take() else { return Ok(()) };
+        let mut parts = self.parts_of(&mut transaction).await?;
+        self.append_waiting(&mut parts, false).await?;
+        transaction.in_parts = Some(parts);
+        self.pending.transaction = Some(transaction);
         Ok(())
     }
 
     /// Logs the deletion of every row of these tables.
-    pub(super) async fn truncate(&mut self, sources: Vec<Arc<Source>>) -> Result<(), Lost> {
+    pub(super) async fn truncate(&mut self, sources: Vec<Arc<Source>>) -> Result<(), CaptureError> {
         self.flush().await?;
-        let Some(mut open) = self.open.take().filter(|open| !open.covered) else { return Ok(()) };
-        let mut long = self.long_of(&mut open).await?;
-        self.append_waiting(&mut long, true).await?;
-        let ids = open.ids.as_deref();
+        let Some(mut transaction) = self.pending.transaction.take().filter(|open| !open.covered) else {
+            return Ok(());
+        };
+        let mut parts = self.parts_of(&mut transaction).await?;
+        self.append_waiting(&mut parts, true).await?;
+        let ids = transaction.ids.as_deref();
         let ids =
             (ids.and_then(|ids| ids.transaction_id.as_deref()), ids.and_then(|ids| ids.client_id.as_deref()));
         for source in sources {
             self.reconciler.touched(&source.entity.name);
-            self.reconciler.truncated(&source.entity.name, open.commit.id);
-            self.appender.append_truncation(&mut long, &source.entity, ids, open.commit).await?;
-            history::truncated(&mut long.transaction, &source.entity.name).await?;
+            self.reconciler.truncated(&source.entity.name, transaction.commit.id);
+            self.appender.append_truncation(&mut parts, &source.entity, ids, transaction.commit).await?;
+            history::truncated(&mut parts.transaction, &source.entity.name).await?;
         }
-        open.long = Some(long);
-        self.open = Some(open);
+        transaction.in_parts = Some(parts);
+        self.pending.transaction = Some(transaction);
         Ok(())
     }
 
-    /// The database transaction that appends the open one in parts; begun now, if this is the first part.
-    async fn long_of(&self, open: &mut Open) -> Result<AppendInParts, Lost> {
-        match open.long.take() {
-            Some(long) => Ok(long),
+    /// The database transaction that appends a streamed one in parts; begun now, if this is the first part.
+    async fn parts_of(&self, transaction: &mut StreamedTransaction) -> Result<AppendInParts, CaptureError> {
+        match transaction.in_parts.take() {
+            Some(parts) => Ok(parts),
             None => self.appender.begin(self.inner.limits.leader_timeout.get()).await,
         }
     }
 
     /// Appends what waits as a part of the open transaction; including updates that were held back, if no delete that
     /// they wait for can follow.
-    async fn append_waiting(&mut self, long: &mut AppendInParts, held_back_too: bool) -> Result<(), Lost> {
-        let batch = std::mem::take(&mut self.items);
-        self.bytes = 0;
-        self.learn(&batch, Some(long)).await?;
+    async fn append_waiting(
+        &mut self,
+        parts: &mut AppendInParts,
+        held_back_too: bool,
+    ) -> Result<(), CaptureError> {
+        let batch = self.pending.take_all();
+        self.learn(&batch, Some(parts)).await?;
         for item in &batch {
             if let StreamItem::Change(change) = item {
                 self.settler.take(change);
@@ -374,16 +329,20 @@ impl<'a> Leader<'a> {
         if held_back_too {
             self.settler.end_part();
         }
-        let entries = self.settler.finish();
-        self.append_part(long, entries).await
+        let activities = self.settler.finish();
+        self.append_part(parts, activities).await
     }
 
     /// Asks the log for the rows of which the stream does not send enough; in the transaction `within`, if any.
-    async fn learn(&mut self, batch: &[StreamItem], within: Option<&mut AppendInParts>) -> Result<(), Lost> {
+    async fn learn(
+        &mut self,
+        batch: &[StreamItem],
+        within: Option<&mut AppendInParts>,
+    ) -> Result<(), CaptureError> {
         let rows = self.unknown(batch);
         let mut priors = match within {
             _ if rows.is_empty() => HashMap::new(),
-            Some(long) => prior::look_up(&mut long.transaction, &rows).await?,
+            Some(parts) => prior::look_up(&mut parts.transaction, &rows).await?,
             None => prior::look_up(self.inner.db.single().await?.connection(), &rows).await?,
         };
         // That the log has nothing of a row is remembered, too.
@@ -412,7 +371,7 @@ impl<'a> Leader<'a> {
     }
 
     /// Notes durably, before the position moves past them, the types that had a change with too little data.
-    async fn note_unknown(&mut self) -> Result<(), Lost> {
+    async fn note_unknown(&mut self) -> Result<(), CaptureError> {
         let unknown = std::mem::take(&mut self.settler.unknown);
         if unknown.is_empty() {
             return Ok(());
@@ -431,20 +390,20 @@ impl<'a> Leader<'a> {
     /// Called when the log has grown, or its position moved.
     pub(super) fn appended(&mut self) {
         self.reconciler.unseen(self.settler.unseen.drain(..));
-        self.client.update_applied_lsn(self.appender.position);
+        self.link.update_applied_lsn(self.appender.position);
         self.inner.shared.advance(self.appender.head);
         self.idle_since = Instant::now();
     }
 
     /// Called when the database has come this far without a change for the log.
-    async fn idle(&mut self, wal_end: Lsn) -> Result<(), Lost> {
-        let quiet = self.items.is_empty() && self.open.is_none();
-        if quiet {
+    async fn idle(&mut self, wal_end: Lsn) -> Result<(), CaptureError> {
+        let idle = self.pending.is_idle();
+        if idle {
             self.inner.shared.nothing_before(wal_end);
         }
         let behind = wal_end.as_u64().saturating_sub(self.appender.position.as_u64());
-        if quiet && behind > IDLE_LAG && self.idle_since.elapsed() >= IDLE_EVERY {
-            self.told = self.told.max(wal_end);
+        if idle && behind > IDLE_LAG && self.idle_since.elapsed() >= IDLE_EVERY {
+            self.pending.received = self.pending.received.max(wal_end);
             self.appender.move_position(wal_end).await?;
             self.appended();
         }
@@ -452,41 +411,33 @@ impl<'a> Leader<'a> {
     }
 
     /// Does the work between batches: comparing tables, and now and then a look at the catalogue.
-    async fn look_after(&mut self) -> Result<(), Lost> {
-        if self.open.as_ref().is_some_and(|open| open.long.is_some()) {
+    async fn look_after(&mut self) -> Result<(), CaptureError> {
+        if self.pending.transaction.as_ref().is_some_and(|transaction| transaction.in_parts.is_some()) {
             return Ok(());
         }
         self.compare().await?;
-        if self.ticked.elapsed() >= self.tick_every() || (self.recheck && self.open.is_none()) {
+        if self.looked.elapsed() >= self.look_every()
+            || (self.tables.recheck && self.pending.transaction.is_none())
+        {
             self.look_around().await?;
         }
         Ok(())
     }
 
-    async fn look_around(&mut self) -> Result<(), Lost> {
-        self.ticked = Instant::now();
-        let forced = std::mem::take(&mut self.recheck);
+    async fn look_around(&mut self) -> Result<(), CaptureError> {
+        self.looked = Instant::now();
+        let forced = std::mem::take(&mut self.tables.recheck);
         refresh::look(self.inner, forced).await?;
         let tables_version = self.inner.shared.tables_version();
-        if tables_version != self.tables_version {
-            self.tables_version = tables_version;
+        if tables_version != self.tables.version {
+            self.tables.version = tables_version;
             // The numbers of types and tables may stand for others now.
-            self.forms.clear();
+            self.tables.forms.clear();
             self.tell_tables_again().await?;
         }
         self.queue_reconciles().await?;
         ledger::expire(self.inner.db.single().await?.connection()).await?;
         Ok(())
-    }
-
-    /// A transaction by its short number.
-    fn mark(&mut self, xid: u32, micros_since_2000: i64) -> CommitMark {
-        const MICROS_TO_2000: i64 = 946_684_800_000_000;
-        let low = u32::try_from(self.near & i64::from(u32::MAX)).unwrap_or_default();
-        let step = xid.wrapping_sub(low).cast_signed();
-        let id = self.near + i64::from(step);
-        self.near = self.near.max(id);
-        CommitMark { id, micros: micros_since_2000 + MICROS_TO_2000 }
     }
 }
 

@@ -16,22 +16,28 @@ pub(in super::super) struct Pace {
     since: Instant,
     ended: u32,
     busy: bool,
+    /// No batch leaves before this time, unless it is full.
+    pub(in super::super) gathers_until: Instant,
 }
 
 impl Pace {
     pub(in super::super) fn new() -> Pace {
-        Pace { since: Instant::now(), ended: 0, busy: false }
+        let now = Instant::now();
+        Pace { since: now, ended: 0, busy: false, gathers_until: now }
     }
 
-    /// Counts transactions that have ended; returns whether they come so fast that they should gather.
-    pub(in super::super) fn ended(&mut self, transactions: usize) -> bool {
+    /// Counts transactions that have ended; if they come so fast that they should gather, those that follow do, for a
+    /// while.
+    pub(in super::super) fn ended(&mut self, transactions: usize, gather: Duration) {
         self.ended = self.ended.saturating_add(u32::try_from(transactions).unwrap_or(u32::MAX));
         let elapsed = self.since.elapsed();
         if elapsed >= WINDOW {
             let busy = f64::from(self.ended) > BUSY * elapsed.as_secs_f64();
-            *self = Pace { busy, ..Pace::new() };
+            *self = Pace { busy, gathers_until: self.gathers_until, ..Pace::new() };
         }
-        self.busy
+        if self.busy {
+            self.gathers_until = Instant::now() + gather;
+        }
     }
 }
 
@@ -39,14 +45,15 @@ impl Pace {
 mod tests {
     use super::*;
 
+    const GATHER: Duration = Duration::from_millis(2);
+
     /// Whether transactions gather after a while at so many a second.
     async fn gathers(pace: &mut Pace, per_second: u32) -> bool {
-        let mut gathers = false;
         for _ in 0..per_second {
             tokio::time::advance(Duration::from_secs(1) / per_second).await;
-            gathers = pace.ended(1);
+            pace.ended(1, GATHER);
         }
-        gathers
+        pace.gathers_until > Instant::now()
     }
 
     #[tokio::test(start_paused = true)]
@@ -57,6 +64,7 @@ mod tests {
         assert!(!gathers(&mut pace, 500).await);
         assert!(gathers(&mut pace, 5_000).await);
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(!pace.ended(1), "after a pause the first one leaves at once");
+        pace.ended(1, GATHER);
+        assert!(pace.gathers_until < Instant::now(), "after a pause the first one leaves at once");
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use bourn_protocol::Action;
 
 use super::Leader;
-use crate::databases::postgres::capture::Lost;
+use crate::databases::postgres::capture::CaptureError;
 use crate::databases::postgres::capture::append::AppendInParts;
 use crate::databases::postgres::capture::change::Change;
 use crate::databases::postgres::capture::failure::{self, Remedy};
@@ -42,7 +42,7 @@ impl Stops {
 
 impl Leader<'_> {
     /// Reads the stops from the database, without those that an operator has ended since.
-    pub(in super::super) async fn read_stops(&mut self) -> Result<(), Lost> {
+    pub(in super::super) async fn read_stops(&mut self) -> Result<(), CaptureError> {
         let mut reading = self.inner.db.single().await?;
         self.stops.noted = stops::read(reading.connection()).await?;
         self.stops.skipped = stops::skipped(reading.connection()).await?;
@@ -53,31 +53,32 @@ impl Leader<'_> {
 
     /// Leaves out the activities of stopped entity types, except deletions: lists are served meanwhile, and may have
     /// shown rows that the log never gets.
-    pub(in super::super) fn without_stopped(&self, mut entries: Vec<NewActivity>) -> Vec<NewActivity> {
-        entries.retain(|entry| entry.action == Action::Delete || !self.stops.has(&entry.entity.name));
-        entries
+    pub(in super::super) fn without_stopped(&self, mut activities: Vec<NewActivity>) -> Vec<NewActivity> {
+        activities
+            .retain(|activity| activity.action == Action::Delete || !self.stops.has(&activity.entity.name));
+        activities
     }
 
     /// Appends whole transactions and moves the position; where the log refuses rows, without their entity types.
     /// Returns what was appended.
     pub(in super::super) async fn append_batch(
         &mut self,
-        entries: Vec<NewActivity>,
-    ) -> Result<Vec<NewActivity>, Lost> {
-        let entries = self.without_stopped(entries);
-        match self.appender.append(&entries, self.told).await {
-            Ok(()) => Ok(entries),
+        activities: Vec<NewActivity>,
+    ) -> Result<Vec<NewActivity>, CaptureError> {
+        let activities = self.without_stopped(activities);
+        match self.appender.append(&activities, self.pending.received).await {
+            Ok(()) => Ok(activities),
             Err(lost) if lost.remedy() == Remedy::Row => {
                 // Rolled back afterwards: it only finds out what can be appended.
                 let mut trying = self.inner.db.begin().await?;
                 let mut trial = Trial { transaction: &mut trying, behind: self.appender.head };
-                let sifted = self.appender.sift(&mut trial, entries, &self.stops.skipped).await?;
+                let sifted = self.appender.sift(&mut trial, activities, &self.stops.skipped).await?;
                 trying.rollback().await?;
-                let mut entries = self.stop_refused(sifted);
-                mark_last_of_each(&mut entries);
+                let mut activities = self.stop_refused(sifted);
+                mark_last_of_each(&mut activities);
                 self.note_stops().await?;
-                self.appender.append(&entries, self.told).await?;
-                Ok(entries)
+                self.appender.append(&activities, self.pending.received).await?;
+                Ok(activities)
             }
             Err(lost) => Err(lost),
         }
@@ -87,16 +88,16 @@ impl Leader<'_> {
     /// before the transaction is committed.
     pub(in super::super) async fn append_part(
         &mut self,
-        long: &mut AppendInParts,
-        entries: Vec<NewActivity>,
-    ) -> Result<(), Lost> {
-        let entries = self.without_stopped(entries);
-        match self.appender.append_part(long, &entries).await {
+        parts: &mut AppendInParts,
+        activities: Vec<NewActivity>,
+    ) -> Result<(), CaptureError> {
+        let activities = self.without_stopped(activities);
+        match self.appender.append_part(parts, &activities).await {
             Err(lost) if lost.remedy() == Remedy::Row => {
-                let mut trial = Trial { transaction: &mut long.transaction, behind: long.head };
-                let sifted = self.appender.sift(&mut trial, entries, &self.stops.skipped).await?;
-                let entries = self.stop_refused(sifted);
-                self.appender.append_part(long, &entries).await
+                let mut trial = Trial { transaction: &mut parts.transaction, behind: parts.head };
+                let sifted = self.appender.sift(&mut trial, activities, &self.stops.skipped).await?;
+                let activities = self.stop_refused(sifted);
+                self.appender.append_part(parts, &activities).await
             }
             done => done,
         }
@@ -112,7 +113,7 @@ impl Leader<'_> {
             let reason = failure::why_refused(&refusal.code);
             self.stop_type(Stop { entity_type, key, reason });
         }
-        sifted.entries
+        sifted.activities
     }
 
     /// Stops an entity type; the stop is still to be noted.
@@ -128,7 +129,7 @@ impl Leader<'_> {
     }
 
     /// Notes new stops durably, then publishes them. To be called before the position moves past their causes.
-    pub(in super::super) async fn note_stops(&mut self) -> Result<(), Lost> {
+    pub(in super::super) async fn note_stops(&mut self) -> Result<(), CaptureError> {
         if self.stops.fresh.is_empty() {
             return Ok(());
         }
