@@ -44,7 +44,7 @@ enum Command {
     },
     /// Act on the log of changes.
     #[command(subcommand)]
-    Log(Log),
+    LogCommand(LogCommand),
     /// Print the configuration in force, as a file that would give it again.
     Config {
         #[command(flatten)]
@@ -56,7 +56,7 @@ enum Command {
 }
 
 #[derive(Subcommand)]
-enum Log {
+enum LogCommand {
     /// Give the log a new epoch: every client is answered 410 and starts again. Needed only where a database was put back in
     /// a way that cannot be noticed, as with a snapshot of the whole machine.
     Renew(Options),
@@ -117,7 +117,7 @@ fn run(command: Command) -> Result<ExitCode, String> {
             say(&mut out, config.to_toml().trim_end());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Log(Log::Renew(options)) => {
+        Command::LogCommand(LogCommand::Renew(options)) => {
             let limits = options.load()?.limits;
             runtime()?.block_on(databases::renew_log(&limits)).map_err(text)?;
             let database = limits.database.shown();

@@ -21,7 +21,7 @@ const STREAMS_MAX: usize = 100;
 const SUBJECT_MAX: usize = 256;
 
 /// Why a token is refused; the words are for its bearer.
-pub(super) type Refused = &'static str;
+pub(super) type TokenFault = &'static str;
 
 /// A JSON object without repeated names; its values are read when they are asked for.
 #[derive(Debug, Default)]
@@ -54,7 +54,7 @@ impl<'de> Deserialize<'de> for Object {
 }
 
 impl Object {
-    pub(super) fn parse(json: &[u8]) -> Result<Object, Refused> {
+    pub(super) fn parse(json: &[u8]) -> Result<Object, TokenFault> {
         serde_json::from_slice(json).map_err(|_| "its claims are not a JSON object, or have a member twice")
     }
 
@@ -82,7 +82,7 @@ impl Object {
     }
 
     /// What a path leads to.
-    fn at(&self, path: &ClaimPath) -> Result<Option<Box<RawValue>>, Refused> {
+    fn at(&self, path: &ClaimPath) -> Result<Option<Box<RawValue>>, TokenFault> {
         let (last, steps) = path.steps().split_last().ok_or("a path to its claims is empty")?;
         let mut inner = None;
         for step in steps {
@@ -115,14 +115,14 @@ pub(super) struct Validity {
 
 /// Why a token may not be used now.
 pub(super) enum NotNow {
-    Refused(Refused),
+    TokenFault(TokenFault),
     Expired,
 }
 
 impl Validity {
     /// Whether a token with these claims may be used; until when.
     pub(super) fn check(&self, claims: &Object, now: u64) -> Result<u64, NotNow> {
-        let refused = |why| Err(NotNow::Refused(why));
+        let refused = |why| Err(NotNow::TokenFault(why));
         if !claims.audience().contains(&self.aud) {
             return refused("its `aud` is not this server's");
         }
@@ -165,7 +165,7 @@ impl Places {
         claims: &Object,
         policy: &Arc<Policy>,
         expires: u64,
-    ) -> Result<Rights, Refused> {
+    ) -> Result<Rights, TokenFault> {
         let subject = claims.text("sub").filter(|sub| !sub.is_empty() && sub.len() <= SUBJECT_MAX);
         let subject = subject.ok_or("it needs `sub`, a string of at most 256 bytes")?;
         let subject = format!("{}{subject}", self.subject_prefix).into();
@@ -186,7 +186,7 @@ impl Places {
         Ok(Rights { policy: policy.clone(), grant, subject: Some(subject), expires: Some(expires), client })
     }
 
-    fn role_grant(&self, claims: &Object, policy: &Policy) -> Result<Grant, Refused> {
+    fn role_grant(&self, claims: &Object, policy: &Policy) -> Result<Grant, TokenFault> {
         let role = match &self.role {
             Some(path) => claims.at(path)?,
             None => claims.get("role").map(ToOwned::to_owned),
@@ -212,7 +212,7 @@ impl Places {
     }
 }
 
-fn check_scopes<'a>(scopes: impl ExactSizeIterator<Item = &'a String>) -> Result<(), Refused> {
+fn check_scopes<'a>(scopes: impl ExactSizeIterator<Item = &'a String>) -> Result<(), TokenFault> {
     if scopes.len() > SCOPES_MAX {
         return Err("it has more than 1000 scopes");
     }
@@ -224,8 +224,8 @@ fn check_scopes<'a>(scopes: impl ExactSizeIterator<Item = &'a String>) -> Result
 }
 
 /// The claim `bourn`: `{"scopes": {"acme": "rwhu"}, "streams": {"chats/acme/**": "ra"}}`.
-fn own_grant(value: &RawValue) -> Result<Grant, Refused> {
-    const MALFORMED: Refused = "its claim `bourn` is not understood; write {\"scopes\": {\"acme\": \"rw\"}, \"streams\": {\"chats/acme/**\": \"ra\"}}";
+fn own_grant(value: &RawValue) -> Result<Grant, TokenFault> {
+    const MALFORMED: TokenFault = "its claim `bourn` is not understood; write {\"scopes\": {\"acme\": \"rw\"}, \"streams\": {\"chats/acme/**\": \"ra\"}}";
     let own = Object::parse(value.get().as_bytes()).map_err(|_| MALFORMED)?;
     if own.0.keys().any(|name| name != "scopes" && name != "streams") {
         return Err(MALFORMED);

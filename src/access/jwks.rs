@@ -37,16 +37,16 @@ pub enum KeysState {
     Unavailable,
 }
 
-struct Held {
+struct HeldKeys {
     set: Arc<KeySet>,
     read: Instant,
 }
 
 /// Where the keys of one issuer come from.
-pub(super) struct Source {
+pub(super) struct KeySource {
     iss: String,
     url: Url,
-    held: ArcSwapOption<Held>,
+    held: ArcSwapOption<HeldKeys>,
     /// Asks for a reading.
     wanted: Notify,
     /// Readings that are over, whatever came of them.
@@ -57,9 +57,9 @@ pub(super) struct Source {
     version: Arc<AtomicU64>,
 }
 
-impl Source {
-    pub(super) fn new(iss: &str, url: Url, version: Arc<AtomicU64>) -> Source {
-        Source {
+impl KeySource {
+    pub(super) fn new(iss: &str, url: Url, version: Arc<AtomicU64>) -> KeySource {
+        KeySource {
             iss: iss.to_owned(),
             url,
             held: ArcSwapOption::empty(),
@@ -130,7 +130,7 @@ impl Source {
     fn hold(&self, set: KeySet) {
         metrics::counter!("bourn_jwks_readings_total", "outcome" => "read").increment(1);
         let same = self.held.load().as_ref().is_some_and(|held| *held.set == set);
-        self.held.store(Some(Arc::new(Held { set: Arc::new(set), read: Instant::now() })));
+        self.held.store(Some(Arc::new(HeldKeys { set: Arc::new(set), read: Instant::now() })));
         if !same {
             self.version.fetch_add(1, Ordering::AcqRel);
         }

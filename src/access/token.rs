@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, decode_header};
 
 use super::claims::{NotNow, Object, Places, Validity};
-use super::jwks::Source;
+use super::jwks::KeySource;
 use super::keys::KeySet;
 use super::policy::Policy;
 use super::rights::Rights;
@@ -18,9 +18,9 @@ use crate::config::{AccessConfig, IssuerConfig};
 /// Longest token, in bytes.
 const TOKEN_MAX: usize = 16 << 10;
 
-enum Keys {
+enum IssuerKeys {
     Fixed(Arc<KeySet>),
-    Published(Arc<Source>),
+    Published(Arc<KeySource>),
 }
 
 /// An issuer of tokens.
@@ -29,7 +29,7 @@ pub(super) struct Issuer {
     algorithms: Vec<Algorithm>,
     validity: Validity,
     places: Places,
-    keys: Keys,
+    keys: IssuerKeys,
 }
 
 impl Issuer {
@@ -42,12 +42,12 @@ impl Issuer {
         let keys = match (&config.jwks, &config.key_file, &config.secret_file) {
             (Some(url), ..) => {
                 let url = url.parse().map_err(|error| failed(format!("`jwks`: {error}")))?;
-                Keys::Published(Arc::new(Source::new(&config.iss, url, version.clone())))
+                IssuerKeys::Published(Arc::new(KeySource::new(&config.iss, url, version.clone())))
             }
             (_, Some(file), _) => {
-                Keys::Fixed(Arc::new(KeySet::of_key_file(file, &config.algorithms).map_err(failed)?))
+                IssuerKeys::Fixed(Arc::new(KeySet::of_key_file(file, &config.algorithms).map_err(failed)?))
             }
-            (.., Some(file)) => Keys::Fixed(Arc::new(KeySet::of_secret_file(file).map_err(failed)?)),
+            (.., Some(file)) => IssuerKeys::Fixed(Arc::new(KeySet::of_secret_file(file).map_err(failed)?)),
             _ => return Err(failed("it has no keys".into())),
         };
         Ok(Issuer {
@@ -72,18 +72,18 @@ impl Issuer {
         &self.iss
     }
 
-    pub(super) fn source(&self) -> Option<&Arc<Source>> {
+    pub(super) fn source(&self) -> Option<&Arc<KeySource>> {
         match &self.keys {
-            Keys::Fixed(_) => None,
-            Keys::Published(source) => Some(source),
+            IssuerKeys::Fixed(_) => None,
+            IssuerKeys::Published(source) => Some(source),
         }
     }
 
     /// Keys among which that of a token is, if there is one.
     async fn keys_for(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<Arc<KeySet>, TokenError> {
         let source = match &self.keys {
-            Keys::Fixed(keys) => return Ok(keys.clone()),
-            Keys::Published(source) => source,
+            IssuerKeys::Fixed(keys) => return Ok(keys.clone()),
+            IssuerKeys::Published(source) => source,
         };
         match source.keys() {
             Some(keys) if keys.candidates(kid, algorithm).next().is_some() => Ok(keys),
@@ -129,7 +129,7 @@ pub(super) async fn verify(
         return Err(refused("no key of its issuer has signed it"));
     }
     let expires = issuer.validity.check(&claims, now).map_err(|not_now| match not_now {
-        NotNow::Refused(why) => refused(why),
+        NotNow::TokenFault(why) => refused(why),
         NotNow::Expired => TokenError::Expired,
     })?;
     issuer.places.rights(&claims, policy, expires).map_err(refused)

@@ -239,13 +239,13 @@ impl AccessConfig {
     /// The table as it is written in a file.
     pub(super) fn to_toml(&self) -> String {
         #[derive(Serialize)]
-        struct Table<'a> {
+        struct AccessTable<'a> {
             access: &'a AccessConfig,
         }
         if *self == AccessConfig::default() {
             return String::new();
         }
-        match toml::to_string(&Table { access: self }) {
+        match toml::to_string(&AccessTable { access: self }) {
             Ok(text) => format!("\n{text}"),
             Err(error) => unreachable!("what was read as TOML can be written as TOML: {error}"),
         }

@@ -18,7 +18,7 @@ use crate::storage_error::StorageError;
 
 /// Why the log cannot be read from a place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
+pub enum FeedReadError {
     /// The offset is not one that can be read from.
     #[error("{}", .0.explain())]
     Gone(Gone),
@@ -106,7 +106,7 @@ impl LogReader {
         stream: Permitted<Selector>,
         from: ReadFrom,
         live: bool,
-    ) -> Result<LogSession, ReadError> {
+    ) -> Result<LogSession, FeedReadError> {
         let stream = stream.into_inner();
         // The channel is opened first, so that every later commit is in the log when it is read, or in the channel.
         let channel = live.then(|| self.tail.channel(&stream));
@@ -122,7 +122,7 @@ impl LogReader {
         };
         if channel.as_ref().is_some_and(|channel| channel.epoch() != epoch) {
             // The log was replaced a moment ago.
-            return Err(ReadError::Gone(Gone::OtherLog));
+            return Err(FeedReadError::Gone(Gone::OtherLog));
         }
         let follower = channel.map(|channel| Follower { bell: channel.bell(), channel });
         Ok(LogSession {
@@ -145,7 +145,7 @@ impl LogReader {
         self.log.stream_tail(stream).await
     }
 
-    async fn check(&self, offset: Offset) -> Result<(), ReadError> {
+    async fn check(&self, offset: Offset) -> Result<(), FeedReadError> {
         let known = *self.head.borrow();
         if offset.epoch == known.epoch && offset.seq <= known.seq {
             return Ok(());
@@ -153,8 +153,8 @@ impl LogReader {
         // This server may be a moment behind another one: the database decides.
         let head = self.log.bounds().await?;
         match offset {
-            offset if offset.epoch != head.epoch => Err(ReadError::Gone(Gone::OtherLog)),
-            offset if offset.seq > head.seq => Err(ReadError::Gone(Gone::PastTail)),
+            offset if offset.epoch != head.epoch => Err(FeedReadError::Gone(Gone::OtherLog)),
+            offset if offset.seq > head.seq => Err(FeedReadError::Gone(Gone::PastTail)),
             _ => Ok(()),
         }
     }
@@ -189,11 +189,11 @@ impl LogSession {
         Offset { since: self.since, ..Offset::new(self.epoch, self.position) }
     }
 
-    async fn chunk(&self, known: Seq) -> Result<Arc<CachedChunk>, ReadError> {
+    async fn chunk(&self, known: Seq) -> Result<Arc<CachedChunk>, FeedReadError> {
         let (stream, start, reader, epoch) = (&self.stream, self.position, &self.reader, self.epoch);
         let version = *reader.version.borrow();
         if version.epoch != epoch && version.epoch == reader.epoch() {
-            return Err(ReadError::Gone(Gone::OtherLog));
+            return Err(FeedReadError::Gone(Gone::OtherLog));
         }
         let key = ChunkKey { stream: StreamKey::Derived(stream.clone(), version), start, head: None };
         let load = async {
@@ -201,10 +201,10 @@ impl LogSession {
             let (filled, ReadLosses { version, horizon, lost, spans, gap }) =
                 reader.log.fill(stream, builder).await?;
             if version.epoch != epoch {
-                return Err(ReadError::Gone(Gone::OtherLog));
+                return Err(FeedReadError::Gone(Gone::OtherLog));
             }
             if lost {
-                return Err(ReadError::Gone(Gone::Lost));
+                return Err(FeedReadError::Gone(Gone::Lost));
             }
             let chunk = filled.finish();
             // At the tail the reader lacks nothing, so its place may be given as one past the horizon.
@@ -214,7 +214,7 @@ impl LogSession {
             if version.removals > 0 {
                 fingerprint += &format!(".{}", version.removals);
             }
-            Ok::<_, ReadError>(CachedChunk {
+            Ok::<_, FeedReadError>(CachedChunk {
                 body: chunk.body.into_boxed_slice().into(),
                 messages: chunk.messages,
                 start,
@@ -235,7 +235,7 @@ impl LogSession {
 }
 
 impl Session for LogSession {
-    type Error = ReadError;
+    type Error = FeedReadError;
 
     fn place(&self) -> Place {
         self.offset().into()
@@ -270,7 +270,7 @@ impl Session for LogSession {
         bourn_protocol::cache::entity_tag(self.epoch, &stream, start, self.position, sealed)
     }
 
-    async fn read(&mut self) -> Result<Batch, ReadError> {
+    async fn read(&mut self) -> Result<Batch, FeedReadError> {
         if let Some(follower) = &mut self.follower {
             // From here on only new rings count.
             follower.bell.mark_unchanged();
@@ -287,7 +287,7 @@ impl Session for LogSession {
                         && self.covered < self.reader.head.borrow().seq
                         && self.reader.tail.head() < self.reader.head.borrow().seq => {}
                 ChannelRead::CaughtUp { more } => return Ok(Batch::Nothing { closed: false, more }),
-                ChannelRead::Gone => return Err(ReadError::Gone(Gone::OtherLog)),
+                ChannelRead::Gone => return Err(FeedReadError::Gone(Gone::OtherLog)),
                 ChannelRead::Behind => {}
             }
         }
@@ -300,7 +300,7 @@ impl Session for LogSession {
         // already.
         let (start, horizon) = (self.position, chunk.horizon);
         if start != Seq::ZERO && start < horizon && self.since != Some(horizon) {
-            return Err(ReadError::Gone(Gone::BehindHorizon));
+            return Err(FeedReadError::Gone(Gone::BehindHorizon));
         }
         let next = chunk.next;
         self.position = next;

@@ -14,7 +14,7 @@ use crate::access::{Denied, WritePermit};
 
 /// What the plan must know of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Need {
+pub(crate) enum UndoNeed {
     /// The changes of a row after a place.
     Later { entity_type: String, entity_id: String, after: Seq },
     /// The changes of a transaction, by the id that streams show for it.
@@ -30,7 +30,7 @@ pub(crate) struct Plan {
     transactions: BTreeSet<String>,
     blocking: BTreeMap<Seq, Activity>,
     waiting: Vec<Activity>,
-    needs: VecDeque<Need>,
+    needs: VecDeque<UndoNeed>,
 }
 
 /// What is to be done.
@@ -73,18 +73,18 @@ impl Plan {
         let Some(after) = self.waiting.iter().map(|activity| activity.seq).min() else { return };
         for (entity_type, entity_id) in rows {
             let (entity_type, entity_id) = (entity_type.clone(), entity_id.clone());
-            self.needs.push_back(Need::Later { entity_type, entity_id, after });
+            self.needs.push_back(UndoNeed::Later { entity_type, entity_id, after });
         }
     }
 
     /// What must be known next; `None` when the plan is complete.
-    pub(crate) fn need(&mut self) -> Result<Option<Need>, WriteError> {
+    pub(crate) fn need(&mut self) -> Result<Option<UndoNeed>, WriteError> {
         while self.needs.is_empty() {
             let Some(activity) = self.waiting.pop() else { return Ok(None) };
             if self.all.contains_key(&activity.seq) {
                 continue;
             }
-            self.needs.push_back(Need::Later {
+            self.needs.push_back(UndoNeed::Later {
                 entity_type: activity.entity_type.clone(),
                 entity_id: activity.entity_id.clone(),
                 after: activity.seq,
@@ -100,7 +100,7 @@ impl Plan {
     /// Takes the answer to what was needed.
     pub(crate) fn give(&mut self, found: Vec<Activity>) {
         match self.needs.pop_front() {
-            Some(Need::Later { .. }) => {
+            Some(UndoNeed::Later { .. }) => {
                 for dependent in found {
                     let txid = dependent.txid();
                     if self.transactions.contains(&txid) {
@@ -108,13 +108,13 @@ impl Plan {
                     }
                     if self.cascade {
                         self.transactions.insert(txid.clone());
-                        self.needs.push_back(Need::Transaction(txid));
+                        self.needs.push_back(UndoNeed::Transaction(txid));
                     } else {
                         self.blocking.insert(dependent.seq, dependent);
                     }
                 }
             }
-            Some(Need::Transaction(_)) => self.waiting.extend(found),
+            Some(UndoNeed::Transaction(_)) => self.waiting.extend(found),
             None => {}
         }
     }

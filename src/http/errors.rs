@@ -169,26 +169,26 @@ impl From<StorageError> for ApiError {
     }
 }
 
-impl From<log_session::ReadError> for ApiError {
-    fn from(error: log_session::ReadError) -> Self {
+impl From<log_session::FeedReadError> for ApiError {
+    fn from(error: log_session::FeedReadError) -> Self {
         match &error {
-            log_session::ReadError::Storage(error) => error.clone().into(),
-            log_session::ReadError::Gone(Gone::PastTail) => ApiError::gone(Freshness::Never, &error),
-            log_session::ReadError::Gone(_) => ApiError::gone(Freshness::Gone, &error),
+            log_session::FeedReadError::Storage(error) => error.clone().into(),
+            log_session::FeedReadError::Gone(Gone::PastTail) => ApiError::gone(Freshness::Never, &error),
+            log_session::FeedReadError::Gone(_) => ApiError::gone(Freshness::Gone, &error),
         }
     }
 }
 
-impl From<stream_session::ReadError> for ApiError {
-    fn from(error: stream_session::ReadError) -> Self {
+impl From<stream_session::StreamReadError> for ApiError {
+    fn from(error: stream_session::StreamReadError) -> Self {
         match error {
-            stream_session::ReadError::Storage(error) => error.into(),
-            stream_session::ReadError::Find(error) => error.into(),
-            stream_session::ReadError::Misplaced => {
+            stream_session::StreamReadError::Storage(error) => error.into(),
+            stream_session::StreamReadError::Find(error) => error.into(),
+            stream_session::StreamReadError::Misplaced => {
                 ApiError::new(ErrorCode::InvalidOffset, &error.to_string())
             }
-            stream_session::ReadError::PastTail => ApiError::gone(Freshness::Never, &error),
-            stream_session::ReadError::OtherStream => ApiError::gone(Freshness::Gone, &error),
+            stream_session::StreamReadError::PastTail => ApiError::gone(Freshness::Never, &error),
+            stream_session::StreamReadError::OtherStream => ApiError::gone(Freshness::Gone, &error),
         }
     }
 }

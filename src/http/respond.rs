@@ -84,7 +84,7 @@ pub(super) struct Final(pub(super) Arc<CachedChunk>);
 
 /// Goes with an answer that is a part of this derived stream.
 #[derive(Clone)]
-pub(super) struct StreamRead(pub(super) Selector);
+pub(super) struct SelectorRead(pub(super) Selector);
 
 /// A whole HTTP/1.1 answer as bytes, for connections on which no request could be read.
 #[must_use]

@@ -8,7 +8,7 @@ use bourn_protocol::limits::FORK_DEPTH_MAX;
 use bourn_protocol::stored::{Lifetime, Payload};
 use bourn_protocol::{ContentType, Seq, StreamOffset};
 
-use super::rules::{Head, after, fork_lineage, offset};
+use super::rules::{StreamHead, after, fork_lineage, offset};
 use super::state::StreamState;
 use super::{CreateError, CreateStream, Fork, Segment};
 
@@ -151,7 +151,7 @@ impl NewStream {
     #[must_use]
     pub fn numbered(&self, create: &CreateStream, id: u64, now: i64) -> StreamState {
         let Beginning { content_type, lifetime, base, lineage, .. } = &self.beginning;
-        let head = Head {
+        let head = StreamHead {
             content_type: content_type.clone(),
             tail: StreamOffset::START,
             closed: create.closed,

@@ -44,11 +44,11 @@ impl BellState {
 
 /// The bells of the streams that are followed.
 pub struct Bells {
-    registry: Mutex<Registry>,
+    registry: Mutex<RungBells>,
 }
 
 #[derive(Default)]
-struct Registry {
+struct RungBells {
     bells: HashMap<u64, watch::Sender<BellState>, foldhash::fast::RandomState>,
     prune_at: usize,
     /// The bells that hold fresh appends, in the order they got them, with the bytes; a bell may stand here more than
@@ -57,7 +57,7 @@ struct Registry {
     fresh_bytes: usize,
 }
 
-impl Registry {
+impl RungBells {
     /// Notes that a bell holds so many bytes. Past the limit, the bells that have held theirs for longest drop them:
     /// the database has them, too.
     fn hold(&mut self, id: u64, bytes: usize) {
@@ -88,12 +88,12 @@ impl Registry {
 
 impl Default for Bells {
     fn default() -> Bells {
-        Bells { registry: Mutex::new(Registry { prune_at: PRUNE_LEAST, ..Registry::default() }) }
+        Bells { registry: Mutex::new(RungBells { prune_at: PRUNE_LEAST, ..RungBells::default() }) }
     }
 }
 
 impl Bells {
-    fn lock(&self) -> MutexGuard<'_, Registry> {
+    fn lock(&self) -> MutexGuard<'_, RungBells> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -72,7 +72,7 @@ pub fn lifetime(ttl: Option<i64>, expires_at: Option<i64>) -> Option<Lifetime> {
 
 /// What an append is judged by.
 #[derive(Debug, Clone)]
-pub struct Head {
+pub struct StreamHead {
     /// The stream's content type.
     pub content_type: ContentType,
     /// The token of its tail.
@@ -113,7 +113,7 @@ pub enum Verdict {
 /// # Errors
 /// With the reason to refuse it.
 pub fn judge(
-    head: &Head,
+    head: &StreamHead,
     append: &AppendStream,
     known: Option<ProducerState>,
     most_bytes: u64,
@@ -165,7 +165,7 @@ pub fn judge(
 
 /// What a stream was created as.
 #[derive(Debug, Clone)]
-pub struct Configuration {
+pub struct StreamConfiguration {
     /// What it holds.
     pub content_type: ContentType,
     /// How long it lives.
@@ -184,7 +184,7 @@ pub struct Configuration {
 ///
 /// # Errors
 /// With what differs.
-pub fn matches(there: &Configuration, asked: &CreateStream) -> Result<(), CreateError> {
+pub fn matches(there: &StreamConfiguration, asked: &CreateStream) -> Result<(), CreateError> {
     let fork = asked.fork.as_ref();
     let inherits = fork.is_some();
     // What the request for a fork leaves out comes from the source.

@@ -21,7 +21,7 @@ use crate::storage_error::StorageError;
 
 /// Why a stored stream cannot be read from a place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ReadError {
+pub enum StreamReadError {
     /// The stream cannot be found.
     #[error(transparent)]
     Find(FindError),
@@ -43,21 +43,21 @@ pub enum ReadError {
     Storage(#[from] StorageError),
 }
 
-impl From<FindError> for ReadError {
+impl From<FindError> for StreamReadError {
     fn from(error: FindError) -> Self {
         match error {
-            FindError::Storage(error) => ReadError::Storage(error),
-            other => ReadError::Find(other),
+            FindError::Storage(error) => StreamReadError::Storage(error),
+            other => StreamReadError::Find(other),
         }
     }
 }
 
-impl From<FillError> for ReadError {
+impl From<FillError> for StreamReadError {
     fn from(error: FillError) -> Self {
         match error {
-            FillError::Missing => ReadError::Find(FindError::Missing),
-            FillError::Misplaced => ReadError::Misplaced,
-            FillError::Storage(error) => ReadError::Storage(error),
+            FillError::Missing => StreamReadError::Find(FindError::Missing),
+            FillError::Misplaced => StreamReadError::Misplaced,
+            FillError::Storage(error) => StreamReadError::Storage(error),
         }
     }
 }
@@ -91,7 +91,7 @@ impl StreamReader {
         path: &Permitted<StreamPath>,
         from: ReadFrom<StreamOffset>,
         live: bool,
-    ) -> Result<StreamSession, ReadError> {
+    ) -> Result<StreamSession, StreamReadError> {
         StreamSession::open(self.clone(), path, from, live).await
     }
 }
@@ -112,7 +112,7 @@ impl StreamSession {
         path: &StreamPath,
         from: ReadFrom<StreamOffset>,
         live: bool,
-    ) -> Result<StreamSession, ReadError> {
+    ) -> Result<StreamSession, StreamReadError> {
         let mut stream = reader.streams.find_stream(path).await?;
         let bell = live.then(|| reader.bells.bell(&stream));
         let doubts = bell.as_ref().map_or(0, |bell| bell.borrow().doubts);
@@ -126,10 +126,10 @@ impl StreamSession {
             ReadFrom::Now => stream.offset(stream.tail),
             ReadFrom::At(offset) => {
                 if stream.offset(offset.position) != offset {
-                    return Err(ReadError::OtherStream);
+                    return Err(StreamReadError::OtherStream);
                 }
                 if offset.position > stream.tail {
-                    return Err(ReadError::PastTail);
+                    return Err(StreamReadError::PastTail);
                 }
                 offset
             }
@@ -138,7 +138,7 @@ impl StreamSession {
     }
 
     /// How far the stream is known to reach and whether it is closed; with what the bell says, if it says as much.
-    async fn mark(&mut self) -> Result<(Seq, bool, Option<BellState>), ReadError> {
+    async fn mark(&mut self) -> Result<(Seq, bool, Option<BellState>), StreamReadError> {
         loop {
             let Some(bell) = &mut self.bell else { return Ok((self.stream.tail, self.stream.closed, None)) };
             let mark = bell.borrow_and_update().clone();
@@ -148,7 +148,7 @@ impl StreamSession {
                     continue;
                 }
                 if mark.gone {
-                    return Err(ReadError::Find(FindError::Missing));
+                    return Err(StreamReadError::Find(FindError::Missing));
                 }
             }
             let (tail, closed) = (self.stream.tail.max(mark.tail), self.stream.closed || mark.closed);
@@ -158,7 +158,7 @@ impl StreamSession {
 
     /// Looks the stream up again; returns whether it goes on under another number, as streams do where the database may
     /// have lost appends. The session then goes on with it if all that it has read is there.
-    async fn find_again(&mut self) -> Result<bool, ReadError> {
+    async fn find_again(&mut self) -> Result<bool, StreamReadError> {
         let (reader, path) = (&self.reader, &self.stream.path);
         let mut found = reader.streams.find_stream(path).await?;
         let renumbered = found.id != self.stream.id;
@@ -175,14 +175,14 @@ impl StreamSession {
                 || found.offset(read) != self.position
                 || read > found.tail
             {
-                return Err(ReadError::Find(FindError::Missing));
+                return Err(StreamReadError::Find(FindError::Missing));
             }
         }
         self.stream = found;
         Ok(renumbered)
     }
 
-    async fn read_once(&mut self) -> Result<Batch, ReadError> {
+    async fn read_once(&mut self) -> Result<Batch, StreamReadError> {
         let (tail, known_closed, mark) = self.mark().await?;
         if self.bell.is_some() && self.position.position >= tail {
             return Ok(Batch::Nothing { closed: known_closed, more: false });
@@ -198,7 +198,7 @@ impl StreamSession {
 }
 
 impl Session for StreamSession {
-    type Error = ReadError;
+    type Error = StreamReadError;
 
     fn place(&self) -> Place {
         self.position.into()
@@ -230,10 +230,12 @@ impl Session for StreamSession {
         }
     }
 
-    async fn read(&mut self) -> Result<Batch, ReadError> {
+    async fn read(&mut self) -> Result<Batch, StreamReadError> {
         match self.read_once().await {
             // It may have been renumbered since it was found.
-            Err(ReadError::Find(FindError::Missing)) if self.find_again().await? => self.read_once().await,
+            Err(StreamReadError::Find(FindError::Missing)) if self.find_again().await? => {
+                self.read_once().await
+            }
             read => read,
         }
     }

@@ -9,7 +9,7 @@ use bourn_protocol::stored::{Lifetime, Payload};
 use bourn_protocol::{Seq, StreamOffset, StreamPath};
 use bytes::BytesMut;
 
-use super::rules::{Configuration, Head, ProducerState, Verdict, after, judge, offset};
+use super::rules::{ProducerState, StreamConfiguration, StreamHead, Verdict, after, judge, offset};
 use super::{AppendError, AppendStream, Appended, Segment, StreamChange, StreamInfo};
 
 /// Maximum size in bytes of the appends that the change of one stream carries.
@@ -27,7 +27,7 @@ pub struct StreamState {
     /// It is deleted, and kept for its forks.
     pub deleted: bool,
     /// What appends are judged by.
-    pub head: Head,
+    pub head: StreamHead,
     /// The stretches of bytes that it is made of.
     pub lineage: Arc<[Segment]>,
     /// How long it lives.
@@ -190,8 +190,8 @@ impl StreamState {
 
     /// What it was created as.
     #[must_use]
-    pub fn configuration(&self) -> Configuration {
-        Configuration {
+    pub fn configuration(&self) -> StreamConfiguration {
+        StreamConfiguration {
             content_type: self.head.content_type.clone(),
             lifetime: self.lifetime,
             closed: self.head.closed,

@@ -121,9 +121,9 @@ fn requests_counter(endpoint: &'static str, status: StatusCode) -> Counter {
 }
 
 /// One more in a gauge, for as long as it is kept.
-pub struct Held(Gauge);
+pub struct GaugeGuard(Gauge);
 
-impl Drop for Held {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.decrement(1.0);
     }
@@ -188,18 +188,18 @@ impl Metrics {
 
     /// A live reader has come; it has gone when the value is dropped.
     #[must_use]
-    pub fn reader(&self, mode: ReadMode) -> Held {
+    pub fn reader(&self, mode: ReadMode) -> GaugeGuard {
         let gauge = self.mode(mode).readers.clone();
         gauge.increment(1.0);
-        Held(gauge)
+        GaugeGuard(gauge)
     }
 
     /// A connection was opened; it is closed when the value is dropped.
     #[must_use]
-    pub fn connection(&self) -> Held {
+    pub fn connection(&self) -> GaugeGuard {
         self.accepted.increment(1);
         self.connections.increment(1.0);
-        Held(self.connections.clone())
+        GaugeGuard(self.connections.clone())
     }
 
     /// A mutation was answered.

@@ -76,7 +76,7 @@ impl PostgresStorage {
     async fn select(
         &self,
         sql: &'static str,
-        bind: impl FnOnce(Query) -> Query + Send,
+        bind: impl FnOnce(SubscriptionQuery) -> SubscriptionQuery + Send,
     ) -> Result<Vec<StoredSubscription>, StorageError> {
         let select = async {
             let mut reading = self.inner.db.single().await?;
@@ -87,7 +87,7 @@ impl PostgresStorage {
     }
 }
 
-type Query = sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments>;
+type SubscriptionQuery = sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments>;
 
 #[async_trait]
 impl SubscriptionStore for PostgresStorage {

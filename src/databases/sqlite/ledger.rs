@@ -11,7 +11,7 @@ use crate::feed::{Fingerprint, Mutation, Operation, Undone};
 
 /// The result of a mutation that was done just now.
 #[derive(Debug, Default)]
-pub(super) struct Done {
+pub(super) struct MutationResult {
     pub(super) entity_type: String,
     pub(super) key: String,
     pub(super) row: Option<Bytes>,
@@ -104,7 +104,7 @@ pub(super) fn record(
     connection: &Connection,
     mutation: &Mutation,
     fingerprint: Fingerprint,
-    done: &Done,
+    done: &MutationResult,
     expires_at: i64,
 ) -> rusqlite::Result<()> {
     connection

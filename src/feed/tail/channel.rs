@@ -36,13 +36,13 @@ pub enum ChannelRead {
 #[derive(Debug)]
 pub struct Channel {
     epoch: Epoch,
-    ring: Mutex<Ring>,
+    ring: Mutex<BatchRing>,
     bell: watch::Sender<Seq>,
     memory: Arc<Memory>,
 }
 
 #[derive(Debug)]
-struct Ring {
+struct BatchRing {
     /// The log was replaced by another one.
     gone: bool,
     /// The ring holds all that the stream gained after this place.
@@ -56,7 +56,8 @@ struct Ring {
 impl Channel {
     pub(super) fn new(base: Head, memory: Arc<Memory>) -> Channel {
         let Head { epoch, seq: base } = base;
-        let ring = Mutex::new(Ring { gone: false, base, batches: VecDeque::new(), bytes: 0, more: false });
+        let ring =
+            Mutex::new(BatchRing { gone: false, base, batches: VecDeque::new(), bytes: 0, more: false });
         Channel { epoch, ring, bell: watch::Sender::new(base), memory }
     }
 
@@ -144,7 +145,7 @@ impl Channel {
         {
             let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
             self.memory.used.fetch_sub(ring.bytes, Ordering::Relaxed);
-            *ring = Ring { gone, base, batches: VecDeque::new(), bytes: 0, more: false };
+            *ring = BatchRing { gone, base, batches: VecDeque::new(), bytes: 0, more: false };
         }
         self.bell.send_replace(base);
     }

@@ -45,7 +45,7 @@ pub struct Tail {
     chunk: ChunkLimits,
     sweep: Duration,
     memory: Arc<Memory>,
-    registry: Mutex<Registry>,
+    registry: Mutex<Channels>,
 }
 
 /// The bytes that all channels hold together, and how many they may.
@@ -55,7 +55,7 @@ struct Memory {
     most: usize,
 }
 
-struct Registry {
+struct Channels {
     /// Every channel has what its stream gained up to here.
     head: Head,
     channels: HashMap<Selector, Weak<Channel>>,
@@ -84,7 +84,7 @@ impl Tail {
     ) -> Tail {
         let watched = capture.head();
         let head = *watched.borrow();
-        let registry = Mutex::new(Registry::new(head));
+        let registry = Mutex::new(Channels::new(head));
         let memory = Arc::new(Memory { used: AtomicUsize::new(0), most: memory });
         Tail { log, head: watched, chunk, sweep, memory, registry }
     }
@@ -197,7 +197,7 @@ impl Tail {
         let batches = batches::of_streams(&activities, &followed, epoch, self.chunk);
         let more = end < target.seq;
         let mut registry = self.lock();
-        let Registry { channels, held, in_doubt, awaited, .. } = &mut *registry;
+        let Channels { channels, held, in_doubt, awaited, .. } = &mut *registry;
         for (stream, channel) in channels {
             let weak = channel;
             let Some(channel) = weak.upgrade() else { continue };
@@ -227,14 +227,14 @@ impl Tail {
         Ok(true)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Registry> {
+    fn lock(&self) -> MutexGuard<'_, Channels> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Registry {
-    fn new(head: Head) -> Registry {
-        Registry {
+impl Channels {
+    fn new(head: Head) -> Channels {
+        Channels {
             head,
             channels: HashMap::new(),
             prune_at: PRUNE_LEAST,
@@ -292,14 +292,14 @@ mod tests {
         let batch = |n| Arc::new(LiveBatch::new(seq(n), seq(n), 1, Bytes::from(vec![b'x'; 1_000])));
         let memory = Arc::new(Memory { used: AtomicUsize::new(0), most: 10_000 });
         let head = Head { epoch: Epoch::draw(), seq: Seq::ZERO };
-        let mut registry = Registry::new(head);
+        let mut registry = Channels::new(head);
         let stream = |name: &str| Selector {
             kind: MessageKind::Activity,
             entity_type: Some(name.into()),
             scope: None,
             old_values: true,
         };
-        let channel = |registry: &mut Registry, name: &str| {
+        let channel = |registry: &mut Channels, name: &str| {
             let channel = Arc::new(Channel::new(head, memory.clone()));
             registry.channels.insert(stream(name), Arc::downgrade(&channel));
             channel

@@ -121,7 +121,7 @@ pub(in crate::http) async fn serve<B>(
         reply.extensions_mut().insert(ForEverybody);
     }
     if reply.extensions().get::<Final>().is_some() {
-        reply.extensions_mut().insert(respond::StreamRead(selector));
+        reply.extensions_mut().insert(respond::SelectorRead(selector));
     }
     Ok(reply)
 }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::access::{Guarded, Rights};
 use crate::head::Version;
-use crate::http::respond::{CORP, Final, StreamRead};
+use crate::http::respond::{CORP, Final, SelectorRead};
 use crate::http::{Reply, ReplyBody};
 use crate::telemetry::ModeFigures;
 
@@ -108,7 +108,7 @@ impl HotAnswers {
     /// Keeps an answer if it is final: all its headers, as they are sent.
     pub(in crate::http) fn keep(&self, url: &PathAndQuery, endpoint: &'static str, reply: &mut Reply) {
         let Some(Final(chunk)) = reply.extensions_mut().remove() else { return };
-        let Some(StreamRead(stream)) = reply.extensions_mut().remove() else { return };
+        let Some(SelectorRead(stream)) = reply.extensions_mut().remove() else { return };
         let headers = reply.headers().clone();
         let (Some(tag), Some(version)) = (headers.get(ETAG).cloned(), chunk.version) else { return };
         // What describes the body goes with the body.

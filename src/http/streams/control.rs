@@ -20,7 +20,7 @@ use crate::http::layers::access;
 use crate::http::respond::Build;
 use crate::http::{ApiError, Reply, ReplyBody, RequestBody, intake};
 use crate::streams::subscriptions::{
-    Configuration, Delivery, Refusal, TOO_MANY_STREAMS, WakeRequest, check_url,
+    Delivery, Refusal, SubscriptionConfiguration, TOO_MANY_STREAMS, WakeRequest, check_url,
 };
 
 /// The body that makes a subscription.
@@ -43,7 +43,7 @@ struct Webhook {
 }
 
 #[derive(Deserialize)]
-struct Streams {
+struct StreamNames {
     streams: Vec<String>,
 }
 
@@ -95,7 +95,7 @@ pub(super) async fn dispatch(
         }
         ([], _) => Err(ApiError::method("GET, HEAD, PUT, DELETE")),
         (["streams"], "POST") => {
-            let Streams { streams } = body(context, request).await?;
+            let StreamNames { streams } = body(context, request).await?;
             if streams.is_empty() {
                 return Err(invalid("`streams` must name at least one stream"));
             }
@@ -135,8 +135,8 @@ pub(super) async fn dispatch(
 }
 
 /// Whether the caller may read all streams that a subscription follows, and append where its wakes go.
-fn may_follow(rights: &Rights, configuration: &Configuration) -> Result<(), ApiError> {
-    let Configuration { pattern, streams, wake_stream, .. } = configuration;
+fn may_follow(rights: &Rights, configuration: &SubscriptionConfiguration) -> Result<(), ApiError> {
+    let SubscriptionConfiguration { pattern, streams, wake_stream, .. } = configuration;
     let pattern = pattern.as_deref().map_or(Ok(()), |pattern| rights.check_streams(pattern));
     let mut streams = streams.iter();
     pattern
@@ -207,7 +207,7 @@ fn bearer(headers: &HeaderMap) -> Result<String, ApiError> {
     token.map(str::to_owned).ok_or_else(|| Refusal::TokenInvalid.into())
 }
 
-fn configuration(wanted: Wanted, limits: &Limits) -> Result<Configuration, ApiError> {
+fn configuration(wanted: Wanted, limits: &Limits) -> Result<SubscriptionConfiguration, ApiError> {
     let pattern = match wanted.pattern.as_deref().map(|pattern| pattern.trim_matches('/')) {
         None | Some("") => None,
         Some(pattern) if pattern.split('/').count() > PATTERN_SEGMENTS_MAX => {
@@ -236,5 +236,5 @@ fn configuration(wanted: Wanted, limits: &Limits) -> Result<Configuration, ApiEr
         }
         _ => return Err(invalid("`type` must be `webhook` or `pull-wake`")),
     };
-    Ok(Configuration { pattern, streams, webhook, wake_stream, lease_ttl_ms, description })
+    Ok(SubscriptionConfiguration { pattern, streams, webhook, wake_stream, lease_ttl_ms, description })
 }

@@ -17,7 +17,9 @@ pub fn check(text: &str, allow_private: bool) -> Result<Url, Refusal> {
     if text.len() > SUBSCRIPTION_TEXT_MAX_BYTES || !url.username().is_empty() || url.password().is_some() {
         return Err(Refusal::UrlRejected("webhook.url must be short and name no user"));
     }
-    let Some(host) = url.host() else { return Err(Refusal::UrlRejected("webhook.url must name a host")) };
+    let Some(host) = url.host() else {
+        return Err(Refusal::UrlRejected("webhook.url must name a host"));
+    };
     let here = match &host {
         Host::Domain(name) => *name == "localhost" || name.ends_with(".localhost"),
         Host::Ipv4(ip) => ip.is_loopback(),

@@ -14,19 +14,19 @@ use crate::streams::Secrets;
 /// How long a token is valid, in milliseconds: longer than any lease that it is for.
 const TOKEN_LIFETIME: i64 = 3_600_000;
 
-pub(super) struct Keys {
+pub(super) struct SubscriptionKeys {
     webhook: SigningKey,
     kid: String,
     token: [u8; 32],
 }
 
-impl Keys {
-    pub(super) fn new(secrets: &Secrets) -> Keys {
+impl SubscriptionKeys {
+    pub(super) fn new(secrets: &Secrets) -> SubscriptionKeys {
         let webhook = SigningKey::from_bytes(&secrets.webhook);
         let x = BASE64.encode(webhook.verifying_key().as_bytes());
         // The key's thumbprint (RFC 7638 and RFC 8037).
         let thumbprint = Sha256::digest(format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{x}"}}"#));
-        Keys { webhook, kid: format!("ds_{}", BASE64.encode(thumbprint)), token: secrets.token }
+        SubscriptionKeys { webhook, kid: format!("ds_{}", BASE64.encode(thumbprint)), token: secrets.token }
     }
 
     pub(super) fn kid(&self) -> &str {
@@ -90,8 +90,8 @@ mod tests {
     use super::*;
     use ed25519_dalek::Verifier;
 
-    fn keys() -> Keys {
-        Keys::new(&Secrets { webhook: [7; 32], token: [9; 32] })
+    fn keys() -> SubscriptionKeys {
+        SubscriptionKeys::new(&Secrets { webhook: [7; 32], token: [9; 32] })
     }
 
     #[test]
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(keys.generation("s", &token, 2_000), Ok(3));
         assert_eq!(keys.generation("other", &token, 2_000), Err(Refusal::TokenInvalid));
         assert_eq!(keys.generation("s", &token, 1_000 + TOKEN_LIFETIME), Err(Refusal::TokenExpired));
-        let other = Keys::new(&Secrets { webhook: [7; 32], token: [1; 32] });
+        let other = SubscriptionKeys::new(&Secrets { webhook: [7; 32], token: [1; 32] });
         for bad in ["", ".", "a.b", &token[1..], &format!("{token}x"), &other.token("s", 3, 1_000)] {
             assert_eq!(keys.generation("s", bad, 2_000), Err(Refusal::TokenInvalid), "{bad}");
         }

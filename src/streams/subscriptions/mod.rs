@@ -30,8 +30,8 @@ use crate::config::Limits;
 use crate::head::Head;
 use crate::storage_error::StorageError;
 pub use address::check as check_url;
-use keys::Keys;
-pub use state::{Configuration, Delivery, Refusal, Subscription, WakeRequest};
+use keys::SubscriptionKeys;
+pub use state::{Delivery, Refusal, Subscription, SubscriptionConfiguration, WakeRequest};
 use tails::Tails;
 
 /// How often a change is tried again because another one came first.
@@ -48,12 +48,12 @@ pub struct Subscriptions {
     /// The head of the log: with another epoch the database is not what it was.
     head: tokio::sync::watch::Receiver<Head>,
     /// The keys that the database has; they change when the database is replaced.
-    keys: ArcSwap<Keys>,
+    keys: ArcSwap<SubscriptionKeys>,
     /// Where the streams are reached, `https://example.com/v1/stream`.
     root: String,
     most: usize,
     most_streams: usize,
-    sender: webhook::Sender,
+    sender: webhook::WebhookSender,
     /// Permits for webhooks that are being sent.
     permits: Semaphore,
     /// The subscriptions whose webhook is queued or being sent: one task each, however often they wake.
@@ -97,7 +97,7 @@ impl Subscriptions {
             root: format!("{public_url}/v1/stream"),
             most: limits.subscriptions,
             most_streams: limits.subscription_streams,
-            sender: webhook::Sender::new(limits.webhook_allow_private, limits.webhook_timeout.get()),
+            sender: webhook::WebhookSender::new(limits.webhook_allow_private, limits.webhook_timeout.get()),
             permits: Semaphore::new(limits.webhooks),
             sending: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -117,7 +117,11 @@ impl Subscriptions {
     ///
     /// # Errors
     /// When there is another one of that id, too many, or the database fails.
-    pub async fn create(&self, id: &str, wanted: Configuration) -> Result<(Value, bool), Refusal> {
+    pub async fn create(
+        &self,
+        id: &str,
+        wanted: SubscriptionConfiguration,
+    ) -> Result<(Value, bool), Refusal> {
         if let Some((found, _)) = self.load(id).await? {
             return match found.configuration == wanted {
                 true => Ok((self.describe(id, &found), false)),
@@ -176,7 +180,7 @@ impl Subscriptions {
     ///
     /// # Errors
     /// When there is none, or the database fails.
-    pub async fn configuration(&self, id: &str) -> Result<Configuration, Refusal> {
+    pub async fn configuration(&self, id: &str) -> Result<SubscriptionConfiguration, Refusal> {
         let (subscription, _) = self.load(id).await?.ok_or(Refusal::NotFound)?;
         Ok(subscription.configuration)
     }
@@ -444,13 +448,13 @@ impl Subscriptions {
 }
 
 /// The keys that the database has.
-async fn keys(store: &dyn SubscriptionStore) -> Result<Keys, StorageError> {
+async fn keys(store: &dyn SubscriptionStore) -> Result<SubscriptionKeys, StorageError> {
     let secrets = match store.secrets().await {
         // Nothing can be subscribed to, nor appended, so keys that last for this process alone do no harm.
         Err(StorageError::ReadOnly) => Secrets { webhook: rand::random(), token: rand::random() },
         found => found?,
     };
-    Ok(Keys::new(&secrets))
+    Ok(SubscriptionKeys::new(&secrets))
 }
 
 /// The streams that have moved according to these changes and match a pattern; `None` when that is not known.

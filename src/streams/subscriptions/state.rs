@@ -86,7 +86,7 @@ impl Delivery {
 
 /// The configuration that a subscription was made with; to ask for the same again is no conflict.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Configuration {
+pub struct SubscriptionConfiguration {
     /// The pattern of the streams that it follows.
     pub pattern: Option<String>,
     /// The streams that it follows by name; sorted.
@@ -103,7 +103,7 @@ pub struct Configuration {
     pub description: Option<String>,
 }
 
-impl Configuration {
+impl SubscriptionConfiguration {
     /// How workers learn of a wake.
     #[must_use]
     pub fn delivery(&self) -> Delivery {
@@ -134,7 +134,7 @@ pub struct Wake {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subscription {
     /// Its configuration.
-    pub configuration: Configuration,
+    pub configuration: SubscriptionConfiguration,
     /// When it was made, in Unix milliseconds.
     pub created_at: i64,
     links: BTreeMap<String, Link>,
@@ -179,7 +179,7 @@ pub struct Ack {
 impl Subscription {
     /// A new one.
     #[must_use]
-    pub fn new(configuration: Configuration, now: i64) -> Subscription {
+    pub fn new(configuration: SubscriptionConfiguration, now: i64) -> Subscription {
         Subscription {
             configuration,
             created_at: now,

@@ -4,7 +4,7 @@ use bourn_protocol::Seq;
 
 use super::*;
 use crate::streams::Segment;
-use crate::streams::subscriptions::tails::Tail;
+use crate::streams::subscriptions::tails::StreamTail;
 
 fn path(text: &str) -> StreamPath {
     StreamPath::new(text).unwrap()
@@ -24,11 +24,11 @@ fn made_of(segments: &[(u64, u64, u64)], end: StreamOffset) -> Tails {
     let bound = |at| Seq::new(at).unwrap();
     let segments =
         segments.iter().map(|&(stream, from, to)| Segment { stream, from: bound(from), to: bound(to) });
-    Tails::from([(path("a"), Tail::new(segments.collect(), end))])
+    Tails::from([(path("a"), StreamTail::new(segments.collect(), end))])
 }
 
 fn subscription(webhook: bool) -> Subscription {
-    let configuration = Configuration {
+    let configuration = SubscriptionConfiguration {
         pattern: None,
         streams: vec![path("a")],
         webhook: webhook.then(|| "https://example.com".into()),

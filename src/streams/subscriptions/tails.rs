@@ -12,23 +12,23 @@ use crate::storage_error::StorageError;
 use crate::streams::{FindError, Segment, StreamInfo, rules};
 
 /// Where the linked streams end.
-pub(super) type Tails = BTreeMap<StreamPath, Tail>;
+pub(super) type Tails = BTreeMap<StreamPath, StreamTail>;
 
 /// The end of a stream as it is now; that of a stream which is missing is its start.
 #[derive(Debug, Clone, Default)]
-pub struct Tail {
+pub struct StreamTail {
     /// The place.
     pub end: StreamOffset,
     lineage: Arc<[Segment]>,
 }
 
-impl Tail {
-    pub(super) fn of(stream: &StreamInfo) -> Tail {
-        Tail::new(stream.lineage.clone(), stream.offset(stream.tail))
+impl StreamTail {
+    pub(super) fn of(stream: &StreamInfo) -> StreamTail {
+        StreamTail::new(stream.lineage.clone(), stream.offset(stream.tail))
     }
 
-    pub(super) fn new(lineage: Arc<[Segment]>, end: StreamOffset) -> Tail {
-        Tail { end, lineage }
+    pub(super) fn new(lineage: Arc<[Segment]>, end: StreamOffset) -> StreamTail {
+        StreamTail { end, lineage }
     }
 
     /// Whether a place is one of this stream.
@@ -54,10 +54,10 @@ impl Tail {
 }
 
 impl Subscriptions {
-    pub(super) async fn tail(&self, path: &StreamPath) -> Result<Tail, StorageError> {
+    pub(super) async fn tail(&self, path: &StreamPath) -> Result<StreamTail, StorageError> {
         match self.streams.find_stream(path).await {
-            Ok(stream) => Ok(Tail::of(&stream)),
-            Err(FindError::Missing | FindError::Gone) => Ok(Tail::default()),
+            Ok(stream) => Ok(StreamTail::of(&stream)),
+            Err(FindError::Missing | FindError::Gone) => Ok(StreamTail::default()),
             Err(FindError::Storage(error)) => Err(error),
         }
     }

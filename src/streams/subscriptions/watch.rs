@@ -112,7 +112,7 @@ struct PendingLook {
 }
 
 /// The state of the task.
-struct Watcher {
+struct SubscriptionWatcher {
     interests: Vec<Interest>,
     /// The interests may have changed.
     stale: bool,
@@ -125,11 +125,18 @@ struct Watcher {
     pending: BTreeMap<String, PendingLook>,
 }
 
-impl Watcher {
-    fn new(revision: Revision, epoch: Epoch) -> Watcher {
+impl SubscriptionWatcher {
+    fn new(revision: Revision, epoch: Epoch) -> SubscriptionWatcher {
         // Changes from before this task ran are found by looking at everything once.
         let unseen = UnseenChanges { unknown: true, ..UnseenChanges::default() };
-        Watcher { interests: Vec::new(), stale: true, revision, unseen, epoch, pending: BTreeMap::new() }
+        SubscriptionWatcher {
+            interests: Vec::new(),
+            stale: true,
+            revision,
+            unseen,
+            epoch,
+            pending: BTreeMap::new(),
+        }
     }
 
     /// Assigns the changes to the subscriptions that they concern.
@@ -180,7 +187,7 @@ impl Subscriptions {
     ) {
         let mut revisions = self.changed.subscribe();
         let log = self.head.clone();
-        let mut watcher = Watcher::new(*revisions.borrow_and_update(), log.borrow().epoch);
+        let mut watcher = SubscriptionWatcher::new(*revisions.borrow_and_update(), log.borrow().epoch);
         let mut failing = false;
         loop {
             match Box::pin(self.round(&mut watcher, &revisions, &log)).await {
@@ -221,7 +228,7 @@ impl Subscriptions {
     /// Does all that is due. What fails is left in the watcher for the next round.
     async fn round(
         self: &Arc<Self>,
-        watcher: &mut Watcher,
+        watcher: &mut SubscriptionWatcher,
         revisions: &watch::Receiver<Revision>,
         log: &watch::Receiver<Head>,
     ) -> Result<(), Refusal> {
@@ -270,7 +277,7 @@ impl Subscriptions {
     }
 
     /// Looks at the subscriptions that must be looked at. One that fails is looked at again in the next round.
-    async fn look_at_pending(self: &Arc<Self>, watcher: &mut Watcher) -> Result<(), Refusal> {
+    async fn look_at_pending(self: &Arc<Self>, watcher: &mut SubscriptionWatcher) -> Result<(), Refusal> {
         let ids: Vec<String> = watcher.pending.keys().cloned().collect();
         let mut failures = Vec::new();
         for id in ids {

@@ -30,14 +30,14 @@ pub(super) enum Undelivered {
 }
 
 /// Sends webhooks.
-pub(super) struct Sender {
+pub(super) struct WebhookSender {
     allow_private: bool,
     timeout: Duration,
 }
 
-impl Sender {
-    pub(super) fn new(allow_private: bool, timeout: Duration) -> Sender {
-        Sender { allow_private, timeout }
+impl WebhookSender {
+    pub(super) fn new(allow_private: bool, timeout: Duration) -> WebhookSender {
+        WebhookSender { allow_private, timeout }
     }
 
     /// Sends a body; says whether the answer was `{"done":true}`.

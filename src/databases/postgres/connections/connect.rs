@@ -61,13 +61,13 @@ const OPENING: &str = "SELECT set_config(name, '0', false) FROM pg_settings WHER
 /// The database, by way of one of the pools.
 #[derive(Debug, Clone)]
 pub(in super::super) struct Db {
-    lane: Arc<Lane>,
+    lane: Arc<PoolLane>,
     all: Arc<All>,
 }
 
 /// A pool, and how its transactions begin.
 #[derive(Debug)]
-struct Lane {
+struct PoolLane {
     pool: Pool,
     /// The statement that begins a transaction: behind a pooler in transaction mode no setting outlives a transaction,
     /// so it contains the settings.
@@ -81,9 +81,9 @@ struct Lane {
 
 #[derive(Debug)]
 struct All {
-    serving: Arc<Lane>,
-    capturing: Arc<Lane>,
-    watching: Arc<Lane>,
+    serving: Arc<PoolLane>,
+    capturing: Arc<PoolLane>,
+    watching: Arc<PoolLane>,
     direct: PgConnectOptions,
     connect_timeout: Duration,
     /// The files that the URL names for TLS: authorities, certificate, key.
@@ -92,12 +92,12 @@ struct All {
 
 /// How long the statements of a lane may take, and how long they may wait for a lock.
 #[derive(Debug, Clone, Copy)]
-struct Patience {
+struct StatementLimits {
     statement: Duration,
     lock: Duration,
 }
 
-impl Patience {
+impl StatementLimits {
     fn settings(self) -> [(&'static str, String); 3] {
         let millis = |time: Duration| time.as_millis().to_string();
         [
@@ -119,14 +119,16 @@ impl Db {
         let plain = |url: &str| -> Result<PgConnectOptions, sqlx::Error> {
             Ok(PgConnectOptions::from_str(url)?.application_name(APPLICATION).disable_statement_logging())
         };
-        let quick = Patience { statement: limits.statement_timeout.get(), lock: limits.lock_timeout.get() };
-        let slow = Patience { statement: limits.capture_timeout.get(), lock: limits.capture_timeout.get() };
-        let options = |url: &str, patience: Patience| -> Result<PgConnectOptions, sqlx::Error> {
+        let quick =
+            StatementLimits { statement: limits.statement_timeout.get(), lock: limits.lock_timeout.get() };
+        let slow =
+            StatementLimits { statement: limits.capture_timeout.get(), lock: limits.capture_timeout.get() };
+        let options = |url: &str, patience: StatementLimits| -> Result<PgConnectOptions, sqlx::Error> {
             Ok(plain(url)?.options(SESSION).options(CONNECTION).options(patience.settings()))
         };
         let timeouts =
             PoolTimeouts { acquire: limits.acquire_timeout.get(), connect: limits.connect_timeout.get() };
-        let lane = |url: &str, pooled: bool, connections: usize, patience: Patience| {
+        let lane = |url: &str, pooled: bool, connections: usize, patience: StatementLimits| {
             let (options, opening) = match pooled {
                 // A pooler knows few of the parameters that a connection may begin with; transactions bring them.
                 true => (plain(url)?.statement_cache_capacity(0).extra_float_digits(None), None),
@@ -136,7 +138,7 @@ impl Db {
                 true => local_settings(patience),
                 false => String::new(),
             };
-            Ok::<_, sqlx::Error>(Arc::new(Lane {
+            Ok::<_, sqlx::Error>(Arc::new(PoolLane {
                 pool: session::pool(Connector::new(options, opening), connections, timeouts)?,
                 begin: format!("BEGIN ISOLATION LEVEL READ COMMITTED{set}"),
                 begin_snapshot: format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY{set}"),
@@ -161,7 +163,7 @@ impl Db {
         Ok(Db { lane: serving, all: Arc::new(all) })
     }
 
-    fn by(&self, lane: &Arc<Lane>) -> Db {
+    fn by(&self, lane: &Arc<PoolLane>) -> Db {
         Db { lane: lane.clone(), all: self.all.clone() }
     }
 
@@ -335,7 +337,7 @@ where
 }
 
 /// The settings of a session as statements for the transaction that has begun.
-fn local_settings(patience: Patience) -> String {
+fn local_settings(patience: StatementLimits) -> String {
     let fixed = SESSION.iter().map(|(name, value)| format!("; SET LOCAL {name} = '{value}'"));
     let timeouts = patience.settings();
     let timeouts = timeouts.iter().map(|(name, value)| format!("; SET LOCAL {name} = '{value}'"));

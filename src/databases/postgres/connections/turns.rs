@@ -21,13 +21,13 @@ const ROW_WRITES: usize = 2;
 pub(in super::super) struct Turns {
     writes: Arc<Semaphore>,
     tables: HashMap<Arc<str>, Arc<Semaphore>>,
-    rows: Mutex<HashMap<RowName, RowTurns>>,
+    rows: Mutex<HashMap<RowKey, RowTurns>>,
     acquire: Duration,
     lock: Duration,
 }
 
 /// A row by the name of its entity type and its key.
-type RowName = (Arc<str>, String);
+type RowKey = (Arc<str>, String);
 
 /// The turns of one row, and how many requests have or want one.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub(in super::super) struct Turn<'a> {
 #[derive(Debug)]
 struct RowTurn<'a> {
     turns: &'a Turns,
-    name: RowName,
+    name: RowKey,
 }
 
 impl Drop for RowTurn<'_> {
@@ -75,7 +75,7 @@ impl Turns {
         }
     }
 
-    fn rows(&self) -> MutexGuard<'_, HashMap<RowName, RowTurns>> {
+    fn rows(&self) -> MutexGuard<'_, HashMap<RowKey, RowTurns>> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -15,10 +15,10 @@ const BYTES_MAX: usize = 8 << 20;
 
 /// The newest activities of the log, without gaps.
 #[derive(Debug, Default)]
-pub(in super::super) struct Recent(Mutex<Ring>);
+pub(in super::super) struct Recent(Mutex<ActivityRing>);
 
 #[derive(Debug, Default)]
-struct Ring {
+struct ActivityRing {
     activities: VecDeque<Activity>,
     bytes: usize,
 }
@@ -29,7 +29,7 @@ impl Recent {
         let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for activity in appended {
             if ring.activities.back().is_some_and(|last| last.seq.get() + 1 != activity.seq.get()) {
-                *ring = Ring::default();
+                *ring = ActivityRing::default();
             }
             ring.bytes += activity.row_bytes();
             ring.activities.push_back(activity);
@@ -42,7 +42,7 @@ impl Recent {
 
     /// Forgets all activities: another server appends now.
     pub(in super::super) fn clear(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Ring::default();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = ActivityRing::default();
     }
 
     /// The activities after a place, within limits, and whether a limit was reached; `None` if some of them are not

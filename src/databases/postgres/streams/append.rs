@@ -52,14 +52,14 @@ impl LaneJob {
 }
 
 /// One lane.
-pub(super) struct Lane {
+pub(super) struct AppendLane {
     inner: Inner,
     counter: Counter,
 }
 
 /// The rows that a batch writes, as the arrays of one statement.
 #[derive(Default)]
-struct Batch<'a> {
+struct AppendBatch<'a> {
     streams: Vec<i64>,
     starts: Vec<i64>,
     messages: Vec<i32>,
@@ -84,10 +84,10 @@ impl From<sqlx::Error> for CommitFailure {
     }
 }
 
-impl Lane {
-    pub(super) fn new(inner: Inner) -> Lane {
+impl AppendLane {
+    pub(super) fn new(inner: Inner) -> AppendLane {
         let counter = inner.stored.writer();
-        Lane { inner, counter }
+        AppendLane { inner, counter }
     }
 
     /// Works until the server stops, and then does the jobs that wait.
@@ -166,7 +166,7 @@ impl Lane {
             false => forked_from(&mut transaction, &expired).await?,
         };
         let most_bytes = self.inner.limits.stream_limit.get();
-        let mut batch = Batch::default();
+        let mut batch = AppendBatch::default();
         let mut answers = Answers::with_capacity(jobs.len());
         for job in jobs {
             let stream = loaded.get_mut(job.path());
@@ -276,7 +276,7 @@ async fn know_producers(
     Ok(())
 }
 
-impl<'a> Batch<'a> {
+impl<'a> AppendBatch<'a> {
     fn append(
         &mut self,
         stream: &mut StreamState,

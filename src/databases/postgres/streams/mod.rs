@@ -29,7 +29,7 @@ use crate::streams::{
     AppendError, AppendStream, Appended, CreateError, CreateStream, Created, FillError, FindError,
     StreamChange, StreamInfo, Streams,
 };
-use append::Lane;
+use append::AppendLane;
 pub(super) use news::{CHANNEL, Stored};
 use worker::Worker;
 
@@ -53,7 +53,7 @@ impl Queues {
         let lanes = (0..LANES).map(|_| {
             let (sender, jobs) = mpsc::channel(waiting);
             writers.spawn(
-                inner.supervisor.watch("stream lane", Lane::new(inner.clone()).run(jobs, stop.clone())),
+                inner.supervisor.watch("stream lane", AppendLane::new(inner.clone()).run(jobs, stop.clone())),
             );
             sender
         });

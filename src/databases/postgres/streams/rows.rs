@@ -10,7 +10,7 @@ use sqlx::{PgConnection, Row};
 
 use super::news::Stored;
 use crate::databases::postgres::connections::{scalar, statement};
-use crate::streams::rules::{Head, lifetime, lineage};
+use crate::streams::rules::{StreamHead, lifetime, lineage};
 use crate::streams::state::StreamState;
 use crate::streams::{Producer, Segment};
 
@@ -49,7 +49,7 @@ pub(super) async fn stream_state(
         }
         None => None,
     };
-    let head = Head {
+    let head = StreamHead {
         content_type: ContentType::new(row.try_get("content_type")?).map_err(|_| broken("content_type"))?,
         tail: StreamOffset::START,
         closed: row.try_get("closed")?,

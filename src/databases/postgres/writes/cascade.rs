@@ -16,7 +16,7 @@ use crate::databases::postgres::tables::sql::{by_key, text_of, visible};
 const DEPTH_MAX: usize = 32;
 
 /// Rows of a table, as a condition on `t` whose only parameter is the key of the first row.
-struct Rows {
+struct ReferringRows {
     table: i64,
     sql: String,
     condition: String,
@@ -39,8 +39,12 @@ pub(in super::super) async fn deleted_along(
     key: &str,
 ) -> Result<BTreeSet<(String, String)>, sqlx::Error> {
     let mut found = BTreeSet::new();
-    let first =
-        Rows { table: i64::from(table.id), sql: table.sql.clone(), condition: by_key(table, 1), depth: 0 };
+    let first = ReferringRows {
+        table: i64::from(table.id),
+        sql: table.sql.clone(),
+        condition: by_key(table, 1),
+        depth: 0,
+    };
     let mut waiting = vec![first];
     while let Some(rows) = waiting.pop() {
         for reference in references(connection, rows.table).await? {
@@ -72,7 +76,7 @@ pub(in super::super) async fn deleted_along(
             }
             if rows.depth < DEPTH_MAX && found.len() <= ROLLBACK_MAX {
                 let depth = rows.depth + 1;
-                waiting.push(Rows { table: reference.table, sql: reference.sql, condition, depth });
+                waiting.push(ReferringRows { table: reference.table, sql: reference.sql, condition, depth });
             }
         }
     }

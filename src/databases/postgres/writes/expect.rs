@@ -8,7 +8,7 @@ use bourn_protocol::{EntityKey, TransactionId};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use super::{Context, json, locked, stamps_of};
+use super::{WriteContext, json, locked, stamps_of};
 use crate::databases::postgres::connections::{Db, scalar, statement};
 use crate::databases::postgres::error;
 use crate::databases::postgres::log::walk::{END, Walk};
@@ -21,9 +21,10 @@ use crate::feed::{WriteError, mutation};
 use crate::storage_error::StorageError;
 
 /// How long an optimistic lock waits for capture to log the row's last change.
-const LOCK_PATIENCE: Patience = Patience { most: Duration::from_secs(2), between: Duration::from_millis(5) };
+const LOCK_PATIENCE: CaptureWait =
+    CaptureWait { most: Duration::from_secs(2), between: Duration::from_millis(5) };
 
-impl Context<'_> {
+impl WriteContext<'_> {
     /// Locks a living row and checks that the caller may change it, and that it is in the version the client expects; gives
     /// its ids.
     pub(in super::super) async fn expect(
@@ -124,7 +125,7 @@ async fn last_change(
 
 /// How long to wait for capture, and how often to look.
 #[derive(Debug, Clone, Copy)]
-pub(in super::super) struct Patience {
+pub(in super::super) struct CaptureWait {
     pub(in super::super) most: Duration,
     pub(in super::super) between: Duration,
 }
@@ -134,7 +135,7 @@ pub(in super::super) struct Patience {
 pub(in super::super) async fn caught_up(
     db: &Db,
     connection: &mut PgConnection,
-    patience: Patience,
+    patience: CaptureWait,
 ) -> Result<bool, sqlx::Error> {
     let deadline = tokio::time::Instant::now() + patience.most;
     let mark = db.mark().await?.to_pg_string();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bourn_protocol::{Action, ClientId, TransactionId};
 use sqlx::{PgConnection, Row};
 
-use super::Done;
+use super::MutationResult;
 use crate::databases::postgres::connections::statement;
 use crate::feed::mutation::LoggedChange;
 use crate::feed::{Mutation, undo};
@@ -71,7 +71,7 @@ pub(in super::super) async fn record(
 pub(in super::super) async fn complete(
     connection: &mut PgConnection,
     id: &TransactionId,
-    done: &Done,
+    done: &MutationResult,
 ) -> Result<(), sqlx::Error> {
     let outcome = if done.undone.is_empty() { None } else { undo::write_outcome(&done.undone) };
     statement("UPDATE bourn.ledger SET entity_id = $2, outcome = $3 WHERE transaction_id = $1")

@@ -25,14 +25,14 @@ use crate::feed::{Undone, WriteError};
 
 /// The result of a mutation that was done just now.
 #[derive(Debug, Default)]
-pub(super) struct Done {
+pub(super) struct MutationResult {
     key: String,
     row: Option<Bytes>,
     undone: Vec<Undone>,
 }
 
 /// What a mutation needs to run.
-struct Context<'a> {
+struct WriteContext<'a> {
     storage: &'a PostgresStorage,
     transaction: &'a TransactionId,
     client: Option<&'a ClientId>,
@@ -46,7 +46,7 @@ struct Sets {
     now: Vec<String>,
 }
 
-impl Context<'_> {
+impl WriteContext<'_> {
     /// Whether the caller may write a row of the scope that it has, as it is stored.
     fn may_have(&self, entity: &EntityType, table: &Table, row: &PgRow) -> Result<(), WriteError> {
         let scope = scope_of(table, row).map_err(|e| error::write(&e))?;

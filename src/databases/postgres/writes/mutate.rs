@@ -7,8 +7,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::ledger::{self, NewLedgerEntry};
-use super::record::{Record, json_value};
-use super::{Context, Done, Sets, json, rollback};
+use super::record::{ColumnParameters, json_value};
+use super::{MutationResult, Sets, WriteContext, json, rollback};
 use crate::databases::postgres::connections::{scalar, statement};
 use crate::databases::postgres::log::walk::{END, START, Walk};
 use crate::databases::postgres::names::ident;
@@ -51,7 +51,7 @@ pub(in super::super) async fn apply(
 
 async fn attempt(storage: &PostgresStorage, mutation: &Mutation) -> Result<Written, WriteError> {
     mutation.check_given_scope()?;
-    let context = Context {
+    let context = WriteContext {
         storage,
         transaction: &mutation.transaction_id,
         client: mutation.client_id.as_ref(),
@@ -101,7 +101,7 @@ async fn attempt(storage: &PostgresStorage, mutation: &Mutation) -> Result<Writt
     Ok(Written { repeated: false, row: done.row, key: Some(done.key), undone: done.undone })
 }
 
-impl Context<'_> {
+impl WriteContext<'_> {
     /// The entity type and the key that a mutation writes to, as far as they are known before.
     fn target<'o>(&self, operation: &'o Operation) -> Result<(&'o str, Option<String>), WriteError> {
         Ok(match operation {
@@ -126,7 +126,7 @@ impl Context<'_> {
         entity: &EntityType,
         key: Option<String>,
         columns: &Columns,
-    ) -> Result<Done, WriteError> {
+    ) -> Result<MutationResult, WriteError> {
         let table = self.storage.table(entity)?;
         let mut sets = Sets { values: columns.clone(), now: Vec::new() };
         sets.values.remove(&entity.key);
@@ -154,7 +154,7 @@ impl Context<'_> {
         table: &Table,
         sets: &Sets,
     ) -> Result<PgRow, WriteError> {
-        let record = Record::new(table, &sets.values, 2);
+        let record = ColumnParameters::new(table, &sets.values, 2);
         let names = sets.values.iter().map(|(name, _)| name).chain(sets.now.iter().map(String::as_str));
         let names: Vec<String> = names.map(ident).collect();
         let now = sets.now.iter().map(|name| now_as(table, name));
@@ -182,7 +182,7 @@ impl Context<'_> {
         key: &EntityKey,
         columns: &Columns,
         expected: Option<&TransactionId>,
-    ) -> Result<Done, WriteError> {
+    ) -> Result<MutationResult, WriteError> {
         let table = self.storage.table(entity)?;
         let known = self.expect(connection, entity, &table, key, expected).await?;
         let mut sets = Sets { values: columns.clone(), now: Vec::new() };
@@ -197,11 +197,15 @@ impl Context<'_> {
         entity: &EntityType,
         key: &EntityKey,
         expected: Option<&TransactionId>,
-    ) -> Result<Done, WriteError> {
+    ) -> Result<MutationResult, WriteError> {
         let table = self.storage.table(entity)?;
         let known = self.expect(connection, entity, &table, key, expected).await?;
         let row = self.remove(connection, &table, key.as_str(), &known).await?;
-        Ok(Done { key: key.to_string(), row: Some(json(&table, &row)?), ..Done::default() })
+        Ok(MutationResult {
+            key: key.to_string(),
+            row: Some(json(&table, &row)?),
+            ..MutationResult::default()
+        })
     }
 
     /// Sets columns of a row, and with them its transaction, client and time; returns the row.
@@ -231,7 +235,7 @@ impl Context<'_> {
                 Stamp::Now => sets.now.push(name.to_owned()),
             }
         }
-        let record = Record::new(table, &sets.values, 3);
+        let record = ColumnParameters::new(table, &sets.values, 3);
         let names = sets.values.iter().map(|(name, _)| ident(name));
         let values = names.zip(&record.sources).map(|(name, source)| format!("{name} = {source}"));
         let times = sets.now.iter().map(|name| format!("{} = {}", ident(name), now_as(table, name)));
@@ -276,11 +280,15 @@ impl Context<'_> {
             .ok_or(WriteError::Constraint("a trigger of the database refuses the row without saying so"))
     }
 
-    fn done(&self, entity: &EntityType, table: &Table, row: &PgRow) -> Result<Done, WriteError> {
+    fn done(&self, entity: &EntityType, table: &Table, row: &PgRow) -> Result<MutationResult, WriteError> {
         // As it is stored: triggers may have given the row another scope than was asked for.
         self.may_have(entity, table, row)?;
         let key: Option<String> = row.try_get(table.layout.key).map_err(|e| error::write(&e))?;
-        Ok(Done { key: key.unwrap_or_default(), row: Some(json(table, row)?), ..Done::default() })
+        Ok(MutationResult {
+            key: key.unwrap_or_default(),
+            row: Some(json(table, row)?),
+            ..MutationResult::default()
+        })
     }
 
     /// Finds out whether the key exists already, or another unique value does.

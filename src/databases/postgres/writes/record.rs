@@ -17,7 +17,7 @@ use crate::feed::entity::Columns;
 use crate::storage_error::StorageError;
 
 /// Columns as parameters.
-pub(in super::super) struct Record {
+pub(in super::super) struct ColumnParameters {
     /// Where the value of each column comes from, as SQL, in the order of the columns.
     pub(in super::super) sources: Vec<String>,
     /// The columns of the object, with their types.
@@ -26,12 +26,16 @@ pub(in super::super) struct Record {
     apart: Vec<Option<String>>,
 }
 
-impl Record {
+impl ColumnParameters {
     /// The columns for a statement whose first parameter is the object, read as `r`, and whose parameters from `first`
     /// on are the values of the JSON columns.
-    pub(in super::super) fn new(table: &Table, values: &Columns, first: usize) -> Record {
-        let mut record =
-            Record { sources: Vec::new(), types: Vec::new(), object: String::new(), apart: Vec::new() };
+    pub(in super::super) fn new(table: &Table, values: &Columns, first: usize) -> ColumnParameters {
+        let mut record = ColumnParameters {
+            sources: Vec::new(),
+            types: Vec::new(),
+            object: String::new(),
+            apart: Vec::new(),
+        };
         let mut object = Vec::new();
         for (name, value) in values.iter() {
             let column = table.column(name);

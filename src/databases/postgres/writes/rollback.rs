@@ -8,21 +8,21 @@ use bourn_protocol::limits::ROLLBACK_MAX;
 use bourn_protocol::{Action, TransactionId};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::expect::{Patience, caught_up};
+use super::expect::{CaptureWait, caught_up};
 use super::record::json_value;
-use super::{Context, Done, Sets, cascade, locked, stamps_of};
+use super::{MutationResult, Sets, WriteContext, cascade, locked, stamps_of};
 use crate::databases::postgres::connections::statement;
 use crate::databases::postgres::error;
 use crate::databases::postgres::log::read::{COLUMNS, read_activity};
 use crate::databases::postgres::log::walk::{END, Walk};
 use crate::databases::postgres::tables::rows;
 use crate::feed::entity::{ColumnKind, Columns};
-use crate::feed::undo::{self, Need, Plan};
+use crate::feed::undo::{self, Plan, UndoNeed};
 use crate::feed::{Activity, WriteError};
 use crate::storage_error::StorageError;
 
 /// How long an undo waits for capture.
-const PATIENCE: Patience = Patience { most: Duration::from_secs(5), between: Duration::from_millis(5) };
+const PATIENCE: CaptureWait = CaptureWait { most: Duration::from_secs(5), between: Duration::from_millis(5) };
 /// The number of temporary integers that a row may have until it gets its own value.
 const PARKED_NUMBERS: i32 = 1 << 24;
 /// How often the rows to undo may grow while they are being locked.
@@ -30,11 +30,11 @@ const ROUNDS_MAX: usize = 16;
 
 /// Undoes `target`, and with `cascade` whatever depends on it.
 pub(in super::super) async fn undo(
-    context: &Context<'_>,
+    context: &WriteContext<'_>,
     transaction: &mut PgConnection,
     target: &TransactionId,
     cascade: bool,
-) -> Result<Done, WriteError> {
+) -> Result<MutationResult, WriteError> {
     let mut held = BTreeSet::new();
     let mut along = BTreeSet::new();
     let mut rounds = 0;
@@ -68,13 +68,13 @@ pub(in super::super) async fn undo(
     };
     let undo = plan.finish(&context.storage.inner.catalog)?;
     take_all_back(context, transaction, &undo.firsts).await?;
-    Ok(Done { undone: undo.undone, ..Done::default() })
+    Ok(MutationResult { undone: undo.undone, ..MutationResult::default() })
 }
 
 /// The rows that would be deleted with those whose creation is undone. The latter are locked, so that no further row
 /// can refer to them.
 async fn along_with(
-    context: &Context<'_>,
+    context: &WriteContext<'_>,
     transaction: &mut PgConnection,
     plan: &Plan,
 ) -> Result<BTreeSet<(String, String)>, WriteError> {
@@ -92,7 +92,7 @@ async fn along_with(
 
 /// Reverts all; rows that wait for another row to give up a unique value come after it.
 async fn take_all_back(
-    context: &Context<'_>,
+    context: &WriteContext<'_>,
     transaction: &mut PgConnection,
     firsts: &[Activity],
 ) -> Result<(), WriteError> {
@@ -125,7 +125,7 @@ async fn take_all_back(
 
 /// Replaces the unique values of a row that is about to get its earlier ones.
 async fn park(
-    context: &Context<'_>,
+    context: &WriteContext<'_>,
     transaction: &mut PgConnection,
     activity: &Activity,
 ) -> Result<(), WriteError> {
@@ -162,7 +162,7 @@ async fn park(
 }
 
 async fn plan(
-    context: &Context<'_>,
+    context: &WriteContext<'_>,
     connection: &mut PgConnection,
     target: &TransactionId,
     cascade: bool,
@@ -173,13 +173,13 @@ async fn plan(
     plan.take_along(along);
     while let Some(need) = plan.need()? {
         plan.give(match &need {
-            Need::Later { entity_type, entity_id, after } => {
+            UndoNeed::Later { entity_type, entity_id, after } => {
                 let walk = Walk::of_row("a", "$1", "$2");
                 let sql = select(&walk.between("$3", END), &walk.oldest_first());
                 let query = statement(AssertSqlSafe(sql));
                 read(connection, query.bind(entity_type).bind(entity_id).bind(after.as_i64())).await?
             }
-            Need::Transaction(txid) => of_transaction(connection, txid).await?,
+            UndoNeed::Transaction(txid) => of_transaction(connection, txid).await?,
         });
     }
     Ok(plan)
@@ -214,7 +214,7 @@ async fn of_transaction(connection: &mut PgConnection, txid: &str) -> Result<Vec
 }
 
 async fn take_back(
-    context: &Context<'_>,
+    context: &WriteContext<'_>,
     transaction: &mut PgConnection,
     activity: &Activity,
 ) -> Result<(), WriteError> {

@@ -24,7 +24,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use sha2::{Digest, Sha256};
 
 use super::beside::{Beside, Witness, beside_path};
-use super::sequencer::{self, Pending};
+use super::sequencer::{self, UnnumberedActivities};
 use super::versions;
 use crate::databases::sqlite::error;
 
@@ -171,7 +171,7 @@ impl History {
     pub(in super::super) fn begin_numbered<'c>(
         &self,
         connection: &'c Connection,
-    ) -> rusqlite::Result<(Transaction<'c>, Pending<'_>)> {
+    ) -> rusqlite::Result<(Transaction<'c>, UnnumberedActivities<'_>)> {
         let (mut room, mut left) = (sequencer::FOLD_ROWS, u64::MAX);
         loop {
             let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
@@ -191,10 +191,14 @@ impl History {
 
     /// Inside a write transaction of ours, numbers the activities of other processes, and folds marks into at most
     /// `room` activities of the database.
-    pub(in super::super) fn fold(&self, connection: &Connection, room: u64) -> rusqlite::Result<Pending<'_>> {
+    pub(in super::super) fn fold(
+        &self,
+        connection: &Connection,
+        room: u64,
+    ) -> rusqlite::Result<UnnumberedActivities<'_>> {
         let served = self.served();
         self.verify(connection, &served)?;
-        Pending::fold(connection, &self.path, &self.beside, served.epoch, room)
+        UnnumberedActivities::fold(connection, &self.path, &self.beside, served.epoch, room)
     }
 
     /// Notes that the log is about to be served up to here.

@@ -8,7 +8,7 @@
 //! database, after it has synced the database's write-ahead log, and readers take the number from there. A rule on
 //! the data alone would need no second file, but no trigger can tell two transactions of one connection apart.
 //!
-//! [`Pending::fold`] copies marks into the database: in commits of our own that happen anyway, and, where there are none,
+//! [`UnnumberedActivities::fold`] copies marks into the database: in commits of our own that happen anyway, and, where there are none,
 //! once in [`FOLD_ROWS`] activities, so that a transaction of another process meets that less often than once in a thousand.
 //! A fold changes no number, so it may be cut off anywhere and be repeated.
 //!
@@ -98,7 +98,7 @@ fn sync_log(path: &Path) -> std::io::Result<()> {
 }
 
 /// The activities of other processes that have no numbers in the database, in a write transaction of ours.
-pub(in super::super) struct Pending<'a> {
+pub(in super::super) struct UnnumberedActivities<'a> {
     beside: &'a Beside,
     /// Held until the commit, so that no other server numbers what this transaction writes.
     locked: Option<Locked<'a>>,
@@ -110,7 +110,7 @@ pub(in super::super) struct Pending<'a> {
     pub(in super::super) head: Seq,
 }
 
-impl<'a> Pending<'a> {
+impl<'a> UnnumberedActivities<'a> {
     /// Numbers what lacks a number, as one transaction, inside the caller's write transaction, and folds marks into at most
     /// `room` activities.
     pub(in super::super) fn fold(
@@ -119,12 +119,12 @@ impl<'a> Pending<'a> {
         beside: &'a Beside,
         epoch: Epoch,
         mut room: u64,
-    ) -> rusqlite::Result<Pending<'a>> {
+    ) -> rusqlite::Result<UnnumberedActivities<'a>> {
         let io = |failure: std::io::Error| error::of_io(&failure);
         let head = head(connection)?;
         let numbered = last_number(connection, Seq::ZERO)?.map_or(Seq::ZERO, |(seq, _)| seq);
         if beside.marks().0.is_empty() && head <= numbered {
-            return Ok(Pending { beside, locked: None, folded: Seq::ZERO, left: 0, head });
+            return Ok(UnnumberedActivities { beside, locked: None, folded: Seq::ZERO, left: 0, head });
         }
         let locked = beside.lock(epoch).map_err(io)?;
         let (sealed, _) = sealed(connection, locked.marks())?;
@@ -147,7 +147,7 @@ impl<'a> Pending<'a> {
             }
         }
         let left = locked.marks().end().get().saturating_sub(folded.get());
-        Ok(Pending { beside, locked: Some(locked), folded, left, head })
+        Ok(UnnumberedActivities { beside, locked: Some(locked), folded, left, head })
     }
 
     /// The caller's transaction is committed: the marks that it has folded are not needed any more.

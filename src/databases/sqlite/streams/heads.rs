@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::reading::{COLUMNS, StreamRow, number};
 use crate::streams::Producer;
-use crate::streams::rules::{Head, ProducerState};
+use crate::streams::rules::{ProducerState, StreamHead};
 use crate::streams::state::StreamState;
 
 /// Reads the stream at a path.
@@ -32,7 +32,7 @@ pub(super) fn load(connection: &Connection, path: &StreamPath) -> rusqlite::Resu
                 id: base.id,
                 path: base.path.clone(),
                 deleted: base.deleted,
-                head: Head {
+                head: StreamHead {
                     content_type: base.content_type.clone(),
                     tail: StreamOffset { position: base.tail, owner: 0 },
                     closed: base.closed,

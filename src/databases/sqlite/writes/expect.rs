@@ -3,13 +3,13 @@
 use bourn_protocol::{Action, EntityKey, TransactionId};
 use rusqlite::OptionalExtension;
 
-use super::Context;
+use super::WriteContext;
 use crate::databases::sqlite::error;
 use crate::databases::sqlite::sql::{by_key, ident, lossy, scope_text, transaction_of, visible};
 use crate::feed::entity::{EntityType, TableSchema};
 use crate::feed::{WriteError, mutation};
 
-impl Context<'_> {
+impl WriteContext<'_> {
     /// Checks that a living row is there that the caller may change, and that it is in the version the client expects.
     pub(in super::super) fn expect(
         &self,

@@ -25,7 +25,7 @@ impl<'a> Assignment<'a> {
 }
 
 /// What a mutation needs to run.
-struct Context<'a> {
+struct WriteContext<'a> {
     connection: &'a Connection,
     catalog: &'a Catalog,
     transaction: &'a TransactionId,

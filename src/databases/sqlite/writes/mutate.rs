@@ -8,10 +8,10 @@ use bytes::Bytes;
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
-use super::{Assignment, Context, rollback};
+use super::{Assignment, WriteContext, rollback};
 use crate::databases::sqlite::error;
 use crate::databases::sqlite::file::sequencer;
-use crate::databases::sqlite::ledger::{self, Done};
+use crate::databases::sqlite::ledger::{self, MutationResult};
 use crate::databases::sqlite::payload::{self, bind};
 use crate::databases::sqlite::sql::{
     by_key, bytes, ident, is_plain, key_text, lossy, scope_text, transaction_of,
@@ -35,7 +35,7 @@ pub(in super::super) fn apply(
     before: Seq,
     ledger_expires: i64,
 ) -> Result<(Written, Seq), WriteError> {
-    let context = Context {
+    let context = WriteContext {
         connection,
         catalog,
         transaction: &mutation.transaction_id,
@@ -84,14 +84,14 @@ fn schema_of(entity: &EntityType) -> Result<std::sync::Arc<TableSchema>, WriteEr
     entity.schema().map_err(|reason| WriteError::Storage(StorageError::Entity(reason)))
 }
 
-impl Context<'_> {
+impl WriteContext<'_> {
     fn create(
         &self,
         entity: &EntityType,
         key: Option<&EntityKey>,
         columns: &Columns,
         before: Seq,
-    ) -> Result<Done, WriteError> {
+    ) -> Result<MutationResult, WriteError> {
         let schema = schema_of(entity)?;
         let mut names = Vec::new();
         let mut values = Vec::new();
@@ -155,7 +155,7 @@ impl Context<'_> {
         columns: &Columns,
         expected: Option<&TransactionId>,
         before: Seq,
-    ) -> Result<Done, WriteError> {
+    ) -> Result<MutationResult, WriteError> {
         let schema = schema_of(entity)?;
         self.expect(entity, &schema, key, expected)?;
         let sets: Vec<Assignment<'_>> = columns
@@ -174,11 +174,16 @@ impl Context<'_> {
         entity: &EntityType,
         key: &EntityKey,
         expected: Option<&TransactionId>,
-    ) -> Result<Done, WriteError> {
+    ) -> Result<MutationResult, WriteError> {
         let schema = schema_of(entity)?;
         self.expect(entity, &schema, key, expected)?;
         let row = self.remove(entity, &schema, key.as_str())?;
-        Ok(Done { entity_type: entity.name.to_string(), key: key.to_string(), row, ..Done::default() })
+        Ok(MutationResult {
+            entity_type: entity.name.to_string(),
+            key: key.to_string(),
+            row,
+            ..MutationResult::default()
+        })
     }
 
     /// Sets columns of a row, and with them its transaction, client and time.
@@ -338,7 +343,7 @@ impl Context<'_> {
         schema: &TableSchema,
         key: &str,
         before: Seq,
-    ) -> Result<Done, WriteError> {
+    ) -> Result<MutationResult, WriteError> {
         self.may_have(entity, schema, key)?;
         let logged: Option<Option<String>> = self
             .connection
@@ -359,7 +364,12 @@ impl Context<'_> {
             None => self.row(entity, schema, key)?,
         };
         let row = Some(row.ok_or(REFUSED)?);
-        Ok(Done { entity_type: entity.name.to_string(), key: key.to_owned(), row, ..Done::default() })
+        Ok(MutationResult {
+            entity_type: entity.name.to_string(),
+            key: key.to_owned(),
+            row,
+            ..MutationResult::default()
+        })
     }
 
     /// Whether the caller may still be told of a row that it has written: where it is now, or was at last.

@@ -8,15 +8,15 @@ use bourn_protocol::{Action, Seq, TransactionId};
 use rusqlite::ToSql;
 use rusqlite::types::Value as Sql;
 
-use super::{Assignment, Context};
+use super::{Assignment, WriteContext};
 use crate::databases::sqlite::error;
 use crate::databases::sqlite::file::sequencer;
-use crate::databases::sqlite::ledger::Done;
+use crate::databases::sqlite::ledger::MutationResult;
 use crate::databases::sqlite::log::read::{COLUMNS, read_activity};
 use crate::databases::sqlite::payload::{self, StoredValue};
 use crate::databases::sqlite::sql::{bytes, ident, lossy};
 use crate::feed::entity::{ColumnKind, Columns};
-use crate::feed::undo::{self, Need, Plan};
+use crate::feed::undo::{self, Plan, UndoNeed};
 use crate::feed::{Activity, WriteError};
 
 /// Length of the temporary value that a row has until it gets its own.
@@ -26,10 +26,10 @@ const ROUNDS_MAX: usize = 16;
 
 /// Undoes `target`, and with `cascade` everything that depends on it.
 pub(in super::super) fn undo(
-    context: &Context<'_>,
+    context: &WriteContext<'_>,
     target: &TransactionId,
     cascade: bool,
-) -> Result<Done, WriteError> {
+) -> Result<MutationResult, WriteError> {
     let mut along = Vec::new();
     for _ in 0..ROUNDS_MAX {
         let undo = context.plan(target, cascade, &along)?.finish(context.catalog)?;
@@ -40,7 +40,7 @@ pub(in super::super) fn undo(
         if taken.is_empty() {
             context.execute("RELEASE bourn_undo", Vec::new())?;
             let outcome = undo::write_outcome(&undo.undone);
-            return Ok(Done { undone: undo.undone, outcome, ..Done::default() });
+            return Ok(MutationResult { undone: undo.undone, outcome, ..MutationResult::default() });
         }
         context.execute("ROLLBACK TO bourn_undo", Vec::new())?;
         context.execute("RELEASE bourn_undo", Vec::new())?;
@@ -53,7 +53,7 @@ pub(in super::super) fn undo(
     Err(WriteError::TooLarge(ROLLBACK_MAX))
 }
 
-impl Context<'_> {
+impl WriteContext<'_> {
     fn plan(
         &self,
         target: &TransactionId,
@@ -65,11 +65,11 @@ impl Context<'_> {
         plan.take_along(along);
         while let Some(need) = plan.need()? {
             plan.give(match &need {
-                Need::Later { entity_type, entity_id, after } => self.select(
+                UndoNeed::Later { entity_type, entity_id, after } => self.select(
                     "entity_type = ?1 AND entity_id = ?2 AND seq > ?3",
                     &[entity_type, entity_id, &after.as_i64()],
                 )?,
-                Need::Transaction(txid) => self.transaction_activities(txid)?,
+                UndoNeed::Transaction(txid) => self.transaction_activities(txid)?,
             });
         }
         Ok(plan)
