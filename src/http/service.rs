@@ -1,4 +1,5 @@
-//! Bourn as a service of `tower`, to be mounted in another application's router.
+//! Bourn as a service of `tower`: the endpoints, and the layers before them. Our own sockets use it, and another application's
+//! router can mount it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -7,22 +8,49 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::Request;
 use hyper::body::Body;
+use tower::ServiceBuilder;
 use tower_service::Service;
 
-use super::{Answering, App, Reply, RequestBody};
+use super::layers::access::{AccessLayer, Controlled};
+use super::layers::caching::{ForEverybody, make_private};
+use super::layers::gate::{GateLayer, Gated};
+use super::layers::hot::{Hot, HotLayer};
+use super::layers::observed::{ObserveLayer, Observed};
+use super::layers::{Admitted, Answer, BoxedAnswer, add_common_headers, resuming};
+use super::{App, Reply, RequestBody, router};
+
+type Stack = Observed<Gated<Controlled<Hot<Endpoints>>>>;
 
 /// Answers requests whose paths begin with `/v1/`, `/health`, `/ready` or `/metrics`. A router that mounts it under a path takes
 /// that off; `public_url` then has to end with it, for the links in answers.
 #[derive(Clone)]
-pub struct BournService(Arc<App>);
+pub struct BournService(Stack);
 
 impl BournService {
-    /// The endpoints of a server.
+    /// The endpoints of a server, behind their layers.
     #[must_use]
-    pub fn new(app: Arc<App>) -> BournService {
-        BournService(app)
+    pub fn new(app: &Arc<App>) -> BournService {
+        let stack = ServiceBuilder::new()
+            .layer(ObserveLayer(app.metrics.clone()))
+            .layer(GateLayer(app.gate.clone()))
+            .layer(AccessLayer {
+                access: app.access.clone(),
+                limits: app.limits.clone(),
+                needs_no_token: router::needs_no_token,
+            })
+            .layer(HotLayer { answers: app.hot.clone(), metrics: app.metrics.clone() })
+            .service(Endpoints(app.clone()));
+        BournService(stack)
+    }
+
+    /// Answers one request.
+    pub fn answer(&mut self, request: Request<RequestBody>) -> Answering {
+        self.0.call(request)
     }
 }
+
+/// An answer that is there, or being made.
+pub type Answering = <Stack as Service<Request<RequestBody>>>::Future;
 
 impl<B> Service<Request<B>> for BournService
 where
@@ -39,6 +67,34 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Answering {
-        self.0.call(request.map(RequestBody::foreign))
+        self.answer(request.map(RequestBody::foreign))
+    }
+}
+
+/// The endpoints behind the layers.
+#[derive(Clone)]
+pub struct Endpoints(Arc<App>);
+
+impl Service<Admitted> for Endpoints {
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = BoxedAnswer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, admitted: Admitted) -> BoxedAnswer {
+        let app = self.0.clone();
+        Box::pin(async move {
+            let resuming = resuming::is_resuming(&admitted.request);
+            let (endpoint, result) = router::dispatch(&app, &admitted.rights, admitted.request).await;
+            let mut reply = result.unwrap_or_else(|error| resuming::reply(error, resuming, &app.limits));
+            if app.access.is_controlled() && reply.extensions_mut().remove::<ForEverybody>().is_none() {
+                make_private(reply.headers_mut());
+            }
+            add_common_headers(reply.headers_mut());
+            Ok(Answer { endpoint, reply })
+        })
     }
 }

@@ -1,5 +1,6 @@
 //! One connection: HTTP/1.1 over a socket whose reader must keep up.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -18,7 +19,9 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::io::{InFlight, KeepUp, Requests};
-use crate::http::{Answering, App, Received, ReplyBody, RequestBody, come_back_bytes, plain_error};
+use crate::http::{
+    Answering, App, BournService, Received, ReplyBody, RequestBody, come_back_bytes, plain_error,
+};
 
 /// The first byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -82,7 +85,8 @@ fn connection(
     let (write_timeout, idle_timeout) = (app.limits.write_timeout.get(), app.limits.header_timeout.get());
     let io = KeepUp::new(stream, write_timeout, app.limits.write_rate.get(), idle_timeout, requests.clone());
     let io = TokioIo::new(io);
-    let handler = app.clone();
+    // A connection has one request at a time.
+    let handler = RefCell::new(BournService::new(app));
     let service = service_fn(move |mut request: Request<Incoming>| {
         let waits =
             request.uri().query().is_some_and(|query| query.contains("live=") || query.contains("wait="));
@@ -91,7 +95,7 @@ fn connection(
         if receiving {
             request.extensions_mut().insert(Received(requests.clone()));
         }
-        Counted { in_flight, answering: handler.call(request.map(RequestBody::Incoming)) }
+        Counted { in_flight, answering: handler.borrow_mut().answer(request.map(RequestBody::Incoming)) }
     });
     http1::Builder::new()
         // The socket has a timer of its own.

@@ -167,7 +167,7 @@ impl Server {
             base_path: base_path.unwrap_or_default(),
             render: render.clone(),
         };
-        let gate = Gate::new(&limits, address, &public_url);
+        let gate = Arc::new(Gate::new(&limits, address, &public_url));
         let streams = StreamsContext {
             streams: database.streams.clone(),
             reader: Arc::new(StreamReader::new(database.streams.clone(), bells.clone(), chunks, chunk)),
@@ -187,7 +187,8 @@ impl Server {
             supervisor: supervisor.clone(),
             access: access.clone(),
         };
-        let hot = HotAnswers::new(limits.chunk_cache.get() / 2, database.capture.version());
+        let hot = Arc::new(HotAnswers::new(limits.chunk_cache.get() / 2, database.capture.version()));
+        let metrics = Arc::new(metrics);
         let (feed, streams) = (Arc::new(feed), Arc::new(streams));
         let app = Arc::new(App { feed, streams, ops, gate, access, hot, limits, metrics, stopping });
         Ok(Server { listener, app, tail, bells, changes, database, supervisor })
@@ -196,7 +197,7 @@ impl Server {
     /// The endpoints, for another application's router.
     #[must_use]
     pub fn service(&self) -> BournService {
-        BournService::new(self.app.clone())
+        BournService::new(&self.app)
     }
 
     /// The address that is listened on; with the port that the system chose, where it was asked to.

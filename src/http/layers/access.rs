@@ -1,17 +1,95 @@
 //! Who asks: the token of a request, and the rights that it gives. A browser's `EventSource` can send no header, so a read may
 //! carry its token in a cookie; writes may not, so that no other site's page can make them.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bourn_protocol::ErrorCode;
 use http::header::{AUTHORIZATION, COOKIE};
 use http::{HeaderMap, Method, Request};
+use tokio_util::either::Either;
+use tower_layer::Layer;
+use tower_service::Service;
 
+use super::{Admitted, Answer, BoxedAnswer, EarlyOr, Outcome, add_common_headers, early, resuming};
 use crate::access::{Access, Rights};
-use crate::http::ApiError;
+use crate::config::Limits;
+use crate::http::{ApiError, RequestBody};
+
+/// Finds the rights of a request's caller; refuses those that must show a token and do not.
+#[derive(Clone)]
+pub(in crate::http) struct AccessLayer {
+    pub(in crate::http) access: Arc<Access>,
+    pub(in crate::http) limits: Arc<Limits>,
+    /// Whether a request is answered whoever makes it.
+    pub(in crate::http) needs_no_token: fn(&Request<RequestBody>) -> bool,
+}
+
+impl<S> Layer<S> for AccessLayer {
+    type Service = Controlled<S>;
+
+    fn layer(&self, inner: S) -> Controlled<S> {
+        Controlled { inner, layer: self.clone() }
+    }
+}
+
+/// See [`AccessLayer`].
+#[derive(Clone)]
+pub struct Controlled<S> {
+    inner: S,
+    layer: AccessLayer,
+}
+
+impl<S> Service<Request<RequestBody>> for Controlled<S>
+where
+    S: Service<Admitted, Response = Answer, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = EarlyOr<Either<S::Future, BoxedAnswer>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+        let access = &self.layer.access;
+        let admission = match (self.layer.needs_no_token)(&request) {
+            true => Ok(Admission::Known(access.at_least().clone())),
+            false => admit(access, &request),
+        };
+        match admission {
+            Ok(Admission::Known(rights)) => {
+                Either::Right(Either::Left(self.inner.call(Admitted { request, rights })))
+            }
+            Ok(Admission::Unverified(token)) => {
+                let verified = verify(self.clone(), token, request);
+                Either::Right(Either::Right(Box::pin(verified)))
+            }
+            Err(refused) => early(Answer::refused(refused)),
+        }
+    }
+}
+
+async fn verify<S>(mut controlled: Controlled<S>, token: String, request: Request<RequestBody>) -> Outcome
+where
+    S: Service<Admitted, Response = Answer, Error = Infallible>,
+{
+    match controlled.layer.access.verify(&token).await {
+        Ok(rights) => controlled.inner.call(Admitted { request, rights }).await,
+        Err(denied) => {
+            let resuming = resuming::is_resuming(&request);
+            let mut reply = resuming::reply(denied.into(), resuming, &controlled.layer.limits);
+            add_common_headers(reply.headers_mut());
+            Ok(Answer { endpoint: "refused", reply })
+        }
+    }
+}
 
 /// Where the rights of a request stand.
-pub(in crate::http) enum Admission {
+enum Admission {
     /// They are known.
     Known(Arc<Rights>),
     /// The token has to be verified.
@@ -22,7 +100,7 @@ pub(in crate::http) enum Admission {
 ///
 /// # Errors
 /// When it shows a token where none can be, or none where one must be.
-pub(in crate::http) fn admit<B>(access: &Access, request: &Request<B>) -> Result<Admission, ApiError> {
+fn admit<B>(access: &Access, request: &Request<B>) -> Result<Admission, ApiError> {
     let token = if access.is_controlled() { token(access, request)? } else { None };
     let Some(token) = token else {
         return Ok(Admission::Known(access.without_token()?.clone()));

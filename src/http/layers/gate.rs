@@ -2,15 +2,22 @@
 //! HTTP says. On loopback, where there is no access control, any web page could otherwise read and write a developer's
 //! database: by a name of its own that resolves to 127.0.0.1 (DNS rebinding), or from its own origin.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bourn_protocol::ErrorCode;
 use http::header::{CONTENT_ENCODING, HOST, ORIGIN, TRANSFER_ENCODING};
 use http::uri::Authority;
 use http::{HeaderMap, Method, Request, Version};
+use tokio_util::either::Either;
+use tower_layer::Layer;
+use tower_service::Service;
 
+use super::{Answer, EarlyOr, early};
 use crate::config::Limits;
-use crate::http::ApiError;
+use crate::http::{ApiError, RequestBody};
 
 /// Which hosts and origins are served.
 #[derive(Debug)]
@@ -128,6 +135,45 @@ fn transfer_coding(headers: &HeaderMap) -> Result<(), ApiError> {
         return refuse("the server takes no `Content-Encoding`: send the body uncompressed");
     }
     Ok(())
+}
+
+/// Refuses what the gate does not let through.
+#[derive(Clone)]
+pub(in crate::http) struct GateLayer(pub(in crate::http) Arc<Gate>);
+
+impl<S> Layer<S> for GateLayer {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { inner, gate: self.0.clone() }
+    }
+}
+
+/// See [`GateLayer`].
+#[derive(Clone)]
+pub struct Gated<S> {
+    inner: S,
+    gate: Arc<Gate>,
+}
+
+impl<S> Service<Request<RequestBody>> for Gated<S>
+where
+    S: Service<Request<RequestBody>, Response = Answer, Error = Infallible>,
+{
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = EarlyOr<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+        match self.gate.check(&request) {
+            Ok(()) => Either::Right(self.inner.call(request)),
+            Err(refused) => early(Answer::refused(refused)),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! Answers that are final, by their URL: sealed chunks, ready to be sent again. What most readers of a history ask
 //! for is answered here without parsing anything.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use bourn_protocol::Selector;
 use bourn_protocol::cache::matches_tag;
@@ -11,13 +14,18 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use metrics::Counter;
 use moka::sync::Cache;
+use pin_project_lite::pin_project;
 use tokio::sync::watch;
+use tokio_util::either::Either;
+use tower_layer::Layer;
+use tower_service::Service;
 
+use super::{Admitted, Answer, EarlyOr, Outcome, early};
 use crate::access::{Guarded, Rights};
 use crate::head::Version;
 use crate::http::respond::{CORP, Final, SelectorRead};
 use crate::http::{Reply, ReplyBody};
-use crate::telemetry::ModeFigures;
+use crate::telemetry::{Metrics, ModeFigures, ReadMode};
 
 /// What an entry takes beside its URL, its headers and its body: the answer itself, and the cache's own notes.
 const OVERHEAD: usize = 768;
@@ -75,7 +83,7 @@ impl HotAnswers {
     }
 
     /// The answer to a request and the endpoint it is of, if it is final and here; counted as delivered.
-    pub(in crate::http) fn get<B>(
+    fn get<B>(
         &self,
         request: &Request<B>,
         rights: &Rights,
@@ -106,7 +114,7 @@ impl HotAnswers {
     }
 
     /// Keeps an answer if it is final: all its headers, as they are sent.
-    pub(in crate::http) fn keep(&self, url: &PathAndQuery, endpoint: &'static str, reply: &mut Reply) {
+    fn keep(&self, url: &PathAndQuery, endpoint: &'static str, reply: &mut Reply) {
         let Some(Final(chunk)) = reply.extensions_mut().remove() else { return };
         let Some(SelectorRead(stream)) = reply.extensions_mut().remove() else { return };
         let headers = reply.headers().clone();
@@ -118,5 +126,76 @@ impl HotAnswers {
         let (body, messages) = (chunk.body.clone(), chunk.messages);
         let answer = FinalAnswer { stream, headers, unmodified, tag, version, body, messages, endpoint };
         self.answers.insert(url.as_str().to_owned(), Arc::new(answer));
+    }
+}
+
+/// Gives answers that are at hand, and keeps those that are final.
+#[derive(Clone)]
+pub(in crate::http) struct HotLayer {
+    pub(in crate::http) answers: Arc<HotAnswers>,
+    pub(in crate::http) metrics: Arc<Metrics>,
+}
+
+impl<S> Layer<S> for HotLayer {
+    type Service = Hot<S>;
+
+    fn layer(&self, inner: S) -> Hot<S> {
+        Hot { inner, answers: self.answers.clone(), metrics: self.metrics.clone() }
+    }
+}
+
+/// See [`HotLayer`].
+#[derive(Clone)]
+pub struct Hot<S> {
+    inner: S,
+    answers: Arc<HotAnswers>,
+    metrics: Arc<Metrics>,
+}
+
+impl<S> Service<Admitted> for Hot<S>
+where
+    S: Service<Admitted, Response = Answer, Error = Infallible>,
+{
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = EarlyOr<Keeping<S::Future>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, admitted: Admitted) -> Self::Future {
+        let delivered = self.metrics.mode(ReadMode::CatchUp);
+        match self.answers.get(&admitted.request, &admitted.rights, delivered) {
+            Some((reply, endpoint)) => early(Answer { endpoint, reply }),
+            None => Either::Right(Keeping {
+                url: admitted.request.uri().path_and_query().cloned(),
+                answers: self.answers.clone(),
+                answer: self.inner.call(admitted),
+            }),
+        }
+    }
+}
+
+pin_project! {
+    /// An answer that is kept, if it is final.
+    pub struct Keeping<F> {
+        #[pin]
+        answer: F,
+        url: Option<PathAndQuery>,
+        answers: Arc<HotAnswers>,
+    }
+}
+
+impl<F: Future<Output = Outcome>> Future for Keeping<F> {
+    type Output = Outcome;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let this = self.project();
+        let Answer { endpoint, mut reply } = ready!(this.answer.poll(cx))?;
+        if let Some(url) = this.url {
+            this.answers.keep(url, endpoint, &mut reply);
+        }
+        Poll::Ready(Ok(Answer { endpoint, reply }))
     }
 }

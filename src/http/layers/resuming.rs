@@ -23,14 +23,19 @@ fn asks_for_events(query: &str) -> bool {
     query.split('&').any(|pair| pair == "live=sse")
 }
 
+/// The answer to a request that failed; `resuming` when it resumes an event stream.
+pub(in crate::http) fn reply(error: ApiError, resuming: bool, limits: &Limits) -> Reply {
+    if resuming && may_pass(&error) { come_back(limits) } else { error.into_reply() }
+}
+
 /// Whether an error may be over when the browser comes back.
-pub(in crate::http) fn may_pass(error: &ApiError) -> bool {
+fn may_pass(error: &ApiError) -> bool {
     let status = error.code().status();
     status >= 500 || status == StatusCode::TOO_MANY_REQUESTS.as_u16()
 }
 
 /// The answer that only says when to come back.
-pub(in crate::http) fn come_back(limits: &Limits) -> Reply {
+fn come_back(limits: &Limits) -> Reply {
     Build::new(StatusCode::OK)
         .header(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"))
         .header(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"))
