@@ -44,7 +44,7 @@ enum Command {
     },
     /// Act on the log of changes.
     #[command(subcommand)]
-    LogCommand(LogCommand),
+    Log(LogCommand),
     /// Print the configuration in force, as a file that would give it again.
     Config {
         #[command(flatten)]
@@ -117,7 +117,7 @@ fn run(command: Command) -> Result<ExitCode, String> {
             say(&mut out, config.to_toml().trim_end());
             Ok(ExitCode::SUCCESS)
         }
-        Command::LogCommand(LogCommand::Renew(options)) => {
+        Command::Log(LogCommand::Renew(options)) => {
             let limits = options.load()?.limits;
             runtime()?.block_on(databases::renew_log(&limits)).map_err(text)?;
             let database = limits.database.shown();

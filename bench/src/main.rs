@@ -8,6 +8,7 @@ mod deferred;
 mod fan_out;
 mod foreign;
 mod fsync;
+mod layers;
 mod load;
 mod long_poll;
 mod measure;
@@ -55,6 +56,8 @@ enum Command {
     LongPoll(long_poll::Options),
     /// Chunks of the log: from the cache, from the database, and not modified.
     CatchUp(catch_up::Options),
+    /// A hot chunk without sockets, with and without layers of `tower-http`.
+    Layers(layers::Options),
     /// Durable writes of one row.
     Writes(writes::Options),
     /// From a commit to its event, for the server's own writes and for another process's.
@@ -65,7 +68,7 @@ enum Command {
     Postgres(postgres::Options),
     /// Stored streams, beside other servers of the protocol.
     Stored(stored::Options),
-    /// Everything but `postgres` and `deferred-writers`, with modest settings.
+    /// Everything but `postgres`, `deferred-writers` and `layers`, with modest settings.
     All,
     /// A server with one prebuilt answer (started by the measurements).
     BaselineStatic(baseline::StaticOptions),
@@ -86,6 +89,7 @@ fn main() -> anyhow::Result<()> {
             Command::FanOut(options) => fan_out::run(&bench, &options).await,
             Command::LongPoll(options) => long_poll::run(&bench, &options).await,
             Command::CatchUp(options) => catch_up::run(&bench, &options).await,
+            Command::Layers(options) => layers::run(&bench, &options).await,
             Command::Writes(options) => writes::run(&bench, &options).await,
             Command::CommitToEvent(options) => commit_to_event::run(&bench, &options).await,
             Command::DeferredWriters(options) => deferred::run(&bench, &options).await,

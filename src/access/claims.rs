@@ -115,14 +115,14 @@ pub(super) struct Validity {
 
 /// Why a token may not be used now.
 pub(super) enum NotNow {
-    TokenFault(TokenFault),
+    Refused(TokenFault),
     Expired,
 }
 
 impl Validity {
     /// Whether a token with these claims may be used; until when.
     pub(super) fn check(&self, claims: &Object, now: u64) -> Result<u64, NotNow> {
-        let refused = |why| Err(NotNow::TokenFault(why));
+        let refused = |why| Err(NotNow::Refused(why));
         if !claims.audience().contains(&self.aud) {
             return refused("its `aud` is not this server's");
         }

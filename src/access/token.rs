@@ -129,7 +129,7 @@ pub(super) async fn verify(
         return Err(refused("no key of its issuer has signed it"));
     }
     let expires = issuer.validity.check(&claims, now).map_err(|not_now| match not_now {
-        NotNow::TokenFault(why) => refused(why),
+        NotNow::Refused(why) => refused(why),
         NotNow::Expired => TokenError::Expired,
     })?;
     issuer.places.rights(&claims, policy, expires).map_err(refused)

@@ -23,6 +23,13 @@ pub enum ReplyBody {
     Events(Frames),
 }
 
+/// Empty; layers of `tower-http` answer preflights with it.
+impl Default for ReplyBody {
+    fn default() -> ReplyBody {
+        ReplyBody::empty()
+    }
+}
+
 impl ReplyBody {
     /// No body.
     #[must_use]
