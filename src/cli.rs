@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bourn::config::{Config, Limits, SettingsLayer};
+use bourn::config::{Config, Limits, ListenerRole, SettingsLayer};
 use bourn::databases::{self, OpenError};
 use bourn::serve::Server;
 use bourn::telemetry;
@@ -198,21 +198,21 @@ fn serve(config: Config) -> Result<ExitCode, String> {
         let stop = stop_on_signal()?;
         let described = config.clone();
         let server = Server::start(config).await.map_err(|error| error.to_string())?;
-        let address = server.address().map_err(|error| error.to_string())?;
-        if !address.ip().is_loopback() {
-            tracing::warn!(%address, "anyone who reaches this address can read and write: there is no access control yet");
+        let addresses = server.addresses();
+        for (role, url) in &addresses {
+            tracing::info!(url, ?role, version = env!("CARGO_PKG_VERSION"), "serving");
         }
-        tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
-        let introduction = introduction(&described, &address.to_string(), &server.unavailable());
-        say(&mut std::io::stdout(), &introduction);
+        let public = addresses.iter().find(|(role, _)| *role == ListenerRole::Public);
+        let url = public.map(|(_, url)| url.as_str()).unwrap_or_default();
+        say(&mut std::io::stdout(), &introduction(&described, url, &server.unavailable()));
         server.run(stop).await.map_err(|failure| format!("{failure}; the server has stopped"))
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// A few lines on how to try it, and on what cannot be served.
-fn introduction(config: &Config, address: &str, unavailable: &[(std::sync::Arc<str>, String)]) -> String {
-    let mut text = format!("bourn serves {} on http://{address}", config.limits.database.shown());
+fn introduction(config: &Config, url: &str, unavailable: &[(std::sync::Arc<str>, String)]) -> String {
+    let mut text = format!("bourn serves {} on {url}", config.limits.database.shown());
     let is_available = |name: &str| unavailable.iter().all(|(other, _)| **other != *name);
     if let Some(entity) = config.entities.iter().find(|entity| is_available(&entity.name)) {
         let table = &entity.table;
@@ -221,8 +221,8 @@ fn introduction(config: &Config, address: &str, unavailable: &[(std::sync::Arc<s
             false => r#"{…}"#,
         };
         text += &format!(
-            "\n  follow:  curl -N 'http://{address}/v1/entities/{table}?offset=-1&live=sse'\n  \
-             write:   curl -X POST http://{address}/v1/entities/{table} -H 'Content-Type: application/json' -d '{sample}'"
+            "\n  follow:  curl -N '{url}/v1/entities/{table}?offset=-1&live=sse'\n  \
+             write:   curl -X POST {url}/v1/entities/{table} -H 'Content-Type: application/json' -d '{sample}'"
         );
     }
     for (name, reason) in unavailable {

@@ -58,6 +58,8 @@ codes! {
     InvalidProducerSeq = "INVALID_PRODUCER_SEQ", 400;
     /// The fork's offset, or the part past it, is not in the source.
     InvalidForkOffset = "INVALID_FORK_OFFSET", 400;
+    /// On a listener for caches: the address could be spelled shorter, or in another way.
+    UrlNotCanonical = "URL_NOT_CANONICAL", 400;
     /// Nothing was sent to append.
     EmptyBody = "EMPTY_BODY", 400;
     /// The webhook's URL leads to an address that the server does not send to.
@@ -76,6 +78,8 @@ codes! {
     ScopeForbidden = "SCOPE_FORBIDDEN", 403;
     /// The token does not give the right to do this.
     RightMissing = "RIGHT_MISSING", 403;
+    /// A cache asks about an address under which there is nothing to read.
+    NothingToRead = "NOTHING_TO_READ", 403;
     /// The token does not give the right to set this column.
     ColumnForbidden = "COLUMN_FORBIDDEN", 403;
     /// The token is bound to another client id.

@@ -3,6 +3,7 @@
 
 mod access;
 mod entities;
+mod listeners;
 mod settings;
 mod stream_rights;
 mod values;
@@ -13,6 +14,7 @@ pub use access::{
     AccessConfig, AccessMode, Anonymous, ClaimPath, EVERY, IssuerConfig, RoleConfig, UndoRight,
 };
 pub use entities::{ConflictPolicy, EntityConfig, KeptColumn, KeptColumns, demo_entities};
+pub use listeners::{ListenerConfig, ListenerRole, TlsFiles};
 pub use settings::{Limits, SettingsLayer};
 pub(crate) use stream_rights::each_once;
 pub use stream_rights::{StreamRights, is_stream_pattern};
@@ -51,6 +53,8 @@ pub struct Config {
     pub entities: Vec<EntityConfig>,
     /// Who may use the server.
     pub access: AccessConfig,
+    /// Where it listens.
+    pub listeners: Vec<ListenerConfig>,
     /// No entity was configured: these are the demo's, and their tables may be made.
     pub demo: bool,
 }
@@ -62,6 +66,8 @@ struct File {
     entity: Vec<EntityConfig>,
     #[serde(default)]
     access: AccessConfig,
+    #[serde(default)]
+    listener: Vec<ListenerConfig>,
     #[serde(flatten)]
     settings: toml::Table,
 }
@@ -78,7 +84,8 @@ impl Config {
     }
 
     fn of(above: SettingsLayer, file: FileConfig) -> Result<Config, ConfigError> {
-        let FileConfig { settings, entities, mut access } = file;
+        let FileConfig { settings, entities, mut access, listeners } = file;
+        let listen = above.listen.or(settings.listen);
         let limits = Limits::from_layers(above, settings);
         limits.check()?;
         let demo = entities.is_empty();
@@ -86,7 +93,8 @@ impl Config {
         entities::check(&entities)?;
         access.insecure_open |= limits.insecure_open;
         access.check(&entities)?;
-        Ok(Config { limits, entities, access, demo })
+        let listeners = listeners::listeners(listeners, listen, limits.listen)?;
+        Ok(Config { limits, entities, access, listeners, demo })
     }
 
     /// The configuration that the text of a TOML file gives, over the defaults.
@@ -101,7 +109,20 @@ impl Config {
     #[must_use]
     pub fn to_toml(&self) -> String {
         let entities: String = self.entities.iter().map(EntityConfig::to_toml).collect();
-        format!("{}{entities}{}", self.limits.to_toml(), self.access.to_toml())
+        // The listener of `listen` is in the settings already.
+        let of_listen = ListenerConfig {
+            address: self.limits.listen,
+            role: ListenerRole::Public,
+            tls: None,
+            client_ca: None,
+        };
+        let settings = self.limits.to_toml();
+        let (settings, listeners) = match self.listeners.split_first() {
+            Some((first, rest)) if *first == of_listen => (settings, rest),
+            // They take its place.
+            _ => (without_listen(&settings), &self.listeners[..]),
+        };
+        format!("{settings}{entities}{}{}", self.access.to_toml(), listeners::to_toml(listeners))
     }
 
     /// The same, fit to be shown: without the passwords of databases.
@@ -115,12 +136,19 @@ impl Config {
     }
 }
 
+/// The settings without the address that listeners stand for.
+fn without_listen(settings: &str) -> String {
+    let lines = settings.lines().filter(|line| !line.starts_with("listen = "));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
 /// What a file says.
 #[derive(Debug, Default)]
 struct FileConfig {
     settings: SettingsLayer,
     entities: Vec<EntityConfig>,
     access: AccessConfig,
+    listeners: Vec<ListenerConfig>,
 }
 
 fn read_file(path: &Path) -> Result<FileConfig, ConfigError> {
@@ -131,9 +159,9 @@ fn read_file(path: &Path) -> Result<FileConfig, ConfigError> {
 
 fn read_text(text: &str, path: &Path) -> Result<FileConfig, ConfigError> {
     let malformed = |error| ConfigError::Malformed { path: path.to_owned(), error: Box::new(error) };
-    let File { entity, access, settings } = toml::from_str(text).map_err(malformed)?;
+    let File { entity, access, listener, settings } = toml::from_str(text).map_err(malformed)?;
     let settings = settings.try_into().map_err(malformed)?;
-    Ok(FileConfig { settings, entities: entity, access })
+    Ok(FileConfig { settings, entities: entity, access, listeners: listener })
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 /// The address of a listener: `127.0.0.1:4437`, `[::1]:4437`, `localhost:4437`; or `:4437` or `4437`, which is a port of
 /// this machine's own loopback address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ListenAddress(SocketAddr);
 
 impl ListenAddress {
@@ -34,6 +34,12 @@ impl FromStr for ListenAddress {
                  `localhost:4437` or a port alone, `4437`"
             )
         })
+    }
+}
+
+impl From<ListenAddress> for String {
+    fn from(address: ListenAddress) -> String {
+        address.to_string()
     }
 }
 

@@ -2,6 +2,7 @@
 //! parses what it is given into the protocol's types, asks the database or opens a read session, and [`renderers`] put on
 //! the wire what comes back. [`errors`] is the one place where failures become statuses.
 
+mod authorize;
 mod body;
 mod errors;
 pub mod feed;
@@ -46,8 +47,6 @@ pub struct App {
     pub streams: Arc<StreamsContext>,
     /// What operators ask.
     pub ops: OpsContext,
-    /// Which requests are answered at all.
-    pub gate: Arc<Gate>,
     /// Who may do what.
     pub access: Arc<Access>,
     /// Answers that are final.

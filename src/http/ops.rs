@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::respond::Build;
 use super::{Reply, ReplyBody};
 use crate::access::{Access, KeysState};
+use crate::config::ListenerRole;
 use crate::feed::entity::{Catalog, EntityType};
 use crate::feed::tail::Tail;
 use crate::feed::{Capture, CaptureStatus, Log};
@@ -38,6 +39,20 @@ pub struct OpsContext {
     pub supervisor: Supervisor,
     /// Who may do what, for the keys of issuers.
     pub access: Arc<Access>,
+    /// There is a listener of the role `admin`.
+    pub has_admin: bool,
+}
+
+impl OpsContext {
+    /// Whether a listener of this role tells what keeps the server from being ready.
+    pub(super) fn tells_details(&self, role: ListenerRole) -> bool {
+        role == ListenerRole::Admin || !self.has_admin
+    }
+
+    /// Whether a listener of this role has the figures. With access control they are for no client.
+    pub(super) fn tells_figures(&self, role: ListenerRole) -> bool {
+        role == ListenerRole::Admin || !(self.has_admin || self.access.is_controlled())
+    }
 }
 
 /// `GET /health`: the process answers.
@@ -46,8 +61,8 @@ pub(super) fn health() -> Reply {
 }
 
 /// `GET /ready`: whether the server can serve, and what an operator should know. A table that is being compared with the log
-/// is reported beside it: it is no reason to take the server out of a balancer.
-pub(super) async fn ready(ops: &OpsContext) -> Reply {
+/// is reported beside it: it is no reason to take the server out of a balancer. Without `details` the status alone is told.
+pub(super) async fn ready(ops: &OpsContext, details: bool) -> Reply {
     let capture = ops.capture.status();
     let head = tokio::time::timeout(ANSWER_WITHIN, ops.log.bounds()).await;
     let mut problems = Vec::new();
@@ -70,8 +85,13 @@ pub(super) async fn ready(ops: &OpsContext) -> Reply {
     let entities: Vec<Value> =
         ops.catalog.iter().map(|entity| entity_state(entity, &capture, &mut problems)).collect();
     let ready = problems.is_empty();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let word = if ready { "ready" } else { "not_ready" };
+    if !details {
+        return Build::new(status).no_store().json(json!({ "status": word }).to_string());
+    }
     let mut body = json!({
-        "status": if ready { "ready" } else { "not_ready" },
+        "status": word,
         "problems": problems,
         "log": {
             "head": head,
@@ -92,7 +112,6 @@ pub(super) async fn ready(ops: &OpsContext) -> Reply {
             "walStatus": slot.wal_status,
         });
     }
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Build::new(status).no_store().json(body.to_string())
 }
 

@@ -9,8 +9,9 @@ use matchit::{Params, Router};
 
 use super::feed::{activities, changes, entities, transactions};
 use super::layers::cors;
-use super::{ApiError, App, Reply, RequestBody, intake, ops, streams};
+use super::{ApiError, App, Reply, RequestBody, authorize, intake, ops, streams};
 use crate::access::Rights;
+use crate::config::ListenerRole;
 
 /// The endpoints, named as metrics name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,7 @@ pub(super) enum Endpoint {
     Transaction,
     Rollback,
     Stream,
+    Authorize,
     Health,
     Ready,
     Metrics,
@@ -37,6 +39,7 @@ impl Endpoint {
             Endpoint::Transaction => "transaction",
             Endpoint::Rollback => "rollback",
             Endpoint::Stream => "stream",
+            Endpoint::Authorize => "authorize",
             Endpoint::Health => "health",
             Endpoint::Ready => "ready",
             Endpoint::Metrics => "metrics",
@@ -44,7 +47,19 @@ impl Endpoint {
     }
 }
 
-const ROUTES: [(&str, Endpoint); 11] = [
+impl Endpoint {
+    /// Whether a listener of this role has it.
+    fn is_served(self, role: ListenerRole, app: &App) -> bool {
+        match self {
+            Endpoint::Health | Endpoint::Ready => true,
+            Endpoint::Metrics => app.ops.tells_figures(role),
+            Endpoint::Authorize => role == ListenerRole::Edge,
+            _ => role != ListenerRole::Admin,
+        }
+    }
+}
+
+const ROUTES: [(&str, Endpoint); 12] = [
     ("/v1/entities/{table}", Endpoint::Entities),
     ("/v1/entities/{table}/{id}", Endpoint::Row),
     ("/v1/scopes/{scope}/entities/{table}", Endpoint::ScopedEntities),
@@ -53,6 +68,7 @@ const ROUTES: [(&str, Endpoint); 11] = [
     ("/v1/transactions/{id}", Endpoint::Transaction),
     ("/v1/transactions/{id}/rollback", Endpoint::Rollback),
     ("/v1/stream/{*path}", Endpoint::Stream),
+    (authorize::PATH, Endpoint::Authorize),
     ("/health", Endpoint::Health),
     ("/ready", Endpoint::Ready),
     ("/metrics", Endpoint::Metrics),
@@ -71,11 +87,13 @@ static ROUTER: LazyLock<Router<Endpoint>> = LazyLock::new(|| {
 /// Answers a request at its endpoint; gives the endpoint's name with it.
 pub(super) async fn dispatch(
     app: &App,
+    role: ListenerRole,
     rights: &Arc<Rights>,
     request: Request<RequestBody>,
 ) -> (&'static str, Result<Reply, ApiError>) {
     let path = request.uri().path().to_owned();
-    let Ok(matched) = ROUTER.at(&path) else {
+    let found = ROUTER.at(&path).ok().filter(|matched| matched.value.is_served(role, app));
+    let Some(matched) = found else {
         let message = "there is nothing here; see /v1/entities/{table}, /v1/activities, /v1/transactions/{id}, /v1/stream/{path}";
         return ("unknown", Err(ApiError::new(ErrorCode::UnknownPath, message)));
     };
@@ -83,7 +101,7 @@ pub(super) async fn dispatch(
     if request.method() == Method::OPTIONS {
         return (endpoint.name(), Ok(cors::preflight()));
     }
-    (endpoint.name(), at(app, rights, endpoint, &matched.params, request).await)
+    (endpoint.name(), at(app, role, rights, endpoint, &matched.params, request).await)
 }
 
 /// Whether a request is answered whoever makes it: preflights, questions after the server's own state, and what has tokens of
@@ -93,10 +111,46 @@ pub(super) fn needs_no_token<B>(request: &Request<B>) -> bool {
     *request.method() == Method::OPTIONS
         || matches!(path, "/health" | "/ready" | "/metrics")
         || path.strip_prefix("/v1/stream/__ds/").is_some_and(streams::has_tokens_of_its_own)
+        || path == authorize::PATH
+            && authorize::original(request.headers())
+                .is_ok_and(|asked| asked.uri().path() != authorize::PATH && needs_no_token(&asked))
+}
+
+/// Whether a request may have what a cache keeps under its address. What is never kept (rows, answers to writes) is checked
+/// where it is asked for.
+pub(super) fn may_read(app: &App, rights: &Rights, mut request: Request<()>) -> Result<(), ApiError> {
+    let path = request.uri().path().to_owned();
+    let nothing = || ApiError::new(ErrorCode::UnknownPath, "there is nothing here");
+    let matched = ROUTER.at(&path).map_err(|_| nothing())?;
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Ok(());
+    }
+    let params = &matched.params;
+    if let Endpoint::ScopedEntities | Endpoint::ScopedActivities = matched.value {
+        request.extensions_mut().insert(intake::PathScope(segment(params, "scope")?));
+    }
+    match matched.value {
+        Endpoint::Entities | Endpoint::ScopedEntities => {
+            let entity = entities::find(&app.feed, rights, &segment(params, "table")?)?;
+            changes::may_read(&app.feed, rights, &entity, &request)
+        }
+        Endpoint::Activities | Endpoint::ScopedActivities => {
+            activities::may_read(&app.feed, rights, &request)
+        }
+        Endpoint::Stream => streams::may_read(rights, params.get("path").unwrap_or_default()),
+        Endpoint::Row
+        | Endpoint::Transaction
+        | Endpoint::Rollback
+        | Endpoint::Authorize
+        | Endpoint::Health
+        | Endpoint::Ready
+        | Endpoint::Metrics => Ok(()),
+    }
 }
 
 async fn at(
     app: &App,
+    role: ListenerRole,
     rights: &Arc<Rights>,
     endpoint: Endpoint,
     params: &Params<'_, '_>,
@@ -145,12 +199,15 @@ async fn at(
         Endpoint::Stream => {
             streams::dispatch(&app.streams, rights, params.get("path").unwrap_or_default(), request).await
         }
+        Endpoint::Authorize if reads => authorize::authorize(app, rights, request.headers()),
         Endpoint::Health if reads => Ok(ops::health()),
-        Endpoint::Ready if reads => Ok(ops::ready(&app.ops).await),
+        Endpoint::Ready if reads => Ok(ops::ready(&app.ops, app.ops.tells_details(role)).await),
         Endpoint::Metrics if reads => Ok(ops::metrics(&app.ops)),
-        Endpoint::Transaction | Endpoint::Health | Endpoint::Ready | Endpoint::Metrics => {
-            Err(ApiError::method("GET, HEAD"))
-        }
+        Endpoint::Transaction
+        | Endpoint::Authorize
+        | Endpoint::Health
+        | Endpoint::Ready
+        | Endpoint::Metrics => Err(ApiError::method("GET, HEAD")),
     }
 }
 

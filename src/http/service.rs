@@ -13,13 +13,15 @@ use tower_service::Service;
 
 use super::layers::access::{AccessLayer, Controlled};
 use super::layers::caching::{ForEverybody, make_private};
+use super::layers::edge::{Edge, EdgeLayer};
 use super::layers::gate::{GateLayer, Gated};
 use super::layers::hot::{Hot, HotLayer};
 use super::layers::observed::{ObserveLayer, Observed};
 use super::layers::{Admitted, Answer, BoxedAnswer, add_common_headers, resuming};
-use super::{App, Reply, RequestBody, router};
+use super::{App, Gate, Reply, RequestBody, router};
+use crate::config::ListenerRole;
 
-type Stack = Observed<Gated<Controlled<Hot<Endpoints>>>>;
+type Stack = Observed<Gated<Edge<Controlled<Hot<Endpoints>>>>>;
 
 /// Answers requests whose paths begin with `/v1/`, `/health`, `/ready` or `/metrics`. A router that mounts it under a path takes
 /// that off; `public_url` then has to end with it, for the links in answers.
@@ -27,19 +29,20 @@ type Stack = Observed<Gated<Controlled<Hot<Endpoints>>>>;
 pub struct BournService(Stack);
 
 impl BournService {
-    /// The endpoints of a server, behind their layers.
+    /// The endpoints of a server that a listener of this role has, behind their layers.
     #[must_use]
-    pub fn new(app: &Arc<App>) -> BournService {
+    pub fn new(app: &Arc<App>, gate: Arc<Gate>, role: ListenerRole) -> BournService {
         let stack = ServiceBuilder::new()
             .layer(ObserveLayer(app.metrics.clone()))
-            .layer(GateLayer(app.gate.clone()))
+            .layer(GateLayer(gate))
+            .layer(EdgeLayer(role))
             .layer(AccessLayer {
                 access: app.access.clone(),
                 limits: app.limits.clone(),
                 needs_no_token: router::needs_no_token,
             })
             .layer(HotLayer { answers: app.hot.clone(), metrics: app.metrics.clone() })
-            .service(Endpoints(app.clone()));
+            .service(Endpoints { app: app.clone(), role });
         BournService(stack)
     }
 
@@ -73,7 +76,10 @@ where
 
 /// The endpoints behind the layers.
 #[derive(Clone)]
-pub struct Endpoints(Arc<App>);
+pub struct Endpoints {
+    app: Arc<App>,
+    role: ListenerRole,
+}
 
 impl Service<Admitted> for Endpoints {
     type Response = Answer;
@@ -85,10 +91,10 @@ impl Service<Admitted> for Endpoints {
     }
 
     fn call(&mut self, admitted: Admitted) -> BoxedAnswer {
-        let app = self.0.clone();
+        let (app, role) = (self.app.clone(), self.role);
         Box::pin(async move {
             let resuming = resuming::is_resuming(&admitted.request);
-            let (endpoint, result) = router::dispatch(&app, &admitted.rights, admitted.request).await;
+            let (endpoint, result) = router::dispatch(&app, role, &admitted.rights, admitted.request).await;
             let mut reply = result.unwrap_or_else(|error| resuming::reply(error, resuming, &app.limits));
             if app.access.is_controlled() && reply.extensions_mut().remove::<ForEverybody>().is_none() {
                 make_private(reply.headers_mut());

@@ -12,16 +12,19 @@ use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
-use hyper::service::{Service, service_fn};
+use hyper::service::{Service as HttpService, service_fn};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::io::{InFlight, KeepUp, Requests};
 use crate::http::{
     Answering, App, BournService, Received, ReplyBody, RequestBody, come_back_bytes, plain_error,
 };
+use crate::tasks::stopping::Stopped;
 
 /// The first byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -33,15 +36,44 @@ const REFUSED_HEAD: usize = 8 << 10;
 /// Serves a connection until it ends, breaks or the server stops.
 ///
 /// What lives in this function lives as long as an event stream: what is needed only at first is elsewhere.
-pub(super) async fn serve(stream: TcpStream, app: Arc<App>, place: OwnedSemaphorePermit) {
+pub(super) async fn serve(
+    stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+    app: Arc<App>,
+    service: BournService,
+    place: OwnedSemaphorePermit,
+) {
     let _held = (app.metrics.connection(), place);
     let mut stopped = app.stopping.wait();
-    let admitted = tokio::select! {
-        admitted = Box::pin(admit(stream, app.limits.header_timeout.get())) => admitted,
-        () = &mut stopped => None,
-    };
-    let Some(stream) = admitted else { return };
-    let mut connection = pin!(connection(stream, &app));
+    let timeout = app.limits.header_timeout.get();
+    match acceptor {
+        None => {
+            let admitted = tokio::select! {
+                admitted = Box::pin(admit(stream, timeout)) => admitted,
+                () = &mut stopped => None,
+            };
+            let Some(stream) = admitted else { return };
+            run(pin!(connection(stream, &app, service)), stopped).await;
+        }
+        // Boxed, so that connections without TLS have no room for it.
+        Some(acceptor) => {
+            let handshake = Box::pin(tokio::time::timeout(timeout, shake_hands(stream, acceptor)));
+            let admitted = tokio::select! {
+                shaken = handshake => shaken.ok().flatten(),
+                () = &mut stopped => None,
+            };
+            let Some(stream) = admitted else { return };
+            run(Box::pin(connection(stream, &app, service)).as_mut(), stopped).await;
+        }
+    }
+}
+
+/// Runs a connection to its end; once the server is to stop, no further than the request under way.
+async fn run<I, S>(mut connection: Pin<&mut http1::Connection<I, S>>, mut stopped: Stopped)
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: HttpService<Request<Incoming>, Response = Response<CountedBody>, Error = Infallible>,
+{
     let ended = tokio::select! {
         biased;
         ended = &mut connection => ended,
@@ -53,6 +85,22 @@ pub(super) async fn serve(stream: TcpStream, app: Arc<App>, place: OwnedSemaphor
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
     }
+}
+
+/// Accepts TLS; none where the client does not.
+async fn shake_hands(stream: TcpStream, acceptor: TlsAcceptor) -> Option<TlsStream<TcpStream>> {
+    let _ = stream.set_nodelay(true);
+    let mut first = [0];
+    if !matches!(stream.peek(&mut first).await, Ok(1)) {
+        return None;
+    }
+    if first[0] != TLS_HANDSHAKE {
+        let message = "this port speaks HTTP over TLS, and plain HTTP was sent to it; use https://";
+        tell(stream, &plain_error(ErrorCode::InvalidRequest, message, None)).await;
+        return None;
+    }
+    let accepted = acceptor.accept(stream).await;
+    accepted.inspect_err(|error| tracing::debug!(%error, "a TLS handshake failed")).ok()
 }
 
 /// Waits for the first byte; none when it does not come, or begins what is not HTTP.
@@ -72,21 +120,21 @@ async fn admit(stream: TcpStream, timeout: Duration) -> Option<TcpStream> {
     }
 }
 
-type Serving<S> = http1::Connection<TokioIo<KeepUp>, S>;
-
-fn connection(
-    stream: TcpStream,
-    app: &Arc<App>,
-) -> Serving<
-    impl Service<Request<Incoming>, Response = Response<CountedBody>, Error = Infallible, Future = Counted>
-    + use<>,
+fn connection<I: AsyncRead + AsyncWrite + Unpin>(
+    stream: I,
+    app: &App,
+    handler: BournService,
+) -> http1::Connection<
+    TokioIo<KeepUp<I>>,
+    impl HttpService<Request<Incoming>, Response = Response<CountedBody>, Error = Infallible, Future = Counted>
+    + use<I>,
 > {
     let requests = Arc::new(Requests::default());
     let (write_timeout, idle_timeout) = (app.limits.write_timeout.get(), app.limits.header_timeout.get());
     let io = KeepUp::new(stream, write_timeout, app.limits.write_rate.get(), idle_timeout, requests.clone());
     let io = TokioIo::new(io);
     // A connection has one request at a time.
-    let handler = RefCell::new(BournService::new(app));
+    let handler = RefCell::new(handler);
     let service = service_fn(move |mut request: Request<Incoming>| {
         let waits =
             request.uri().query().is_some_and(|query| query.contains("live=") || query.contains("wait="));

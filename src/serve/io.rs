@@ -16,7 +16,6 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::http::WatchBody;
@@ -92,8 +91,8 @@ impl Drop for InFlight {
     }
 }
 
-pub(super) struct KeepUp {
-    stream: TcpStream,
+pub(super) struct KeepUp<S> {
+    stream: S,
     write_timeout: Duration,
     /// Least bytes that the reader must take in that time.
     least: u64,
@@ -114,14 +113,14 @@ pub(super) struct KeepUp {
     requests: Arc<Requests>,
 }
 
-impl KeepUp {
+impl<S: AsyncRead + AsyncWrite + Unpin> KeepUp<S> {
     pub(super) fn new(
-        stream: TcpStream,
+        stream: S,
         write_timeout: Duration,
         write_rate: u64,
         idle_timeout: Duration,
         requests: Arc<Requests>,
-    ) -> KeepUp {
+    ) -> KeepUp<S> {
         let idle = Box::pin(tokio::time::sleep(idle_timeout));
         KeepUp {
             stream,
@@ -210,7 +209,7 @@ fn least_bytes(rate: u64, time: Duration) -> u64 {
     (rate.saturating_mul(millis) / 1_000).max(1)
 }
 
-impl AsyncRead for KeepUp {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for KeepUp<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -234,7 +233,7 @@ impl AsyncRead for KeepUp {
     }
 }
 
-impl AsyncWrite for KeepUp {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for KeepUp<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.watch(cx, written)

@@ -2,18 +2,20 @@
 
 mod connection;
 mod io;
+mod listeners;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::broadcast;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{Access, AccessSetupError};
-use crate::config::{AccessMode, Config};
+use crate::config::{Config, ListenerRole};
 use crate::databases::{self, Database, OpenError};
 use crate::feed::entity::{Catalog, EntityType};
 use crate::feed::session::LogReader;
@@ -32,15 +34,11 @@ use crate::streams::subscriptions::Subscriptions;
 use crate::tasks::stopping::Stopping;
 use crate::tasks::supervisor::{Supervisor, TaskFailure};
 use crate::telemetry::Metrics;
+use listeners::{BoundListener, Listener, Places};
+pub use tls::TlsError;
 
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 1_024;
 /// How often histograms are folded.
 const UPKEEP: Duration = Duration::from_secs(1);
-/// Connections that are refused at once: each is given a moment to say what it wants.
-const REFUSALS: usize = 256;
-/// How long to wait after the system had no room for a connection.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// Why the server could not start; the text is for the operator's terminal.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +63,9 @@ pub enum StartError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// A listener has no TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Access control could not be set up.
     #[error(transparent)]
     Access(#[from] AccessSetupError),
@@ -76,7 +77,7 @@ pub enum StartError {
 /// A server whose database is open. It listens on an address of its own, or is a service in another application.
 pub struct Server {
     /// None in another application.
-    listener: Option<TcpListener>,
+    listeners: Vec<Listener>,
     app: Arc<App>,
     tail: Arc<Tail>,
     bells: Arc<Bells>,
@@ -86,25 +87,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the address, then opens the database, then listens: an address that is taken leaves no trace in the database,
+    /// Takes the addresses, then opens the database, then listens: an address that is taken leaves no trace in the database,
     /// and no client is let in before there is something to serve.
     ///
     /// # Errors
-    /// When either fails.
+    /// When any of that fails.
     pub async fn start(config: Config) -> Result<Server, StartError> {
-        let address = config.limits.listen.get();
-        let open = config.access.mode == AccessMode::Open && !config.access.insecure_open;
-        if open && !address.ip().is_loopback() {
-            return Err(StartError::Open(address));
-        }
-        let failed = |error| StartError::Bind { address, error };
-        let socket = bind(address).map_err(failed)?;
-        Server::open_with(config, || {
-            let listener = socket.listen(BACKLOG).map_err(failed)?;
-            let address = listener.local_addr().unwrap_or(address);
-            Ok((Some(listener), address))
-        })
-        .await
+        let bound = listeners::bind(&config)?;
+        Server::open_with(config, || bound.into_iter().map(BoundListener::listen).collect()).await
     }
 
     /// Opens the database and takes no address: what [`Server::service`] gives is mounted in another application, which
@@ -113,14 +103,12 @@ impl Server {
     /// # Errors
     /// When the database cannot be opened.
     pub async fn open(config: Config) -> Result<Server, StartError> {
-        // Hosts and origins are the application's business, unless the configuration names some.
-        let any = SocketAddr::from(([0, 0, 0, 0], 0));
-        Server::open_with(config, || Ok((None, any))).await
+        Server::open_with(config, || Ok(Vec::new())).await
     }
 
     async fn open_with(
         config: Config,
-        listen: impl FnOnce() -> Result<(Option<TcpListener>, SocketAddr), StartError>,
+        listen: impl FnOnce() -> Result<Vec<Listener>, StartError>,
     ) -> Result<Server, StartError> {
         let supervisor = Supervisor::default();
         let access = Arc::new(Access::open(&config.access, &config.entities)?);
@@ -134,11 +122,13 @@ impl Server {
         let bells = Arc::new(Bells::default());
         // Subscribed to before the first client is served.
         let changes = [database.streams.stream_changes(), database.streams.stream_changes()];
-        let (listener, address) = listen()?;
-        let public_url = match (limits.public_url.trim_end_matches('/'), &listener) {
-            ("", Some(_)) => format!("http://{address}"),
+        let listeners = listen()?;
+        let public = listeners.iter().find(|listener| listener.role == ListenerRole::Public);
+        let public_url = match (limits.public_url.trim_end_matches('/'), public) {
+            ("", Some(listener)) => listener.url(),
             (url, _) => url.to_owned(),
         };
+        let has_admin = listeners.iter().any(|listener| listener.role == ListenerRole::Admin);
         let base_path = url::Url::parse(&public_url).map(|url| url.path().trim_end_matches('/').to_owned());
         let (store, streams) = (database.subscriptions.clone(), database.streams.clone());
         let head = database.capture.head();
@@ -167,7 +157,6 @@ impl Server {
             base_path: base_path.unwrap_or_default(),
             render: render.clone(),
         };
-        let gate = Arc::new(Gate::new(&limits, address, &public_url));
         let streams = StreamsContext {
             streams: database.streams.clone(),
             reader: Arc::new(StreamReader::new(database.streams.clone(), bells.clone(), chunks, chunk)),
@@ -186,27 +175,28 @@ impl Server {
             stopping: stopping.clone(),
             supervisor: supervisor.clone(),
             access: access.clone(),
+            has_admin,
         };
         let hot = Arc::new(HotAnswers::new(limits.chunk_cache.get() / 2, database.capture.version()));
         let metrics = Arc::new(metrics);
         let (feed, streams) = (Arc::new(feed), Arc::new(streams));
-        let app = Arc::new(App { feed, streams, ops, gate, access, hot, limits, metrics, stopping });
-        Ok(Server { listener, app, tail, bells, changes, database, supervisor })
+        let app = Arc::new(App { feed, streams, ops, access, hot, limits, metrics, stopping });
+        Ok(Server { listeners, app, tail, bells, changes, database, supervisor })
     }
 
     /// The endpoints, for another application's router.
     #[must_use]
     pub fn service(&self) -> BournService {
-        BournService::new(&self.app)
+        // Hosts and origins are the application's business, unless the configuration names some.
+        let any = SocketAddr::from(([0, 0, 0, 0], 0));
+        let gate = Gate::new(&self.app.limits, any, &self.app.streams.public_url);
+        BournService::new(&self.app, Arc::new(gate), ListenerRole::Public)
     }
 
-    /// The address that is listened on; with the port that the system chose, where it was asked to.
-    ///
-    /// # Errors
-    /// When the system cannot tell, or none is listened on.
-    pub fn address(&self) -> std::io::Result<SocketAddr> {
-        let listener = self.listener.as_ref().ok_or(std::io::ErrorKind::AddrNotAvailable)?;
-        listener.local_addr()
+    /// The URLs that are listened on by address, with the role of each; ports that the system chose are filled in.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<(ListenerRole, String)> {
+        self.listeners.iter().map(|listener| (listener.role, listener.url())).collect()
     }
 
     /// The entity types that cannot be served now, each with the reason.
@@ -222,7 +212,7 @@ impl Server {
     /// # Errors
     /// When it stopped because a background task failed.
     pub async fn run(self, stop: CancellationToken) -> Result<(), TaskFailure> {
-        let Server { listener, app, tail, bells, changes, database, supervisor } = self;
+        let Server { listeners, app, tail, bells, changes, database, supervisor } = self;
         let stopping = app.stopping.clone();
         let background = TaskTracker::new();
         let ended = CancellationToken::new();
@@ -248,14 +238,36 @@ impl Server {
                 metrics.upkeep();
             }
         }));
+        let certificates: Vec<_> =
+            listeners.iter().filter_map(|listener| Some(listener.tls.as_ref()?.1.clone())).collect();
+        if !certificates.is_empty() {
+            let ended = ended.clone();
+            background.spawn(supervisor.watch("certificates", async move {
+                tokio::select! {
+                    () = ended.cancelled() => {}
+                    () = tls::renew(certificates) => {}
+                }
+            }));
+        }
         let connections = TaskTracker::new();
+        let places = Arc::new(Places::new(app.limits.connections));
+        let mut accepting = JoinSet::new();
+        for listener in listeners {
+            accepting.spawn(listeners::accept(
+                listener,
+                app.clone(),
+                places.clone(),
+                connections.clone(),
+                stop.clone(),
+            ));
+        }
         let failure = tokio::select! {
-            () = accept(listener.as_ref(), &app, &connections, &stop) => None,
+            () = stop.cancelled() => None,
             failure = supervisor.failed() => Some(failure),
         };
         supervisor.stopping();
-        // Closed at once, so that a supervisor may start the next server on the same address.
-        drop(listener);
+        // Closed at once, so that a supervisor may start the next server on the same addresses.
+        accepting.shutdown().await;
         stopping.give();
         connections.close();
         let timeout = app.limits.shutdown_timeout.get();
@@ -269,50 +281,5 @@ impl Server {
         background.close();
         background.wait().await;
         failure.map_or(Ok(()), Err)
-    }
-}
-
-/// Takes an address without listening on it yet.
-fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // What is left of the last server's connections must not keep the next one from starting.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket)
-}
-
-/// Accepts connections until the server is to stop.
-async fn accept(
-    listener: Option<&TcpListener>,
-    app: &Arc<App>,
-    connections: &TaskTracker,
-    stop: &CancellationToken,
-) {
-    let Some(listener) = listener else { return stop.cancelled().await };
-    let places = Arc::new(Semaphore::new(app.limits.connections));
-    let refusals = Arc::new(Semaphore::new(REFUSALS));
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
-        };
-        match accepted {
-            Ok((stream, _)) => match places.clone().try_acquire_owned() {
-                Ok(place) => {
-                    connections.spawn(connection::serve(stream, app.clone(), place));
-                }
-                // More than that are closed without a word.
-                Err(_) => {
-                    if let Ok(place) = refusals.clone().try_acquire_owned() {
-                        connections.spawn(connection::refuse(stream, app.clone(), place));
-                    }
-                }
-            },
-            Err(error) => {
-                // Out of file descriptors, most likely: what is open goes on, new ones wait.
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_RETRY).await;
-            }
-        }
     }
 }

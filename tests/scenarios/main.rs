@@ -30,6 +30,7 @@ mod first_comparison;
 mod foreign_sqlite;
 mod ground;
 mod hostile_rows;
+mod listeners;
 mod live;
 mod nginx;
 mod operations;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::tokens::{
     ISS, Jwks, SECRET, SigningKey, claims, compact, issuer_with_secret, token, unix_secs, with_secret,
 };
-use crate::support::{Bourn, Client, eventually};
+use crate::support::{Bourn, Client, eventually, free_port};
 
 const ALL: &str = "[[access.role]]\nname = 'all'\nread = ['*']\nwrite = ['*']\nhistory = true\nundo = 'scope'\n\
                    scopes = ['*']\nstreams = { '**' = 'racd' }\n";
@@ -18,10 +18,19 @@ async fn get(client: &Client, path: &str, token: &str) -> crate::support::Answer
     client.get_with(path, &[("authorization", &format!("Bearer {token}"))]).await
 }
 
+/// A listener for operators, and its client.
+fn operators() -> (String, Client) {
+    let port = free_port();
+    let listener = format!("[[listener]]\naddress = '127.0.0.1:{port}'\nrole = 'admin'\n");
+    (listener, Client::new(&format!("127.0.0.1:{port}")))
+}
+
 #[tokio::test]
 async fn only_what_its_issuer_signed_for_this_server_and_for_now_is_a_token() {
     let directory = tempfile::tempdir().unwrap();
-    let bourn = Bourn::start_with(&(issuer_with_secret(directory.path()) + ALL), &[], |_| {}).await;
+    let (listener, operator) = operators();
+    let config = issuer_with_secret(directory.path()) + ALL + &listener;
+    let bourn = Bourn::start_with(&config, &[], |_| {}).await;
     let client = bourn.client();
     let role = json!({ "role": "all" });
     let good = token(&role);
@@ -107,13 +116,14 @@ async fn only_what_its_issuer_signed_for_this_server_and_for_now_is_a_token() {
     }
     let log = bourn.log();
     assert!(!log.contains(&good) && !log.contains(SECRET), "nothing secret is logged");
-    assert!(!client.get("/metrics").await.text().contains("alice"));
+    assert!(!operator.get("/metrics").await.text().contains("alice"));
 }
 
 #[tokio::test]
 async fn keys_are_published_and_change_and_an_issuer_may_be_away() {
     let jwks = Jwks::serve().await;
-    let bourn = Bourn::start_with(&(jwks.issuer() + ALL), &[], |_| {}).await;
+    let (listener, operator) = operators();
+    let bourn = Bourn::start_with(&(jwks.issuer() + ALL + &listener), &[], |_| {}).await;
     let client = bourn.client();
     let role = json!({ "role": "all" });
     let (first, second) = (SigningKey::ec("first"), SigningKey::ed("second"));
@@ -121,14 +131,14 @@ async fn keys_are_published_and_change_and_an_issuer_may_be_away() {
     let answer = get(&client, PAGES, &first.token(&role)).await;
     answer.assert_error(503, "KEYS_UNAVAILABLE");
     assert_eq!(answer.header("retry-after"), "1");
-    assert_eq!(client.get("/ready").await.json()["issuers"][0]["state"], "keys_unavailable");
+    assert_eq!(operator.get("/ready").await.json()["issuers"][0]["state"], "keys_unavailable");
     jwks.answer("<html>garbage");
     eventually("the keys are read again", async || jwks.readings() > 2).await;
     get(&client, PAGES, &first.token(&role)).await.assert_error(503, "KEYS_UNAVAILABLE");
     jwks.publish(&[&first]);
     eventually("the keys are there", async || get(&client, PAGES, &first.token(&role)).await.status == 200)
         .await;
-    assert_eq!(client.get("/ready").await.json()["issuers"][0]["state"], "ready");
+    assert_eq!(operator.get("/ready").await.json()["issuers"][0]["state"], "ready");
     // Another server, so that no cooldown is under way: a new key works at the first request that shows it.
     let other = Bourn::start_with(&(jwks.issuer() + ALL), &[], |_| {}).await;
     let client = other.client();

@@ -59,3 +59,8 @@ pub async fn within<F: AsyncFnMut() -> bool>(limit: Duration, mut holds: F) -> b
 pub fn page(id: &str, name: &str) -> serde_json::Value {
     serde_json::json!({ "id": id, "organization_id": "acme", "name": name })
 }
+
+/// A port that nothing listens on.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}

@@ -25,6 +25,20 @@ pub(in crate::http) async fn read<B>(
     }
 }
 
+/// Whether the history or the stream that a request asks for may be read.
+pub(in crate::http) fn may_read<B>(
+    feed: &FeedContext,
+    rights: &Rights,
+    request: &Request<B>,
+) -> Result<(), ApiError> {
+    let query = intake::query(request)?;
+    match stream_of(feed, rights, &query)? {
+        Some((stream, _)) => rights.read(stream).map(|_| ())?,
+        None => rights.read(history_query(feed, rights, &query)?).map(|_| ())?,
+    }
+    Ok(())
+}
+
 /// `HEAD /v1/activities`: where the stream's tail is.
 pub(in crate::http) async fn head<B>(
     feed: &FeedContext,

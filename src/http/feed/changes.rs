@@ -39,6 +39,21 @@ pub(in crate::http) async fn entity<B>(
     Ok(reply)
 }
 
+/// Whether the list or the stream that a request asks for may be read.
+pub(in crate::http) fn may_read<B>(
+    feed: &FeedContext,
+    rights: &Rights,
+    entity: &Arc<EntityType>,
+    request: &Request<B>,
+) -> Result<(), ApiError> {
+    let query = intake::query(request)?;
+    match stream_of(feed, entity, &query)? {
+        Some((stream, _)) => rights.read(stream).map(|_| ())?,
+        None => rights.read(entities::list_query(entity, &query)?).map(|_| ())?,
+    }
+    Ok(())
+}
+
 /// What reaches the tail of a table that is not captured would look complete and not be. History is, whatever the table's
 /// state.
 fn is_complete(entity: &EntityType) -> Result<(), ApiError> {

@@ -1,10 +1,11 @@
 //! The layers that stand before every endpoint, outermost first: [`observed`] counts and logs; [`gate`] refuses what may not be
-//! answered at all; [`access`] finds out who asks; [`hot`] gives answers that are at hand. Each is a layer of `tower`. What
+//! answered at all; [`edge`] adds what a cache in front needs; [`access`] finds out who asks; [`hot`] gives answers that are at hand. Each is a layer of `tower`. What
 //! they have in common with the endpoints is here: an admitted request, and an answer with the endpoint that made it.
 
 pub(super) mod access;
 pub(super) mod caching;
 pub(super) mod cors;
+pub(super) mod edge;
 pub(super) mod gate;
 pub(super) mod hot;
 pub(super) mod observed;

@@ -70,6 +70,16 @@ pub(super) async fn dispatch(
     }
 }
 
+/// Whether the stream of what follows `/v1/stream/` may be read; what is kept of subscriptions is nothing.
+pub(super) fn may_read(rights: &Rights, raw: &str) -> Result<(), ApiError> {
+    if raw.strip_prefix(RESERVED).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+        return Ok(());
+    }
+    let path = StreamPath::decode(raw).map_err(|refused| ApiError::new(ErrorCode::InvalidPath, refused.0))?;
+    rights.read(path)?;
+    Ok(())
+}
+
 /// `HEAD`: what the stream is, and where its tail is; refused where the read that it stands for would be.
 async fn metadata<B>(
     context: &StreamsContext,
