@@ -164,6 +164,10 @@ codes! {
     ExpectationRequired = "EXPECTATION_REQUIRED", 428;
     /// The server has as many streams, producers or subscriptions as it takes.
     TooMany = "TOO_MANY", 429;
+    /// The caller, or its address, has asked for more than it may in this time.
+    TooManyRequests = "TOO_MANY_REQUESTS", 429;
+    /// The caller, or its address, has as many live reads as it may have at once.
+    TooManyStreams = "TOO_MANY_STREAMS", 429;
     /// More is being uploaded than the server holds at once.
     TooManyUploads = "TOO_MANY_UPLOADS", 429;
     /// A fault of the server's own.

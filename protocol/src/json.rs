@@ -1,5 +1,6 @@
 //! The few JSON pieces that the encoders put together by hand, so that a row's stored bytes are copied and
-//! never parsed.
+//! never parsed. Control characters keep the spelling `\u0008` that the log has always had, where serde_json writes `\b`: a
+//! chunk's bytes must not change with the version of the server while its entity tag stays.
 
 /// Appends `text` as a JSON string, quotes included.
 pub fn push_string(out: &mut Vec<u8>, text: &str) {
@@ -32,18 +33,7 @@ pub fn push_string(out: &mut Vec<u8>, text: &str) {
 
 /// Appends a whole number in decimal.
 pub(crate) fn push_number(out: &mut Vec<u8>, number: u64) {
-    let mut digits = [0; 20];
-    let mut at = digits.len();
-    let mut rest = number;
-    loop {
-        at -= 1;
-        digits[at] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 #[cfg(test)]

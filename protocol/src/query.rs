@@ -1,4 +1,5 @@
-//! Query strings: split once, every parameter asked for by name at most once, the rest refused by name.
+//! Query strings: split once, every parameter asked for by name at most once, the rest refused by name. Split here and not by
+//! `form_urlencoded`, which takes broken escapes and bytes that are not UTF-8 for text.
 
 use std::str::FromStr;
 

@@ -65,6 +65,13 @@ pub fn push_retry_at(out: &mut Vec<u8>, millis: u64, place: Place) {
     out.extend_from_slice(b"\n\n");
 }
 
+/// Appends the event that says when the reader's token expires: a client renews it and reconnects.
+pub fn push_auth(out: &mut Vec<u8>, expires_in_secs: u64) {
+    out.extend_from_slice(b"event: auth\ndata:{\"expiresIn\":");
+    push_number(out, expires_in_secs);
+    out.extend_from_slice(b"}\n\n");
+}
+
 /// What stands before a payload of one line, and what after it, in a `data` event.
 pub const DATA_BEGIN: &[u8] = b"event: data\ndata:";
 /// See [`DATA_BEGIN`].

@@ -1,5 +1,6 @@
 //! Keys that an issuer publishes: read at the start and every few minutes, and at once when a token names a key that is not
-//! among them. The last good set stays while the issuer is away, for an hour.
+//! among them. The last good set stays while the issuer is away, for an hour. The crates that fetch key sets share no reading
+//! between requests and have no cooldown, so that made-up key ids would reach the issuer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -75,6 +75,7 @@ pub struct Access {
     /// Raised when keys change: what was verified before is verified again.
     version: Arc<AtomicU64>,
     cookie: String,
+    origins: Vec<String>,
 }
 
 impl Access {
@@ -106,6 +107,7 @@ impl Access {
                 .build_with_hasher(foldhash::fast::RandomState::default()),
             version,
             cookie: config.cookie.clone(),
+            origins: config.origins.clone(),
         })
     }
 
@@ -119,6 +121,12 @@ impl Access {
     #[must_use]
     pub fn cookie(&self) -> &str {
         &self.cookie
+    }
+
+    /// The origins whose pages may send that cookie.
+    #[must_use]
+    pub fn origins(&self) -> &[String] {
+        &self.origins
     }
 
     /// The rights of a request that shows no token.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jsonwebtoken::{Algorithm, AlgorithmFamily};
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,12 @@ pub struct AccessConfig {
     /// The cookie that may carry the token of a read; empty for none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cookie: String,
+    /// Origins whose pages may send the cookie, as `https://app.example.com`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub origins: Vec<String>,
+    /// Networks of proxies whose `X-Forwarded-For` says which address a request comes from, as `10.0.0.0/8`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<IpNet>,
     /// Longest lifetime of a token that is accepted.
     pub max_token_lifetime: Span,
     /// How far an issuer's clock may differ.
@@ -48,6 +55,8 @@ impl Default for AccessConfig {
             insecure_open: false,
             anonymous: Anonymous::None,
             cookie: String::new(),
+            origins: Vec::new(),
+            trusted_proxies: Vec::new(),
             max_token_lifetime: Span::of(Duration::from_secs(24 * 60 * 60)),
             leeway: Span::of(Duration::from_secs(30)),
             issuers: Vec::new(),
@@ -253,6 +262,13 @@ impl AccessConfig {
 
     pub(super) fn check(&self, entities: &[EntityConfig]) -> Result<(), ConfigError> {
         let invalid = |text: String| Err(ConfigError::Invalid(text));
+        let is_origin =
+            |text: &str| url::Url::parse(text).is_ok_and(|url| url.origin().ascii_serialization() == *text);
+        if let Some(origin) = self.origins.iter().find(|origin| !is_origin(origin)) {
+            return invalid(format!(
+                "`access.origins` has `{origin}`, which is no origin; write it as `https://app.example.com`"
+            ));
+        }
         if self.mode == AccessMode::Token && self.issuers.is_empty() && self.anonymous == Anonymous::None {
             return invalid(
                 "`access.mode` is `token` and nothing issues tokens; add an [[access.issuer]]".into(),

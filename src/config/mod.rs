@@ -4,6 +4,7 @@
 mod access;
 mod entities;
 mod listeners;
+mod rates;
 mod settings;
 mod stream_rights;
 mod values;
@@ -15,6 +16,7 @@ pub use access::{
 };
 pub use entities::{ConflictPolicy, EntityConfig, KeptColumn, KeptColumns, demo_entities};
 pub use listeners::{ListenerConfig, ListenerRole, TlsFiles};
+pub use rates::{Rate, RateConfig};
 pub use settings::{Limits, SettingsLayer};
 pub(crate) use stream_rights::each_once;
 pub use stream_rights::{StreamRights, is_stream_pattern};
@@ -53,6 +55,8 @@ pub struct Config {
     pub entities: Vec<EntityConfig>,
     /// Who may use the server.
     pub access: AccessConfig,
+    /// How much one caller may ask.
+    pub rates: RateConfig,
     /// Where it listens.
     pub listeners: Vec<ListenerConfig>,
     /// No entity was configured: these are the demo's, and their tables may be made.
@@ -68,6 +72,8 @@ struct File {
     access: AccessConfig,
     #[serde(default)]
     listener: Vec<ListenerConfig>,
+    #[serde(default)]
+    limits: RateConfig,
     #[serde(flatten)]
     settings: toml::Table,
 }
@@ -84,7 +90,7 @@ impl Config {
     }
 
     fn of(above: SettingsLayer, file: FileConfig) -> Result<Config, ConfigError> {
-        let FileConfig { settings, entities, mut access, listeners } = file;
+        let FileConfig { settings, entities, mut access, rates, listeners } = file;
         let listen = above.listen.or(settings.listen);
         let limits = Limits::from_layers(above, settings);
         limits.check()?;
@@ -94,7 +100,7 @@ impl Config {
         access.insecure_open |= limits.insecure_open;
         access.check(&entities)?;
         let listeners = listeners::listeners(listeners, listen, limits.listen)?;
-        Ok(Config { limits, entities, access, listeners, demo })
+        Ok(Config { limits, entities, access, rates, listeners, demo })
     }
 
     /// The configuration that the text of a TOML file gives, over the defaults.
@@ -122,7 +128,11 @@ impl Config {
             // They take its place.
             _ => (without_listen(&settings), &self.listeners[..]),
         };
-        format!("{settings}{entities}{}{}", self.access.to_toml(), listeners::to_toml(listeners))
+        format!(
+            "{settings}{entities}{}{}",
+            self.access.to_toml(),
+            self.rates.to_toml() + &listeners::to_toml(listeners)
+        )
     }
 
     /// The same, fit to be shown: without the passwords of databases.
@@ -148,6 +158,7 @@ struct FileConfig {
     settings: SettingsLayer,
     entities: Vec<EntityConfig>,
     access: AccessConfig,
+    rates: RateConfig,
     listeners: Vec<ListenerConfig>,
 }
 
@@ -159,9 +170,9 @@ fn read_file(path: &Path) -> Result<FileConfig, ConfigError> {
 
 fn read_text(text: &str, path: &Path) -> Result<FileConfig, ConfigError> {
     let malformed = |error| ConfigError::Malformed { path: path.to_owned(), error: Box::new(error) };
-    let File { entity, access, listener, settings } = toml::from_str(text).map_err(malformed)?;
+    let File { entity, access, listener, limits, settings } = toml::from_str(text).map_err(malformed)?;
     let settings = settings.try_into().map_err(malformed)?;
-    Ok(FileConfig { settings, entities: entity, access, listeners: listener })
+    Ok(FileConfig { settings, entities: entity, access, rates: limits, listeners: listener })
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The kinds of value a setting may have: durations, sizes, the database's URL, the form of the logs.
+//! The kinds of value a setting may have: durations, sizes, the database's URL, the form of the logs. A few lines of our own read
+//! and print durations and sizes by one rule: a number, whose fraction must come out even, and one unit.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri};
 
 use super::layers::edge::is_canonical;
 use super::respond::Build;
-use super::{ApiError, App, Reply, ReplyBody, intake, router};
+use super::{ApiError, App, Reply, ReplyBody, intake};
 use crate::access::Rights;
 
 /// The path.
@@ -46,12 +46,17 @@ pub(super) fn original(headers: &HeaderMap) -> Result<Request<()>, ApiError> {
 
 /// 204 where the request may have what is kept under its address; 401 or 403 where it may not, for whatever reason: an edge
 /// that is told anything else may take it for a failure of its own.
-pub(super) fn authorize(app: &App, rights: &Rights, headers: &HeaderMap) -> Result<Reply, ApiError> {
+pub(super) fn authorize(
+    app: &App,
+    rights: &Rights,
+    headers: &HeaderMap,
+    may_read: fn(&App, &Rights, Request<()>) -> Result<(), ApiError>,
+) -> Result<Reply, ApiError> {
     let checked = original(headers).and_then(|request| {
         if !request.uri().path_and_query().is_some_and(is_canonical) {
             return Err(ApiError::new(ErrorCode::UrlNotCanonical, "the address is not spelled canonically"));
         }
-        router::may_read(app, rights, request)
+        may_read(app, rights, request)
     });
     if let Err(error) = checked {
         let told = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].map(|status| status.as_u16());

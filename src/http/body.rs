@@ -19,8 +19,8 @@ pub(super) type Frames = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 pub enum ReplyBody {
     /// All of it.
     Full(Full<Bytes>),
-    /// Events as they come.
-    Events(Frames),
+    /// Events as they come, and what is held until they end.
+    Events(Frames, Option<Box<dyn Send + Sync>>),
 }
 
 /// Empty; layers of `tower-http` answer preflights with it.
@@ -54,7 +54,7 @@ impl Body for ReplyBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.get_mut() {
             ReplyBody::Full(full) => Pin::new(full).poll_frame(cx),
-            ReplyBody::Events(events) => {
+            ReplyBody::Events(events, _) => {
                 events.as_mut().poll_next(cx).map(|frame| frame.map(|bytes| Ok(Frame::data(bytes))))
             }
         }
@@ -63,14 +63,14 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             ReplyBody::Full(full) => full.is_end_stream(),
-            ReplyBody::Events(_) => false,
+            ReplyBody::Events(..) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             ReplyBody::Full(full) => full.size_hint(),
-            ReplyBody::Events(_) => SizeHint::default(),
+            ReplyBody::Events(..) => SizeHint::default(),
         }
     }
 }

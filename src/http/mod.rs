@@ -14,6 +14,7 @@ mod respond;
 mod retry;
 mod router;
 mod service;
+mod session;
 pub mod streams;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use feed::FeedContext;
 pub use intake::{BodyMemory, Received, WatchBody};
 pub use layers::gate::Gate;
 pub use layers::hot::HotAnswers;
+pub use layers::limits::{CallerLimits, PeerAddress};
 pub use layers::resuming::come_back_bytes;
 use ops::OpsContext;
 pub use respond::plain_error;
@@ -49,6 +51,8 @@ pub struct App {
     pub ops: OpsContext,
     /// Who may do what.
     pub access: Arc<Access>,
+    /// How much each caller has asked.
+    pub callers: Arc<CallerLimits>,
     /// Answers that are final.
     pub hot: Arc<HotAnswers>,
     /// Limits and durations.

@@ -9,7 +9,7 @@ use matchit::{Params, Router};
 
 use super::feed::{activities, changes, entities, transactions};
 use super::layers::cors;
-use super::{ApiError, App, Reply, RequestBody, authorize, intake, ops, streams};
+use super::{ApiError, App, Reply, RequestBody, authorize, intake, ops, session, streams};
 use crate::access::Rights;
 use crate::config::ListenerRole;
 
@@ -25,6 +25,7 @@ pub(super) enum Endpoint {
     Rollback,
     Stream,
     Authorize,
+    Session,
     Health,
     Ready,
     Metrics,
@@ -40,6 +41,7 @@ impl Endpoint {
             Endpoint::Rollback => "rollback",
             Endpoint::Stream => "stream",
             Endpoint::Authorize => "authorize",
+            Endpoint::Session => "session",
             Endpoint::Health => "health",
             Endpoint::Ready => "ready",
             Endpoint::Metrics => "metrics",
@@ -59,7 +61,7 @@ impl Endpoint {
     }
 }
 
-const ROUTES: [(&str, Endpoint); 12] = [
+const ROUTES: [(&str, Endpoint); 13] = [
     ("/v1/entities/{table}", Endpoint::Entities),
     ("/v1/entities/{table}/{id}", Endpoint::Row),
     ("/v1/scopes/{scope}/entities/{table}", Endpoint::ScopedEntities),
@@ -69,6 +71,7 @@ const ROUTES: [(&str, Endpoint); 12] = [
     ("/v1/transactions/{id}/rollback", Endpoint::Rollback),
     ("/v1/stream/{*path}", Endpoint::Stream),
     (authorize::PATH, Endpoint::Authorize),
+    (session::PATH, Endpoint::Session),
     ("/health", Endpoint::Health),
     ("/ready", Endpoint::Ready),
     ("/metrics", Endpoint::Metrics),
@@ -109,6 +112,7 @@ pub(super) async fn dispatch(
 pub(super) fn needs_no_token<B>(request: &Request<B>) -> bool {
     let path = request.uri().path();
     *request.method() == Method::OPTIONS
+        || (path == session::PATH && *request.method() == Method::DELETE)
         || matches!(path, "/health" | "/ready" | "/metrics")
         || path.strip_prefix("/v1/stream/__ds/").is_some_and(streams::has_tokens_of_its_own)
         || path == authorize::PATH
@@ -142,6 +146,7 @@ pub(super) fn may_read(app: &App, rights: &Rights, mut request: Request<()>) -> 
         | Endpoint::Transaction
         | Endpoint::Rollback
         | Endpoint::Authorize
+        | Endpoint::Session
         | Endpoint::Health
         | Endpoint::Ready
         | Endpoint::Metrics => Ok(()),
@@ -199,7 +204,8 @@ async fn at(
         Endpoint::Stream => {
             streams::dispatch(&app.streams, rights, params.get("path").unwrap_or_default(), request).await
         }
-        Endpoint::Authorize if reads => authorize::authorize(app, rights, request.headers()),
+        Endpoint::Session => session::dispatch(app, rights, &request),
+        Endpoint::Authorize if reads => authorize::authorize(app, rights, request.headers(), may_read),
         Endpoint::Health if reads => Ok(ops::health()),
         Endpoint::Ready if reads => Ok(ops::ready(&app.ops, app.ops.tells_details(role)).await),
         Endpoint::Metrics if reads => Ok(ops::metrics(&app.ops)),

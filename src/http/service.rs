@@ -13,15 +13,17 @@ use tower_service::Service;
 
 use super::layers::access::{AccessLayer, Controlled};
 use super::layers::caching::{ForEverybody, make_private};
+use super::layers::cors::{Credentials, CredentialsLayer};
 use super::layers::edge::{Edge, EdgeLayer};
 use super::layers::gate::{GateLayer, Gated};
 use super::layers::hot::{Hot, HotLayer};
+use super::layers::limits::{FailuresLayer, Guarded, Limited, LimitsLayer};
 use super::layers::observed::{ObserveLayer, Observed};
 use super::layers::{Admitted, Answer, BoxedAnswer, add_common_headers, resuming};
 use super::{App, Gate, Reply, RequestBody, router};
 use crate::config::ListenerRole;
 
-type Stack = Observed<Gated<Edge<Controlled<Hot<Endpoints>>>>>;
+type Stack = Observed<Credentials<Gated<Edge<Guarded<Controlled<Limited<Hot<Endpoints>>>>>>>>;
 
 /// Answers requests whose paths begin with `/v1/`, `/health`, `/ready` or `/metrics`. A router that mounts it under a path takes
 /// that off; `public_url` then has to end with it, for the links in answers.
@@ -34,13 +36,16 @@ impl BournService {
     pub fn new(app: &Arc<App>, gate: Arc<Gate>, role: ListenerRole) -> BournService {
         let stack = ServiceBuilder::new()
             .layer(ObserveLayer(app.metrics.clone()))
+            .layer(CredentialsLayer(app.access.clone()))
             .layer(GateLayer(gate))
             .layer(EdgeLayer(role))
+            .layer(FailuresLayer(app.callers.clone()))
             .layer(AccessLayer {
                 access: app.access.clone(),
                 limits: app.limits.clone(),
                 needs_no_token: router::needs_no_token,
             })
+            .layer(LimitsLayer(app.callers.clone()))
             .layer(HotLayer { answers: app.hot.clone(), metrics: app.metrics.clone() })
             .service(Endpoints { app: app.clone(), role });
         BournService(stack)
@@ -100,7 +105,7 @@ impl Service<Admitted> for Endpoints {
                 make_private(reply.headers_mut());
             }
             add_common_headers(reply.headers_mut());
-            Ok(Answer { endpoint, reply })
+            Ok(Answer { endpoint, reply, not_accepted: false })
         })
     }
 }

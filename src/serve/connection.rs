@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -22,7 +23,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::io::{InFlight, KeepUp, Requests};
 use crate::http::{
-    Answering, App, BournService, Received, ReplyBody, RequestBody, come_back_bytes, plain_error,
+    Answering, App, BournService, PeerAddress, Received, ReplyBody, RequestBody, come_back_bytes, plain_error,
 };
 use crate::tasks::stopping::Stopped;
 
@@ -46,6 +47,7 @@ pub(super) async fn serve(
     let _held = (app.metrics.connection(), place);
     let mut stopped = app.stopping.wait();
     let timeout = app.limits.header_timeout.get();
+    let peer = stream.peer_addr().ok().map(|address| address.ip());
     match acceptor {
         None => {
             let admitted = tokio::select! {
@@ -53,7 +55,7 @@ pub(super) async fn serve(
                 () = &mut stopped => None,
             };
             let Some(stream) = admitted else { return };
-            run(pin!(connection(stream, &app, service)), stopped).await;
+            run(pin!(connection(stream, peer, &app, service)), stopped).await;
         }
         // Boxed, so that connections without TLS have no room for it.
         Some(acceptor) => {
@@ -63,7 +65,7 @@ pub(super) async fn serve(
                 () = &mut stopped => None,
             };
             let Some(stream) = admitted else { return };
-            run(Box::pin(connection(stream, &app, service)).as_mut(), stopped).await;
+            run(Box::pin(connection(stream, peer, &app, service)).as_mut(), stopped).await;
         }
     }
 }
@@ -122,6 +124,7 @@ async fn admit(stream: TcpStream, timeout: Duration) -> Option<TcpStream> {
 
 fn connection<I: AsyncRead + AsyncWrite + Unpin>(
     stream: I,
+    peer: Option<IpAddr>,
     app: &App,
     handler: BournService,
 ) -> http1::Connection<
@@ -130,6 +133,8 @@ fn connection<I: AsyncRead + AsyncWrite + Unpin>(
     + use<I>,
 > {
     let requests = Arc::new(Requests::default());
+    // Only where it is counted by: it costs every request.
+    let peer = app.callers.any().then_some(peer).flatten();
     let (write_timeout, idle_timeout) = (app.limits.write_timeout.get(), app.limits.header_timeout.get());
     let io = KeepUp::new(stream, write_timeout, app.limits.write_rate.get(), idle_timeout, requests.clone());
     let io = TokioIo::new(io);
@@ -140,10 +145,14 @@ fn connection<I: AsyncRead + AsyncWrite + Unpin>(
             request.uri().query().is_some_and(|query| query.contains("live=") || query.contains("wait="));
         let receiving = !request.body().is_end_stream();
         let in_flight = Some(requests.begin(waits, receiving));
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(PeerAddress(peer));
+        }
         if receiving {
             request.extensions_mut().insert(Received(requests.clone()));
         }
-        Counted { in_flight, answering: handler.borrow_mut().answer(request.map(RequestBody::Incoming)) }
+        let answering = Box::new(handler.borrow_mut().answer(request.map(RequestBody::Incoming)));
+        Counted { in_flight, answering }
     });
     http1::Builder::new()
         // The socket has a timer of its own.
@@ -192,7 +201,8 @@ async fn tell(mut stream: TcpStream, bytes: &[u8]) {
 /// An answer whose request counts as in flight until its body is done.
 struct Counted {
     in_flight: Option<InFlight>,
-    answering: Answering,
+    /// Boxed: hyper keeps room for it as long as the connection lives, also while an event stream is sent.
+    answering: Box<Answering>,
 }
 
 impl Future for Counted {

@@ -24,7 +24,7 @@ use crate::http::feed::FeedContext;
 use crate::http::ops::OpsContext;
 use crate::http::renderers::RenderContext;
 use crate::http::streams::StreamsContext;
-use crate::http::{App, BodyMemory, BournService, Gate, HotAnswers};
+use crate::http::{App, BodyMemory, BournService, CallerLimits, Gate, HotAnswers};
 use crate::reading::{ChunkCache, chunk_limits};
 use crate::storage_error::StorageError;
 use crate::streams::StreamChange;
@@ -113,6 +113,7 @@ impl Server {
         let supervisor = Supervisor::default();
         let access = Arc::new(Access::open(&config.access, &config.entities)?);
         let limits = Arc::new(config.limits);
+        let callers = CallerLimits::new(&config.rates, &config.access.trusted_proxies, limits.clone());
         let catalog = Arc::new(Catalog::new(&config.entities));
         let database = databases::open(&limits, catalog.clone(), config.demo, &supervisor).await?;
         let metrics = Metrics::install().map_err(StartError::Metrics)?;
@@ -180,7 +181,17 @@ impl Server {
         let hot = Arc::new(HotAnswers::new(limits.chunk_cache.get() / 2, database.capture.version()));
         let metrics = Arc::new(metrics);
         let (feed, streams) = (Arc::new(feed), Arc::new(streams));
-        let app = Arc::new(App { feed, streams, ops, access, hot, limits, metrics, stopping });
+        let app = Arc::new(App {
+            feed,
+            streams,
+            ops,
+            access,
+            callers: Arc::new(callers),
+            hot,
+            limits,
+            metrics,
+            stopping,
+        });
         Ok(Server { listeners, app, tail, bells, changes, database, supervisor })
     }
 

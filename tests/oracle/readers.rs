@@ -280,7 +280,7 @@ impl Work {
                     }
                 }
                 Some(Event::Control { id, .. }) => self.take(&batch.take().unwrap_or_default(), id),
-                Some(Event::Retry(_) | Event::Heartbeat | Event::Text(_)) => {}
+                Some(Event::Retry(_) | Event::Heartbeat | Event::Text(_) | Event::Auth(_)) => {}
                 Some(Event::End | Event::Cut) | None => break,
             }
             if self.shared.stop.load(Ordering::Relaxed) {

@@ -166,7 +166,7 @@ async fn events(
                 seen.take(batch.take().unwrap_or_default());
                 *offset = id;
             }
-            Some(Event::Retry(_) | Event::Heartbeat | Event::Text(_)) => {}
+            Some(Event::Retry(_) | Event::Heartbeat | Event::Text(_) | Event::Auth(_)) => {}
             Some(Event::End | Event::Cut) | None => break,
         }
     }

@@ -273,3 +273,120 @@ async fn an_event_stream_ends_with_its_token_and_a_cookie_may_carry_one() {
     public.get(ACME).await.assert_error(403, "SCOPE_FORBIDDEN");
     assert_eq!(alice.get(&format!("{ACME}?offset=-1")).await.header("cache-control"), "private, max-age=5");
 }
+
+#[tokio::test]
+async fn a_token_becomes_a_cookie_for_the_pages_of_known_origins() {
+    let (bourn, _directory) = start("cookie = '__Host-bourn'\norigins = ['https://app.example']\n").await;
+    let client = bourn.client();
+    let member = As::member(&bourn, "alice", &["acme"]);
+    member.create("p1", "acme", "t1").await;
+    let page = ("origin", "https://app.example");
+    let made = client.post("/v1/session", &member.headers(&[page]), &Value::Null).await;
+    assert_eq!(made.status, 204, "{}", made.text());
+    assert_eq!(made.header("access-control-allow-origin"), "https://app.example");
+    assert_eq!(made.header("access-control-allow-credentials"), "true");
+    let set = made.header("set-cookie").to_owned();
+    for part in ["__Host-bourn=", "Path=/", "Secure", "HttpOnly", "SameSite=Strict", "Max-Age=3"] {
+        assert!(set.contains(part), "{part}: {set}");
+    }
+    let cookie = set.split(';').next().unwrap().to_owned();
+    let sent = [("cookie", cookie.as_str()), page];
+    let read = client.get_with(&format!("{ACME}?offset=-1"), &sent).await;
+    assert_eq!((read.status, read.messages().len()), (200, 1));
+    assert_eq!((read.header("access-control-allow-credentials"), read.header("vary")), ("true", "origin"));
+    // Answers that are at hand differ by origin, too, and a page of another one gets none with the cookie's leave.
+    for (origin, allowed) in [("https://evil.example", ""), ("https://app.example", "true"), ("null", "")] {
+        let read = client.get_with(&format!("{ACME}?offset=-1"), &[sent[0], ("origin", origin)]).await;
+        assert_eq!(read.header("access-control-allow-credentials"), allowed, "{origin}");
+        assert_eq!(read.header("vary"), "origin");
+    }
+    // No cookie writes, or makes another one.
+    let row = json!({ "id": "p2", "organization_id": "acme", "name": "x" });
+    client.post(PAGES, &sent, &row).await.assert_error(401, "TOKEN_MISSING");
+    client.post("/v1/session", &sent, &Value::Null).await.assert_error(401, "TOKEN_MISSING");
+    client.get_with("/v1/session", &member.headers(&[])).await.assert_error(405, "METHOD_NOT_ALLOWED");
+    let ended = client.delete("/v1/session", &[sent[0]]).await;
+    assert_eq!(ended.status, 204);
+    assert!(
+        ended.header("set-cookie").starts_with("__Host-bourn=; Max-Age=0;"),
+        "{}",
+        ended.header("set-cookie")
+    );
+    // Where no cookie is named there are no sessions.
+    let (other, _directory) = start("").await;
+    let member = As::member(&other, "alice", &["acme"]);
+    let none = other.client().post("/v1/session", &member.headers(&[]), &Value::Null).await;
+    none.assert_error(404, "UNKNOWN_PATH");
+    assert_eq!(other.client().get("/health").await.header("vary"), "", "no answer depends on its origin");
+}
+
+#[tokio::test]
+async fn a_reader_is_warned_before_its_token_ends_its_stream() {
+    let (bourn, _directory) = start("").await;
+    let now = unix_secs();
+    let soon = As::new(&bourn, &json!({ "role": "member", "scopes": ["acme"], "exp": now + 6 }));
+    let mut events = bourn.client().events(&format!("{ACME}?offset=now&live=sse"), &soon.headers(&[])).await;
+    let mut warned = None;
+    loop {
+        match events.next().await {
+            Event::End => break,
+            Event::Auth(secs) => warned = Some(secs),
+            _ => {}
+        }
+    }
+    let secs = warned.expect("the reader is warned");
+    assert!((3..=6).contains(&secs), "{secs}");
+}
+
+#[tokio::test]
+async fn a_caller_asks_no_more_than_it_may_and_a_browser_comes_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let limits = "[limits]\nrequests = '1/h'\nburst = 12\nlive_per_subject = 1\nlive_per_ip = 2\nauth_failures = '3/h'\n";
+    let config = issuer_with_secret(directory.path()) + ROLES + limits;
+    let bourn = Bourn::start_with(&config, &[], |_| {}).await;
+    let client = bourn.client();
+    let member = |sub| As::member(&bourn, sub, &["acme"]);
+    let live = format!("{ACME}?offset=now&live=sse");
+
+    // Live reads at once, of one caller and of one address.
+    let (alice, bob, carol) = (member("alice"), member("bob"), member("carol"));
+    let mut first = client.events(&live, &alice.headers(&[])).await;
+    first.control().await;
+    alice.get(&live).await.assert_error(429, "TOO_MANY_STREAMS");
+    alice.get(&format!("{ACME}?offset=now&live=long-poll")).await.assert_error(429, "TOO_MANY_STREAMS");
+    let mut second = client.events(&live, &bob.headers(&[])).await;
+    second.control().await;
+    carol.get(&live).await.assert_error(429, "TOO_MANY_STREAMS");
+    // A native `EventSource` gives up for good at anything but an event stream: it is asked to come back.
+    let resumed = carol.client.get_with(&live, &carol.headers(&[("last-event-id", "now")])).await;
+    assert_eq!((resumed.status, resumed.header("content-type")), (200, "text/event-stream"));
+    assert!(resumed.text().starts_with("retry: "), "{}", resumed.text());
+    drop(second);
+    eventually("the place of a reader that has gone is free", async || {
+        let mut events = client.events(&live, &member("dave").headers(&[])).await;
+        matches!(events.next().await, Event::Retry(_))
+            && events.head.contains(" 200 ")
+            && events.raw.len() > 20
+    })
+    .await;
+
+    // Requests: what one caller has used up is another's still.
+    let erin = member("erin");
+    for _ in 0..12 {
+        assert_eq!(erin.get(&format!("{ACME}?offset=-1")).await.status, 200);
+    }
+    let refused = erin.get(&format!("{ACME}?offset=-1")).await;
+    refused.assert_error(429, "TOO_MANY_REQUESTS");
+    assert_eq!(refused.header("retry-after"), "1");
+    assert_eq!(member("frank").get(&format!("{ACME}?offset=-1")).await.status, 200);
+
+    // Tokens that are not accepted: after some, the address is not listened to; a request without a token is no guess.
+    for _ in 0..5 {
+        client.get(&format!("{ACME}?offset=-1")).await.assert_error(401, "TOKEN_MISSING");
+    }
+    for i in 0..6 {
+        let guess = client.get_with(ACME, &[("authorization", &format!("Bearer a.b.{i}"))]).await;
+        let expected = if i < 4 { (401, "TOKEN_INVALID") } else { (429, "TOO_MANY_REQUESTS") };
+        guess.assert_error(expected.0, expected.1);
+    }
+}

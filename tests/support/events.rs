@@ -17,6 +17,8 @@ pub enum Event {
     Text(String),
     /// Where the reader is; with the event's id.
     Control { id: String, body: Value },
+    /// The reader's token expires in so many seconds.
+    Auth(u64),
     /// The reconnect time.
     Retry(u64),
     /// A comment.
@@ -175,6 +177,10 @@ fn event(block: &str) -> Event {
         "" => Event::Retry(
             field("retry").parse().unwrap_or_else(|_| panic!("neither event nor retry: {block}")),
         ),
+        "auth" => {
+            let body: Value = serde_json::from_str(&field("data")).unwrap();
+            Event::Auth(body["expiresIn"].as_u64().unwrap())
+        }
         other => panic!("an unknown event: {other}"),
     }
 }

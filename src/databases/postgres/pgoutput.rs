@@ -1,5 +1,6 @@
 //! The messages of PostgreSQL's output plugin `pgoutput`, protocol version 1: the changes of one committed transaction,
-//! row by row, in text. The replication client decodes beginnings, ends and logical messages; this reads the rest.
+//! row by row, in text. The replication client `pgwire-replication` decodes beginnings, ends and logical messages, and gives
+//! the rest as bytes, which are read here.
 
 use bytes::{Buf, Bytes};
 

@@ -1,4 +1,5 @@
-//! A few connections for reading, each used by one blocking task at a time.
+//! A few connections for reading, each used by one blocking task at a time. A pool of our own: a connection belongs to the
+//! file that it was opened on, and is dropped once another file stands in its place, which no crate's pool knows of.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -13,7 +13,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{Admitted, Answer, BoxedAnswer, EarlyOr, Outcome, add_common_headers, early, resuming};
-use crate::access::{Access, Rights};
+use crate::access::{Access, Rights, TokenError};
 use crate::config::Limits;
 use crate::http::{ApiError, RequestBody};
 
@@ -81,9 +81,10 @@ where
         Ok(rights) => controlled.inner.call(Admitted { request, rights }).await,
         Err(denied) => {
             let resuming = resuming::is_resuming(&request);
+            let not_accepted = matches!(denied, TokenError::Invalid(_));
             let mut reply = resuming::reply(denied.into(), resuming, &controlled.layer.limits);
             add_common_headers(reply.headers_mut());
-            Ok(Answer { endpoint: "refused", reply })
+            Ok(Answer { endpoint: "refused", reply, not_accepted })
         }
     }
 }

@@ -167,7 +167,7 @@ where
     fn call(&mut self, admitted: Admitted) -> Self::Future {
         let delivered = self.metrics.mode(ReadMode::CatchUp);
         match self.answers.get(&admitted.request, &admitted.rights, delivered) {
-            Some((reply, endpoint)) => early(Answer { endpoint, reply }),
+            Some((reply, endpoint)) => early(Answer { endpoint, reply, not_accepted: false }),
             None => Either::Right(Keeping {
                 url: admitted.request.uri().path_and_query().cloned(),
                 answers: self.answers.clone(),
@@ -192,10 +192,10 @@ impl<F: Future<Output = Outcome>> Future for Keeping<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let this = self.project();
-        let Answer { endpoint, mut reply } = ready!(this.answer.poll(cx))?;
+        let mut answer = ready!(this.answer.poll(cx))?;
         if let Some(url) = this.url {
-            this.answers.keep(url, endpoint, &mut reply);
+            this.answers.keep(url, answer.endpoint, &mut answer.reply);
         }
-        Poll::Ready(Ok(Answer { endpoint, reply }))
+        Poll::Ready(Ok(answer))
     }
 }

@@ -1,5 +1,5 @@
-//! The layers that stand before every endpoint, outermost first: [`observed`] counts and logs; [`gate`] refuses what may not be
-//! answered at all; [`edge`] adds what a cache in front needs; [`access`] finds out who asks; [`hot`] gives answers that are at hand. Each is a layer of `tower`. What
+//! The layers that stand before every endpoint, outermost first: [`observed`] counts and logs; [`cors`] lets pages use a cookie; [`gate`] refuses what may not be
+//! answered at all; [`edge`] adds what a cache in front needs; [`access`] finds out who asks; [`limits`] counts how much; [`hot`] gives answers that are at hand. Each is a layer of `tower`. What
 //! they have in common with the endpoints is here: an admitted request, and an answer with the endpoint that made it.
 
 pub(super) mod access;
@@ -8,6 +8,7 @@ pub(super) mod cors;
 pub(super) mod edge;
 pub(super) mod gate;
 pub(super) mod hot;
+pub(super) mod limits;
 pub(super) mod observed;
 pub(super) mod resuming;
 
@@ -16,6 +17,7 @@ use std::future::{Ready, ready};
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bourn_protocol::ErrorCode;
 use http::header::X_CONTENT_TYPE_OPTIONS;
 use http::{HeaderMap, HeaderValue, Request};
 use tokio_util::either::Either;
@@ -34,14 +36,17 @@ pub struct Admitted {
 pub struct Answer {
     pub(super) endpoint: &'static str,
     pub(super) reply: Reply,
+    /// The request showed a token that is not accepted.
+    pub(super) not_accepted: bool,
 }
 
 impl Answer {
     /// The answer to a request that reaches no endpoint.
     fn refused(error: ApiError) -> Answer {
+        let not_accepted = error.code() == ErrorCode::TokenInvalid;
         let mut reply = error.into_reply();
         add_common_headers(reply.headers_mut());
-        Answer { endpoint: "refused", reply }
+        Answer { endpoint: "refused", reply, not_accepted }
     }
 }
 

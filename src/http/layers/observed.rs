@@ -76,7 +76,7 @@ impl<F: Future<Output = Outcome>> Future for Observing<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Answer { endpoint, mut reply } = ready!(this.answer.poll(cx))?;
+        let Answer { endpoint, mut reply, .. } = ready!(this.answer.poll(cx))?;
         if *this.is_head {
             *reply.body_mut() = ReplyBody::empty();
         }

@@ -9,7 +9,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bourn_protocol::cursor::Cursor;
 use bourn_protocol::sse::{
-    Control, DATA_BEGIN, DATA_END, HEARTBEAT, is_one_line, push_control, push_data, push_retry, push_retry_at,
+    Control, DATA_BEGIN, DATA_END, HEARTBEAT, is_one_line, push_auth, push_control, push_data, push_retry,
+    push_retry_at,
 };
 use bourn_protocol::stored::Form;
 use bourn_protocol::{Place, headers};
@@ -30,6 +31,9 @@ use crate::telemetry::ReadMode;
 /// Bytes that an event adds to its batch, about.
 const FRAME_OVERHEAD: usize = 192;
 
+/// How long before its token expires a reader is warned.
+const WARNING: Duration = Duration::from_secs(30);
+
 /// The answer that follows a session.
 pub(super) fn reply(
     context: &RenderContext,
@@ -46,7 +50,7 @@ pub(super) fn reply(
         .header(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"))
         .header(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"))
         .header(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"))
-        .body(ReplyBody::Events(events(context.clone(), session, cursor, time_left)))
+        .body(ReplyBody::Events(events(context.clone(), session, cursor, time_left), None))
 }
 
 fn events(
@@ -58,6 +62,9 @@ fn events(
     let lifetime = lifetime(&context.limits);
     let end = Instant::now() + time_left.map_or(lifetime, |left| left.min(lifetime));
     let heartbeat = context.limits.sse_heartbeat.get();
+    // Only where the token is what ends the stream.
+    let mut warn_at =
+        time_left.filter(|left| *left <= lifetime).map(|_| end - WARNING.min(end - Instant::now()));
     Box::pin(async_stream::stream! {
         let _reading = context.metrics.reader(ReadMode::Sse);
         let delivered = context.metrics.mode(ReadMode::Sse);
@@ -67,7 +74,7 @@ fn events(
         // A delivery does not set the timer back, for what is done at every delivery is done for every reader: when it
         // fires it looks whether the connection was idle.
         let mut sent_at = Instant::now();
-        let mut timer = pin!(tokio::time::sleep_until(end.min(sent_at + heartbeat)));
+        let mut timer = pin!(tokio::time::sleep_until(warn_at.unwrap_or(end).min(sent_at + heartbeat)));
         loop {
             let batch = match session.read().await {
                 Ok(batch) => batch,
@@ -128,11 +135,16 @@ fn events(
                     if now >= end || !session.is_complete() {
                         return;
                     }
+                    if warn_at.is_some_and(|warn_at| now >= warn_at) {
+                        warn_at = None;
+                        yield warning(end - now);
+                        sent_at = now;
+                    }
                     if now >= sent_at + heartbeat {
                         yield Bytes::from_static(HEARTBEAT);
                         sent_at = now;
                     }
-                    timer.as_mut().reset(end.min(sent_at + heartbeat));
+                    timer.as_mut().reset(warn_at.unwrap_or(end).min(sent_at + heartbeat));
                 }
                 // The connection that this is the body of waits for the order itself, and wakes this with it.
                 () = context.stopping.noticed() => {
@@ -174,6 +186,13 @@ fn farewell(limits: &Limits, control: Control) -> Bytes {
     let mut out = Vec::with_capacity(FRAME_OVERHEAD + 32);
     push_retry(&mut out, retry_millis(limits));
     push_control(&mut out, control);
+    out.into()
+}
+
+/// Says that the reader's token is about to expire.
+fn warning(left: Duration) -> Bytes {
+    let mut out = Vec::with_capacity(48);
+    push_auth(&mut out, left.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX));
     out.into()
 }
 

@@ -1,6 +1,7 @@
 //! File events: another process's commit appends to the write-ahead log, and the system reports that. The directory is
 //! watched, too, for files that come and go. Where the system has no such events, or has no more to give, looking every
-//! few milliseconds stands in for them.
+//! few milliseconds stands in for them. The events are read from inotify itself: the crate `notify` has a thread of its own
+//! between an event and the thread that waits for it, on the way of every commit to its readers.
 
 use std::io;
 use std::os::fd::AsFd;
