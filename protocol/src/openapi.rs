@@ -71,6 +71,22 @@ pub fn document() -> Value {
                     &[400, 403, 404, 409, 422, 503],
                 ),
             },
+            "/v1/session": {
+                "post": operation("beginSession", "Make a cookie of the token that is shown, for reads", &[], &[(204, described("The cookie is set", &["Set-Cookie"]))], &[401, 403, 404]),
+                "delete": operation("endSession", "Take the cookie back", &[], &[(204, described("The cookie is taken back", &["Set-Cookie"]))], &[404]),
+            },
+            "/v1/authorize": {
+                "get": operation(
+                    "authorize",
+                    "On a listener for caches: whether a request may have what is kept under its address",
+                    &[
+                        parameter("header", "X-Original-URI", "The address of the request, with its parameters", &json!({ "type": "string" })),
+                        parameter("header", "X-Original-Method", "Its method; GET if left out", &json!({ "type": "string" })),
+                    ],
+                    &[(204, described("It may, for as long as `Cache-Control` says", &[]))],
+                    &[401, 403, 404],
+                ),
+            },
             "/health": { "get": operation("health", "The process answers", &[], &[(200, body("It does", json!({ "type": "object" }), &[]))], &[]) },
             "/ready": {
                 "get": operation(
@@ -198,14 +214,15 @@ fn operation(
     answers: &[(u16, Value)],
     failures: &[u16],
 ) -> Value {
-    // What says who may do it says, too, that a token is missing or has expired.
-    let unknown_caller: &[u16] =
-        if failures.contains(&403) && !failures.contains(&401) { &[401] } else { &[] };
+    // What says who may do it says, too, that a token is missing or has expired, and that the caller asks for too much.
+    let of_callers =
+        [401, 429].into_iter().filter(|status| failures.contains(&403) && !failures.contains(status));
+    let of_callers: Vec<u16> = of_callers.collect();
     let responses: Map<String, Value> = answers
         .iter()
         .map(|(status, answer)| (status.to_string(), answer.clone()))
         .chain(errors(failures))
-        .chain(errors(unknown_caller))
+        .chain(errors(&of_callers))
         .collect();
     json!({ "operationId": id, "summary": summary, "parameters": parameters, "responses": responses })
 }

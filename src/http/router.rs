@@ -9,6 +9,7 @@ use matchit::{Params, Router};
 
 use super::feed::{activities, changes, entities, transactions};
 use super::layers::cors;
+use super::layers::edge::AUTHORIZE;
 use super::{ApiError, App, Reply, RequestBody, authorize, intake, ops, session, streams};
 use crate::access::Rights;
 use crate::config::ListenerRole;
@@ -40,7 +41,7 @@ impl Endpoint {
             Endpoint::Transaction => "transaction",
             Endpoint::Rollback => "rollback",
             Endpoint::Stream => "stream",
-            Endpoint::Authorize => "authorize",
+            Endpoint::Authorize => AUTHORIZE,
             Endpoint::Session => "session",
             Endpoint::Health => "health",
             Endpoint::Ready => "ready",

@@ -100,7 +100,7 @@ pub(super) async fn accept(
     connections: TaskTracker,
     stop: CancellationToken,
 ) {
-    let gate = Gate::new(&app.limits, listener.address, &app.streams.public_url);
+    let gate = Gate::new(&app.limits, listener.address, &app.streams.public_url, app.access.origins());
     let service = BournService::new(&app, Arc::new(gate), listener.role);
     let acceptor = listener.tls.map(|(acceptor, _)| acceptor);
     loop {

@@ -200,7 +200,7 @@ impl Server {
     pub fn service(&self) -> BournService {
         // Hosts and origins are the application's business, unless the configuration names some.
         let any = SocketAddr::from(([0, 0, 0, 0], 0));
-        let gate = Gate::new(&self.app.limits, any, &self.app.streams.public_url);
+        let gate = Gate::new(&self.app.limits, any, &self.app.streams.public_url, self.app.access.origins());
         BournService::new(&self.app, Arc::new(gate), ListenerRole::Public)
     }
 

@@ -8,8 +8,7 @@ use serde_json::json;
 use crate::support::tokens::{issuer_with_secret, token, unix_secs};
 use crate::support::{Answer, Bourn, Client, eventually, free_port};
 
-const ROLES: &str =
-    "[[access.role]]\nname = 'member'\nread = ['page']\nstreams = { 'chats/{scope}/**' = 'rac' }\n";
+const ROLES: &str = "[[access.role]]\nname = 'member'\nread = ['page']\nwrite = ['page']\nstreams = { 'chats/{scope}/**' = 'rac' }\n";
 const ACME: &str = "/v1/scopes/acme/entities/pages?offset=-1";
 
 /// The configuration of one listener more.
@@ -96,6 +95,8 @@ async fn an_edge_asks_for_a_request_what_the_request_would_be_told() {
     assert!((1..=4).contains(&age), "{age}");
     assert_eq!(answer.header("x-accel-expires"), "", "a cache must not keep it for other tokens");
 
+    let row = json!({ "id": "p1", "organization_id": "acme", "name": "x" });
+    assert_eq!(bourn.client().post("/v1/entities/pages", &member, &row).await.status, 201);
     // Caches with rules obey these headers; on other listeners nothing says that an answer may be shared.
     let kept = edge.get_with(ACME, &member).await;
     let first = kept.headers.keys().next().unwrap().as_str();

@@ -25,6 +25,9 @@ const X_ACCEL_EXPIRES: HeaderName = HeaderName::from_static("x-accel-expires");
 const CDN_CACHE_CONTROL: HeaderName = HeaderName::from_static("cdn-cache-control");
 const SURROGATE_CONTROL: HeaderName = HeaderName::from_static("surrogate-control");
 
+/// The endpoint whose answers depend on the token that is shown, as metrics name it: no cache may keep them for others.
+pub(in crate::http) const AUTHORIZE: &str = "authorize";
+
 /// Adds what an edge needs, on its own listener.
 #[derive(Clone)]
 pub(in crate::http) struct EdgeLayer(pub(in crate::http) ListenerRole);
@@ -81,7 +84,7 @@ impl<F: Future<Output = Outcome>> Future for Targeting<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let this = self.project();
         let mut answer = ready!(this.answer.poll(cx))?;
-        if *this.is_edge {
+        if *this.is_edge && answer.endpoint != AUTHORIZE {
             target(answer.reply.headers_mut());
         }
         Poll::Ready(Ok(answer))

@@ -33,9 +33,9 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// The gate of a server that listens on an address and is reached under a URL.
+    /// The gate of a server that listens on an address and is reached under a URL; the pages of `trusted` origins may use it.
     #[must_use]
-    pub fn new(limits: &Limits, address: SocketAddr, public_url: &str) -> Gate {
+    pub fn new(limits: &Limits, address: SocketAddr, public_url: &str, trusted: &[String]) -> Gate {
         let list = |text: &str| -> Vec<String> {
             let items = text.split(',').map(|item| item.trim().trim_end_matches('/').to_ascii_lowercase());
             items.filter(|item| !item.is_empty()).collect()
@@ -43,6 +43,7 @@ impl Gate {
         let (mut hosts, mut origins) = (list(&limits.allowed_hosts), list(&limits.allowed_origins));
         let hosts_are_checked = address.ip().is_loopback() || !hosts.is_empty();
         let origins_are_checked = address.ip().is_loopback() || !origins.is_empty();
+        origins.extend_from_slice(trusted);
         hosts.push(address.ip().to_string());
         if let Ok(url) = url::Url::parse(public_url) {
             hosts.extend(url.host_str().map(|host| host.trim_matches(['[', ']']).to_ascii_lowercase()));
@@ -188,7 +189,7 @@ mod tests {
             ..SettingsLayer::default()
         };
         let limits = Config::load(above, None).unwrap().limits;
-        Gate::new(&limits, listen.parse().unwrap(), public_url)
+        Gate::new(&limits, listen.parse().unwrap(), public_url, &[])
     }
 
     fn code(gate: &Gate, headers: &[(&str, &str)]) -> Option<ErrorCode> {
