@@ -97,7 +97,7 @@ impl WritePermit {
         self.rights.is_everything()
     }
 
-    /// Whether the caller may be told anything of a row.
+    /// Whether the caller may see anything of a row.
     #[must_use]
     pub fn may_see(&self, entity_type: &str, scope: Option<&str>) -> bool {
         self.rights.check_row(Right::Read, entity_type, scope).is_ok()

@@ -69,7 +69,7 @@ impl Default for AccessConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AccessMode {
-    /// Whoever reaches the server may do everything.
+    /// Every request may do everything.
     #[default]
     Open,
     /// A token says what a request may do.

@@ -46,7 +46,7 @@ pub enum ConfigError {
     Invalid(String),
 }
 
-/// Everything the server was told.
+/// The whole configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Addresses, limits and durations.

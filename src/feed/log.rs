@@ -157,7 +157,7 @@ pub enum TransactionState {
     Confirmed(Seq),
 }
 
-/// What the log and the ledger have of a transaction: not to be told before it is known who may be told.
+/// What the log and the ledger have of a transaction: not to be disclosed before the caller's rights are checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransactionRecord {
     /// What became of it.
@@ -169,7 +169,7 @@ pub struct TransactionRecord {
 }
 
 impl TransactionRecord {
-    /// What a caller may be told of it: nothing, unless it is the caller's own, or the caller may see all of its history.
+    /// What a caller may see of it: nothing, unless it is the caller's own, or the caller may see all of its history.
     #[must_use]
     pub fn state_for(self, rights: &Rights) -> TransactionState {
         let own =
@@ -185,7 +185,7 @@ impl TransactionRecord {
     }
 }
 
-/// Most pairs of type and scope by which it is found out who may be told of a transaction; its own caller is, however many
+/// Most pairs of type and scope by which the right to see a transaction is checked; its own caller is, however many
 /// there are.
 pub(crate) const TOUCHED_MAX: usize = 1_000;
 
@@ -212,7 +212,7 @@ pub trait Log: Send + Sync {
     /// The activities that match, newest first.
     async fn activities(&self, query: &Permitted<ActivityQuery>) -> Result<Vec<Activity>, StorageError>;
 
-    /// What is known of a transaction; `with_owner`: also who may be told.
+    /// What is known of a transaction; `with_owner`: also what decides who may see it.
     async fn transaction(
         &self,
         id: &TransactionId,

@@ -38,7 +38,7 @@ impl Mutation {
         }
     }
 
-    /// Whether the caller may write in the scope that the row is given: asked before anything is told of other rows. The scope
+    /// Whether the caller may write in the scope that the row is given: checked before anything of other rows is disclosed. The scope
     /// that is stored in the end is checked, too.
     pub(crate) fn check_given_scope(&self) -> Result<(), WriteError> {
         let (Operation::Create { entity, columns, .. } | Operation::Update { entity, columns, .. }) =
@@ -272,7 +272,7 @@ pub enum WriteError {
     Storage(#[from] StorageError),
 }
 
-/// Whether the caller may change a row of this scope. Of one that it may not see it is told nothing.
+/// Whether the caller may change a row of this scope. Nothing of a row that it may not see is disclosed.
 pub(crate) fn may_change(
     permit: &WritePermit,
     entity: &EntityType,

@@ -52,7 +52,7 @@ impl Plan {
     ) -> Result<Plan, WriteError> {
         let seen =
             |activity: &Activity| permit.may_see(&activity.entity_type, activity.organization_id.as_deref());
-        // Of what the caller may see nothing of, it is told nothing.
+        // Nothing of a row that the caller may not see is disclosed.
         if !first.iter().any(seen) {
             return Err(WriteError::UnknownTransaction(target.to_string()));
         }

@@ -44,8 +44,8 @@ pub(super) fn original(headers: &HeaderMap) -> Result<Request<()>, ApiError> {
     Ok(request)
 }
 
-/// 204 where the request may have what is kept under its address; 401 or 403 where it may not, for whatever reason: an edge
-/// that is told anything else may take it for a failure of its own.
+/// 204 where the request may have what is kept under its address; 401 or 403 where it may not, for any reason: an edge
+/// may take any other status for a failure of its own.
 pub(super) fn authorize(
     app: &App,
     rights: &Rights,

@@ -61,7 +61,7 @@ pub(super) fn health() -> Reply {
 }
 
 /// `GET /ready`: whether the server can serve, and what an operator should know. A table that is being compared with the log
-/// is reported beside it: it is no reason to take the server out of a balancer. Without `details` the status alone is told.
+/// is reported beside it: it is no reason to take the server out of a balancer. Without `details` the answer has the status alone.
 pub(super) async fn ready(ops: &OpsContext, details: bool) -> Reply {
     let capture = ops.capture.status();
     let head = tokio::time::timeout(ANSWER_WITHIN, ops.log.bounds()).await;

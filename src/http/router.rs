@@ -108,7 +108,7 @@ pub(super) async fn dispatch(
     (endpoint.name(), at(app, role, rights, endpoint, &matched.params, request).await)
 }
 
-/// Whether a request is answered whoever makes it: preflights, questions after the server's own state, and what has tokens of
+/// Whether a request needs no token: preflights, requests for the server's own state, and endpoints that have tokens of
 /// its own.
 pub(super) fn needs_no_token<B>(request: &Request<B>) -> bool {
     let path = request.uri().path();

@@ -256,7 +256,7 @@ impl Metrics {
     }
 
     /// Folds what histograms have gathered; to be called now and then, so that memory stays bounded where
-    /// nobody scrapes.
+    /// nothing scrapes.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }

@@ -40,7 +40,7 @@ pub struct FeedContext {
 }
 
 impl FeedContext {
-    /// The entity types that a caller may be told of.
+    /// The entity types whose names a caller may see.
     fn readable(&self, rights: &Rights) -> impl Iterator<Item = &Arc<EntityType>> {
         self.catalog.iter().filter(|entity| rights.check_some(Right::Read, &entity.name).is_ok())
     }

@@ -22,7 +22,7 @@ use crate::http::{ApiError, RequestBody};
 pub(in crate::http) struct AccessLayer {
     pub(in crate::http) access: Arc<Access>,
     pub(in crate::http) limits: Arc<Limits>,
-    /// Whether a request is answered whoever makes it.
+    /// Whether a request needs no token.
     pub(in crate::http) needs_no_token: fn(&Request<RequestBody>) -> bool,
 }
 

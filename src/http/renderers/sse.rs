@@ -78,7 +78,7 @@ fn events(
         loop {
             let batch = match session.read().await {
                 Ok(batch) => batch,
-                // The status is long sent: the connection ends, and the reconnect is told what is wrong.
+                // The status has been sent: the connection ends, and the answer to the reconnect says what is wrong.
                 Err(error) => {
                     tracing::warn!(%error, "an event stream ends early");
                     return;
@@ -98,7 +98,7 @@ fn events(
                 let body = as_text(session.form(), batch.body());
                 delivered.count(batch.messages(), body.len());
                 match batch {
-                    // A reader with a cursor of its own is told one of its own.
+                    // A reader that sent a cursor gets its own next one.
                     Batch::Live { batch, last: true } if cursor.is_none() => {
                         yield batch.frame(|| whole(&body, control));
                     }
@@ -131,7 +131,7 @@ fn events(
                 () = session.changed() => {}
                 () = &mut timer => {
                     let now = Instant::now();
-                    // A stream that lacks changes must not look complete: the reconnect is told why.
+                    // A stream that lacks changes must not look complete: the answer to the reconnect says why.
                     if now >= end || !session.is_complete() {
                         return;
                     }

@@ -92,7 +92,7 @@ pub(super) async fn append(
     let append = AppendStream { path, content_type, payload, close, seq, producer };
     let closes_alone = append.payload.messages == 0;
     let appended = context.streams.append(append).await?;
-    // A producer is told by the status whether it was done now.
+    // The status says whether the producer's append was done now.
     let news = epoch.is_some() && !appended.duplicate && !closes_alone;
     let status = if news { StatusCode::OK } else { StatusCode::NO_CONTENT };
     let mut build = Build::new(status).no_store().next_offset(appended.tail).closed_if(appended.closed);

@@ -341,7 +341,7 @@ pub(in super::super) async fn query(
     Ok(found)
 }
 
-/// What is known of a transaction; `with_owner`: also who may be told.
+/// What is known of a transaction; `with_owner`: also what decides who may see it.
 pub(in super::super) async fn transaction(
     connection: &mut PgConnection,
     id: &TransactionId,

@@ -348,7 +348,7 @@ pub(in super::super) fn query(
     Ok(found)
 }
 
-/// What is known of a transaction; `with_owner`: also who may be told.
+/// What is known of a transaction; `with_owner`: also what decides who may see it.
 pub(in super::super) fn transaction(
     view: &LogSnapshot<'_>,
     id: &TransactionId,

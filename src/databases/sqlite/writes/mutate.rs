@@ -372,7 +372,7 @@ impl WriteContext<'_> {
         })
     }
 
-    /// Whether the caller may still be told of a row that it has written: where it is now, or was at last.
+    /// Whether the caller may still see a row that it has written: where it is now, or was at last.
     fn may_repeat(&self, entity: Option<&Arc<EntityType>>, key: &str) -> Result<(), WriteError> {
         let (Some(entity), false) = (entity, self.permit.is_unlimited()) else { return Ok(()) };
         let there = match entity.schema() {
