@@ -27,5 +27,5 @@ pub use error::{ErrorBody, ErrorCode};
 pub use ids::{ClientId, EntityKey, Scope, TransactionId};
 pub use offset::{Epoch, Offset, ReadFrom, Seq};
 pub use place::Place;
-pub use selector::Selector;
+pub use selector::{EntityTypes, Selector};
 pub use stored::{ContentType, StreamOffset, StreamPath};

@@ -22,7 +22,7 @@ pub fn document() -> Value {
         "servers": [{ "url": "http://127.0.0.1:4437" }],
         "paths": {
             "/v1/entities/{table}": {
-                "parameters": [path("table", "A streamed table")],
+                "parameters": [path("table", "A streamed table; with `offset` also several, separated by commas, in the order of their bytes")],
                 "get": entity_get(),
                 "head": operation("streamMetadata", "Where the stream's tail is", &[scope()], &[(200, described("No body; the tail is in the headers", tail_headers()))], &[400, 403, 404, 410, 503]),
                 "post": create(),
@@ -34,7 +34,7 @@ pub fn document() -> Value {
                 "delete": write("deleteRow", "Delete a row; softly where the table has `deleted_at`", false),
             },
             "/v1/scopes/{scope}/entities/{table}": {
-                "parameters": [path("scope", "The scope, as `organizationId` names it"), path("table", "A streamed table")],
+                "parameters": [path("scope", "The scope, as `organizationId` names it"), path("table", "A streamed table, or several, as in `/v1/entities/{table}`")],
                 "get": scoped(entity_get(), "listOrReadScope"),
                 "head": operation("scopeMetadata", "Where the stream's tail is", &[], &[(200, described("No body; the tail is in the headers", tail_headers()))], &[400, 403, 404, 410, 503]),
             },

@@ -247,8 +247,8 @@ impl Rights {
             MessageKind::Change => Right::Read,
             MessageKind::Activity => Right::History,
         };
-        match &wanted.entity_type {
-            Some(name) => self.check(right, name, scope),
+        match wanted.types.names() {
+            Some(names) => names.iter().try_for_each(|name| self.check(right, name, scope)),
             // Every type, so the right to each.
             None => self.policy.types.keys().try_for_each(|name| self.check(right, name, scope)),
         }

@@ -3,7 +3,8 @@
 use async_trait::async_trait;
 use bourn_protocol::chunk::ChunkBuilder;
 use bourn_protocol::{
-    Action, ActivityRef, ClientId, EntityKey, Epoch, Last, MessageKind, Scope, Selector, Seq, TransactionId,
+    Action, ActivityRef, ClientId, EntityKey, EntityTypes, Epoch, Last, MessageKind, Scope, Selector, Seq,
+    TransactionId,
 };
 
 use crate::access::{Denied, Guarded, Permitted, Right, Rights};
@@ -134,11 +135,19 @@ pub struct ActivityQuery {
     pub limit: usize,
 }
 
+impl ActivityQuery {
+    /// The types whose activities are wanted.
+    #[must_use]
+    pub fn types(&self) -> EntityTypes {
+        self.entity_type.as_deref().map_or(EntityTypes::All, |name| EntityTypes::One(name.into()))
+    }
+}
+
 impl Guarded for ActivityQuery {
     fn check(&self, rights: &Rights) -> Result<(), Denied> {
         let wanted = Selector {
             kind: MessageKind::Activity,
-            entity_type: self.entity_type.as_deref().map(Into::into),
+            types: self.types(),
             scope: self.organization_id.clone(),
             old_values: true,
         };

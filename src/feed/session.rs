@@ -254,8 +254,8 @@ impl Session for LogSession {
     }
 
     fn is_complete(&self) -> bool {
-        let entity = self.stream.entity_type.as_deref().and_then(|name| self.reader.catalog.by_name(name));
-        entity.is_none_or(|entity| entity.complete().is_ok())
+        let mut entities = self.stream.types.names().unwrap_or_default().iter();
+        entities.all(|name| self.reader.catalog.by_name(name).is_none_or(|entity| entity.complete().is_ok()))
     }
 
     fn entity_tag(&self, batch: &Batch) -> String {

@@ -136,8 +136,8 @@ pub(super) fn may_read(app: &App, rights: &Rights, mut request: Request<()>) -> 
     }
     match matched.value {
         Endpoint::Entities | Endpoint::ScopedEntities => {
-            let entity = entities::find(&app.feed, rights, &segment(params, "table")?)?;
-            changes::may_read(&app.feed, rights, &entity, &request)
+            let entities = entities::find_all(&app.feed, rights, &segment(params, "table")?)?;
+            changes::may_read(&app.feed, rights, &entities, &request)
         }
         Endpoint::Activities | Endpoint::ScopedActivities => {
             activities::may_read(&app.feed, rights, &request)
@@ -171,12 +171,14 @@ async fn at(
     let reads = method == Method::GET || method == Method::HEAD;
     match endpoint {
         Endpoint::Entities | Endpoint::ScopedEntities => {
-            let entity = entities::find(feed, rights, &segment(params, "table")?)?;
+            let found = entities::find_all(feed, rights, &segment(params, "table")?)?;
             match method {
-                Method::GET => changes::entity(feed, rights, &entity, &request).await,
-                Method::HEAD => changes::entity_head(feed, rights, &entity, &request).await,
-                _ if endpoint == Endpoint::ScopedEntities => Err(ApiError::method("GET, HEAD")),
-                Method::POST => entities::create(feed, rights, entity, request).await,
+                Method::GET => changes::entities(feed, rights, &found, &request).await,
+                Method::HEAD => changes::entities_head(feed, rights, &found, &request).await,
+                _ if endpoint == Endpoint::ScopedEntities || found.len() > 1 => {
+                    Err(ApiError::method("GET, HEAD"))
+                }
+                Method::POST => entities::create(feed, rights, changes::one(&found)?.clone(), request).await,
                 _ => Err(ApiError::method("GET, HEAD, POST")),
             }
         }

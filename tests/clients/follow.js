@@ -43,6 +43,22 @@ seen.deleted = name("mine");
 seen.left = db.collections.pages.size;
 db.close();
 
+// Two tables in one stream: each message names its type, by which StreamDB keeps them apart.
+const attachments = `${base}/v1/entities/attachments`;
+const both = createStreamDB({
+  streamOptions: { url: `${base}/v1/entities/attachments,pages`, contentType: "application/json" },
+  state: createStateSchema({
+    pages: { schema, type: "page", primaryKey: "id" },
+    attachments: { schema, type: "attachment", primaryKey: "id" },
+  }),
+});
+await both.preload();
+const arrives = both.utils.awaitTxId("t-attach", 10_000);
+await send("POST", attachments, "t-attach", { id: "file", filename: "notes.txt" });
+await arrives;
+seen.both = [both.collections.pages.size, both.collections.attachments.get("file")?.filename ?? null];
+both.close();
+
 const told = (messages) => messages.map((message) => `${message.headers.operation} ${message.key}`);
 
 // Without following, the client gives what one read gives, and where to go on.

@@ -14,6 +14,7 @@
 
 mod backend;
 mod capture;
+mod derived;
 mod forms;
 mod model;
 mod mutations;
@@ -72,6 +73,7 @@ contracts! {
         an_update_that_changes_nothing_is_nothing,
         a_stamp_counts_once,
     }
+    derived::{ a_stream_has_what_the_log_has_of_its_types_and_scope }
     reconcile::{
         existing_rows_become_the_beginning_of_the_log,
         what_was_missed_is_made_good,

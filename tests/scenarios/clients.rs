@@ -27,6 +27,7 @@ async fn the_durable_streams_client_and_streamdb_follow_a_table() {
         (&seen["created"], &seen["updated"], &seen["deleted"]),
         (&json!("one"), &json!("two"), &Value::Null)
     );
+    assert_eq!(seen["both"], json!([30, "notes.txt"]), "{seen}");
     let mut expected: Vec<String> = (0..30).map(|i| format!("insert p{i:02}")).collect();
     expected.extend(["insert mine", "update mine", "delete mine"].map(str::to_owned));
     for mode in ["catch-up", "long-poll", "sse"] {

@@ -37,6 +37,7 @@ mod operations;
 mod other_writers;
 mod readme;
 mod retention;
+mod several_tables;
 mod stored_streams;
 mod subscriptions;
 mod subscriptions_in_time;

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use bourn_protocol::{MessageKind, Scope, Selector};
+use bourn_protocol::{EntityTypes, MessageKind, Scope, Selector};
 
 pub use crate::config::ConflictPolicy;
 use crate::config::{EntityConfig, KeptColumns};
@@ -125,7 +125,12 @@ impl EntityType {
     /// The stream of this type's changes, in one scope or all.
     #[must_use]
     pub fn stream(&self, scope: Option<Scope>) -> Selector {
-        Selector { kind: MessageKind::Change, entity_type: Some(self.name.clone()), scope, old_values: true }
+        Selector {
+            kind: MessageKind::Change,
+            types: EntityTypes::One(self.name.clone()),
+            scope,
+            old_values: true,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bourn_protocol::chunk::ChunkLimits;
-use bourn_protocol::{Epoch, Scope, Selector, Seq, Wording};
+use bourn_protocol::{EntityTypes, Epoch, Scope, Selector, Seq, Wording};
 use bytes::Bytes;
 
 use crate::feed::Activity;
@@ -20,18 +20,29 @@ pub(super) fn of_streams(
 ) -> HashMap<Selector, Vec<Arc<LiveBatch>>> {
     let mut building: HashMap<Selector, BatchBuilder> = HashMap::new();
     let wordings: HashSet<Wording> = followed.iter().map(Selector::wording).collect();
+    // The sets of several types that any stream reads, by each type of them.
+    let mut sets: HashMap<&str, HashSet<&EntityTypes>> = HashMap::new();
+    for stream in followed {
+        if let EntityTypes::Several(names) = &stream.types {
+            for name in &**names {
+                sets.entry(name).or_default().insert(&stream.types);
+            }
+        }
+    }
     for activity in activities {
         let scope = activity.organization_id.as_deref().and_then(|scope| Scope::new(scope).ok());
-        let name: Arc<str> = activity.entity_type.as_str().into();
+        let sets = sets.get(activity.entity_type.as_str()).into_iter().flatten().copied().cloned();
+        let types: Vec<EntityTypes> =
+            sets.chain([EntityTypes::One(activity.entity_type.as_str().into()), EntityTypes::All]).collect();
         for &wording in &wordings {
             if wording.scoped && scope.is_none() {
                 continue;
             }
             let mut message: Option<Bytes> = None;
-            for entity_type in [Some(name.clone()), None] {
+            for types in &types {
                 let scope = scope.clone().filter(|_| wording.scoped);
                 let Wording { kind, old_values, .. } = wording;
-                let stream = Selector { kind, entity_type, scope, old_values };
+                let stream = Selector { kind, types: types.clone(), scope, old_values };
                 if !followed.contains(&stream) {
                     continue;
                 }

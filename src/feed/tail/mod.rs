@@ -283,7 +283,7 @@ impl Channels {
 mod tests {
     use super::*;
     use crate::reading::LiveBatch;
-    use bourn_protocol::{Epoch, MessageKind};
+    use bourn_protocol::{EntityTypes, Epoch, MessageKind};
     use bytes::Bytes;
 
     #[test]
@@ -295,7 +295,7 @@ mod tests {
         let mut registry = Channels::new(head);
         let stream = |name: &str| Selector {
             kind: MessageKind::Activity,
-            entity_type: Some(name.into()),
+            types: EntityTypes::One(name.into()),
             scope: None,
             old_values: true,
         };

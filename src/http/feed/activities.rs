@@ -2,7 +2,8 @@
 
 use bourn_protocol::query::{InvalidQuery, Query, StreamRead};
 use bourn_protocol::{
-    ClientId, EntityKey, ErrorCode, MessageKind, Offset, Scope, Selector, TransactionId, Wording, limits,
+    ClientId, EntityKey, EntityTypes, ErrorCode, MessageKind, Offset, Scope, Selector, TransactionId,
+    Wording, limits,
 };
 use http::{Request, StatusCode};
 
@@ -68,12 +69,12 @@ fn stream_of(
 }
 
 fn selector(feed: &FeedContext, rights: &Rights, query: &Query) -> Result<Selector, ApiError> {
-    let entity_type = match query.get("entityType")? {
-        None => None,
-        Some(name) => Some(entity_type(feed, rights, name)?.into()),
+    let types = match query.get("entityType")? {
+        None => EntityTypes::All,
+        Some(name) => EntityTypes::One(entity_type(feed, rights, name)?.into()),
     };
     let scope = query.get("organizationId")?.map(Scope::new).transpose()?;
-    Ok(Selector { kind: MessageKind::Activity, entity_type, scope, old_values: true })
+    Ok(Selector { kind: MessageKind::Activity, types, scope, old_values: true })
 }
 
 /// What the parameters ask the history for.

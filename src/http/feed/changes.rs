@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bourn_protocol::query::{Query, StreamRead};
-use bourn_protocol::{ErrorCode, ReadFrom, Selector, headers};
+use bourn_protocol::{EntityTypes, ErrorCode, MessageKind, ReadFrom, Selector, headers};
 use http::header::CONTENT_TYPE;
 use http::{Request, StatusCode};
 
@@ -16,61 +16,74 @@ use crate::http::{ApiError, Reply, ReplyBody, intake, renderers};
 use crate::reading::Session;
 use crate::storage_error::StorageError;
 
-/// `GET /v1/entities/{table}`: the list, or with an offset the stream.
-pub(in crate::http) async fn entity<B>(
+/// `GET /v1/entities/{table}`: the list, or with an offset the stream, which may be of several tables.
+pub(in crate::http) async fn entities<B>(
     feed: &FeedContext,
     rights: &Rights,
-    entity: &Arc<EntityType>,
+    entities: &[Arc<EntityType>],
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
     let query = intake::query(request)?;
-    let Some((stream, read)) = stream_of(feed, entity, &query)? else {
-        return entities::list(feed, rights, entity, &query, request).await;
+    let Some((stream, read)) = stream_of(feed, entities, &query)? else {
+        return entities::list(feed, rights, one(entities)?, &query, request).await;
     };
     let stream = rights.read(stream)?;
     let to_the_tail = read.live.is_some() || read.from == ReadFrom::Now;
     if to_the_tail {
-        is_complete(entity)?;
+        are_complete(entities)?;
     }
     let reply = serve(feed, stream, read, request).await?;
     if reply.headers().contains_key(headers::STREAM_UP_TO_DATE) {
-        is_complete(entity)?;
+        are_complete(entities)?;
     }
     Ok(reply)
+}
+
+/// The table that a list is of.
+pub(in crate::http) fn one(entities: &[Arc<EntityType>]) -> Result<&Arc<EntityType>, ApiError> {
+    match entities {
+        [entity] => Ok(entity),
+        _ => {
+            let message = "several tables are read as one stream: add `offset`, -1 for all of it; lists and writes are of one table";
+            Err(ApiError::new(ErrorCode::InvalidParameter, message))
+        }
+    }
 }
 
 /// Whether the list or the stream that a request asks for may be read.
 pub(in crate::http) fn may_read<B>(
     feed: &FeedContext,
     rights: &Rights,
-    entity: &Arc<EntityType>,
+    entities: &[Arc<EntityType>],
     request: &Request<B>,
 ) -> Result<(), ApiError> {
     let query = intake::query(request)?;
-    match stream_of(feed, entity, &query)? {
+    match stream_of(feed, entities, &query)? {
         Some((stream, _)) => rights.read(stream).map(|_| ())?,
-        None => rights.read(entities::list_query(entity, &query)?).map(|_| ())?,
+        None => rights.read(entities::list_query(one(entities)?, &query)?).map(|_| ())?,
     }
     Ok(())
 }
 
 /// What reaches the tail of a table that is not captured would look complete and not be. History is, whatever the table's
 /// state.
-fn is_complete(entity: &EntityType) -> Result<(), ApiError> {
-    entity.complete().map_err(|reason| StorageError::Entity(reason).into())
+fn are_complete(entities: &[Arc<EntityType>]) -> Result<(), ApiError> {
+    entities.iter().try_for_each(|entity| entity.complete().map_err(StorageError::Entity))?;
+    Ok(())
 }
 
 /// `HEAD /v1/entities/{table}`: where the stream's tail is.
-pub(in crate::http) async fn entity_head<B>(
+pub(in crate::http) async fn entities_head<B>(
     feed: &FeedContext,
     rights: &Rights,
-    entity: &Arc<EntityType>,
+    entities: &[Arc<EntityType>],
     request: &Request<B>,
 ) -> Result<Reply, ApiError> {
     let query = intake::query(request)?;
-    match stream_of(feed, entity, &query)? {
+    match stream_of(feed, entities, &query)? {
         Some((stream, read)) => metadata(feed, &rights.read(stream)?, Some(read), request).await,
         None => {
+            let entity = one(entities)?;
             let wanted = entities::list_query(entity, &query)?;
             let stream = rights.read(entity.stream(wanted.scope))?;
             entities::schema_of(entity)?;
@@ -82,7 +95,7 @@ pub(in crate::http) async fn entity_head<B>(
 /// The stream that the parameters ask for, and how it is to be read; none where they ask for the list.
 fn stream_of(
     feed: &FeedContext,
-    entity: &EntityType,
+    entities: &[Arc<EntityType>],
     query: &Query,
 ) -> Result<Option<(Selector, StreamRead)>, ApiError> {
     let Some(read) = StreamRead::parse(query)? else { return Ok(None) };
@@ -96,7 +109,12 @@ fn stream_of(
             return Err(ApiError::new(ErrorCode::InvalidParameter, "`oldValues` must be true or false"));
         }
     };
-    Ok(Some((Selector { old_values, ..entity.stream(entities::scope(entity, query)?) }, read)))
+    let mut scope = None;
+    for entity in entities {
+        scope = entities::scope(entity, query)?;
+    }
+    let types = EntityTypes::of(entities.iter().map(|entity| entity.name.clone()).collect());
+    Ok(Some((Selector { kind: MessageKind::Change, types, scope, old_values }, read)))
 }
 
 /// A stream's metadata (section 5.5); refused where the read that it stands for would be.

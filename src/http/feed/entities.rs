@@ -16,6 +16,9 @@ use crate::feed::{ListQuery, Mutation, Operation, WriteError, Written};
 use crate::http::respond::{Build, TRUE};
 use crate::http::{ApiError, Reply, RequestBody, intake};
 
+/// Most tables in one stream.
+const TABLES_MAX: usize = 16;
+
 const TRANSACTION_ID: HeaderName = HeaderName::from_static(headers::TRANSACTION_ID);
 const IDEMPOTENT_HIT: HeaderName = HeaderName::from_static(headers::IDEMPOTENT_HIT);
 
@@ -31,6 +34,28 @@ pub(in crate::http) fn find(
             format!("no streamed table has this name; the streamed tables are {}", known.join(", "));
         ApiError::new(ErrorCode::UnknownTable, &message)
     })
+}
+
+/// The entity types whose tables these are: one, or several names with commas between them, sorted, so that a set of tables
+/// has one address.
+pub(in crate::http) fn find_all(
+    feed: &FeedContext,
+    rights: &Rights,
+    tables: &str,
+) -> Result<Vec<Arc<EntityType>>, ApiError> {
+    if feed.catalog.by_table(tables).is_some() || !tables.contains(',') {
+        return Ok(vec![find(feed, rights, tables)?]);
+    }
+    let names: Vec<&str> = tables.split(',').take(TABLES_MAX + 1).collect();
+    if names.len() > TABLES_MAX {
+        let message = format!("one stream has at most {TABLES_MAX} tables; follow the others in another one");
+        return Err(ApiError::new(ErrorCode::InvalidParameter, &message));
+    }
+    if !names.is_sorted_by(|one, next| one < next) {
+        let message = "several tables are named in the order of their bytes, each once, so that a set of them has one address";
+        return Err(ApiError::new(ErrorCode::InvalidParameter, message));
+    }
+    names.into_iter().map(|name| find(feed, rights, name)).collect()
 }
 
 /// A row's key from the path.

@@ -2,7 +2,7 @@
 
 use bourn_protocol::chunk::{ChunkBuilder, Feed};
 use bourn_protocol::limits::ANSWER_MAX_BYTES;
-use bourn_protocol::{Action, ActivityRef, Epoch, Last, Selector, Seq, TransactionId};
+use bourn_protocol::{Action, ActivityRef, Epoch, Last, Scope, Selector, Seq, TransactionId};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
@@ -51,17 +51,54 @@ fn with_ref<T>(row: &PgRow, take: impl FnOnce(&ActivityRef<'_>) -> T) -> Result<
     }))
 }
 
-/// The feeds that together make up a stream; `None` where it is not made of feeds.
-async fn feeds(connection: &mut PgConnection, stream: &Selector) -> Result<Option<Vec<i32>>, sqlx::Error> {
-    let Some(scope) = &stream.scope else { return Ok(None) };
-    scalar(
-        "SELECT id FROM bourn.feeds WHERE scope = $1 AND ($2::text IS NULL OR entity_type = $2) ORDER BY id",
-    )
-    .bind(scope.as_str())
-    .bind(stream.entity_type.as_deref())
-    .fetch_all(connection)
-    .await
-    .map(Some)
+/// The parts of the log that together make up a stream, each with an index of its own.
+enum Parts {
+    Whole,
+    Types(Vec<String>),
+    Feeds(Vec<i32>),
+}
+
+impl Parts {
+    async fn of(connection: &mut PgConnection, stream: &Selector) -> Result<Parts, sqlx::Error> {
+        Ok(match (&stream.scope, names(stream)) {
+            (Some(_), _) => Parts::Feeds(feeds(connection, stream).await?),
+            (None, Some(names)) => Parts::Types(names),
+            (None, None) => Parts::Whole,
+        })
+    }
+
+    /// The parts `$1` as a table `p`, and the walk along one of them; none where there is one part, the log.
+    fn walks(&self) -> Option<(&'static str, Walk)> {
+        match self {
+            Parts::Whole => None,
+            Parts::Types(_) => Some(("unnest($1::text[]) p", Walk::of_type("a", "p"))),
+            Parts::Feeds(_) => Some(("unnest($1::int4[]) p", Walk::of_feed("a", "p"))),
+        }
+    }
+
+    /// A statement of this SQL, with the parts as its first value.
+    fn statement<'q>(&'q self, sql: &'q str) -> Query<'q, Postgres, PgArguments> {
+        let statement = statement(AssertSqlSafe(sql));
+        match self {
+            Parts::Whole => statement,
+            Parts::Types(names) => statement.bind(names),
+            Parts::Feeds(feeds) => statement.bind(feeds),
+        }
+    }
+}
+
+/// The names of the types that a stream reads, unless it reads all.
+fn names(stream: &Selector) -> Option<Vec<String>> {
+    stream.types.names().map(|names| names.iter().map(ToString::to_string).collect())
+}
+
+/// The feeds of a scope that make up a stream.
+async fn feeds(connection: &mut PgConnection, stream: &Selector) -> Result<Vec<i32>, sqlx::Error> {
+    scalar("SELECT id FROM bourn.feeds WHERE scope = $1 AND ($2::text[] IS NULL OR entity_type = ANY ($2)) ORDER BY id")
+        .bind(stream.scope.as_ref().map(Scope::as_str))
+        .bind(names(stream))
+        .fetch_all(connection)
+        .await
 }
 
 /// The place of the last activity of a stream before a place.
@@ -70,23 +107,15 @@ pub(in super::super) async fn stream_tail(
     stream: &Selector,
     before: i64,
 ) -> Result<Seq, sqlx::Error> {
-    let newest: Option<i64> = match (feeds(connection, stream).await?, &stream.entity_type) {
-        (Some(feeds), _) => {
-            let newest = Walk::of_feed("a", "f").newest("a.seq", "$2");
-            let sql = format!("SELECT max(n.seq) FROM unnest($1::int4[]) f CROSS JOIN LATERAL ({newest}) n");
-            scalar(AssertSqlSafe(sql)).bind(feeds).bind(before).fetch_one(&mut *connection).await?
-        }
-        (None, Some(name)) => {
-            let sql = Walk::of_type("a", "$1").newest("a.seq", "$2");
-            scalar(AssertSqlSafe(sql)).bind(&**name).bind(before).fetch_optional(&mut *connection).await?
-        }
-        (None, None) => {
-            scalar("SELECT max(seq) FROM bourn.activities WHERE seq < $1")
-                .bind(before)
-                .fetch_one(&mut *connection)
-                .await?
+    let parts = Parts::of(connection, stream).await?;
+    let sql = match parts.walks() {
+        None => "SELECT max(seq) FROM bourn.activities WHERE seq < $1".to_owned(),
+        Some((parts, walk)) => {
+            format!("SELECT max(n.seq) FROM {parts} CROSS JOIN LATERAL ({}) n", walk.newest("a.seq", "$2"))
         }
     };
+    let newest: Option<i64> =
+        parts.statement(&sql).bind(before).fetch_one(&mut *connection).await?.try_get(0)?;
     let tail = newest.and_then(Seq::from_i64).unwrap_or_default();
     Ok(tail.max(horizon(connection, stream).await?.horizon))
 }
@@ -106,13 +135,13 @@ pub(in super::super) async fn kept(
     read: (Seq, Seq),
 ) -> Result<ReadLosses, sqlx::Error> {
     let row = statement(
-        "SELECT CASE WHEN $1::text IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE scope = $1 AND ($2::text IS NULL OR entity_type = $2)) \
-         WHEN $2 IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE entity_type = $2) ELSE horizon END, generation, epoch, head, \
+        "SELECT CASE WHEN $1::text IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE scope = $1 AND ($2::text[] IS NULL OR entity_type = ANY ($2))) \
+         WHEN $2 IS NOT NULL THEN (SELECT max(horizon) FROM bourn.feeds WHERE entity_type = ANY ($2)) ELSE horizon END, generation, epoch, head, \
          EXISTS (SELECT 1 FROM bourn.gaps WHERE before < $3 AND after > $3), \
          (SELECT min(before) FROM bourn.gaps WHERE before >= $3), (SELECT max(after) FROM bourn.gaps WHERE before >= $3) FROM bourn.log",
     )
-    .bind(stream.scope.as_ref().map(bourn_protocol::Scope::as_str))
-    .bind(stream.entity_type.as_deref())
+    .bind(stream.scope.as_ref().map(Scope::as_str))
+    .bind(names(stream))
     .bind(read.0.as_i64())
     .fetch_one(connection)
     .await?;
@@ -179,36 +208,21 @@ pub(in super::super) async fn fill(
     mut chunk: ChunkBuilder,
 ) -> Result<(ChunkBuilder, Seq), sqlx::Error> {
     let mut seen = chunk.position();
-    let feeds = feeds(connection, stream).await?;
-    if feeds.as_ref().is_some_and(Vec::is_empty) {
-        return Ok((chunk, seen));
-    }
+    let parts = Parts::of(connection, stream).await?;
     let limit = as_i64(FILL_ROWS);
-    let along = |walk: &Walk| {
-        let (condition, order) = (walk.between("$2", END), walk.oldest_first());
-        format!("SELECT a.* FROM bourn.activities a WHERE {condition} {order} LIMIT $3")
-    };
-    let sql = match (&feeds, &stream.entity_type) {
+    let sql = match parts.walks() {
         // Keeps the planner from expecting few rows where the index has many: the order and the limit are inside, where
-        // each feed has its own.
-        (Some(_), _) => within_bytes(
-            &format!(
-                "SELECT n.* FROM unnest($1::int4[]) f CROSS JOIN LATERAL ({}) n ORDER BY n.seq LIMIT $3",
-                along(&Walk::of_feed("a", "f"))
-            ),
-            "$4",
-        ),
-        (None, Some(_)) => within_bytes(&along(&Walk::of_type("a", "$1")), "$4"),
-        (None, None) => within_bytes(EVERYTHING, "$3"),
+        // each part has its own.
+        Some((parts, walk)) => {
+            let (condition, order) = (walk.between("$2", END), walk.oldest_first());
+            let one = format!("SELECT a.* FROM bourn.activities a WHERE {condition} {order} LIMIT $3");
+            let all = format!("SELECT n.* FROM {parts} CROSS JOIN LATERAL ({one}) n ORDER BY n.seq LIMIT $3");
+            within_bytes(&all, "$4")
+        }
+        None => within_bytes(EVERYTHING, "$3"),
     };
     loop {
-        let select = statement(AssertSqlSafe(sql.as_str()));
-        let select = match (&feeds, &stream.entity_type) {
-            (Some(feeds), _) => select.bind(feeds),
-            (None, Some(name)) => select.bind(name.to_string()),
-            (None, None) => select,
-        };
-        let select = select.bind(chunk.position().as_i64()).bind(limit).bind(FILL_BYTES);
+        let select = parts.statement(&sql).bind(chunk.position().as_i64()).bind(limit).bind(FILL_BYTES);
         let (more, done) = push_all(connection, select, &mut chunk, &mut seen).await?;
         if done || !more {
             return Ok((chunk, seen));
@@ -295,11 +309,14 @@ pub(in super::super) async fn query(
 ) -> Result<Vec<Activity>, sqlx::Error> {
     let stream = Selector {
         kind: bourn_protocol::MessageKind::Activity,
-        entity_type: query.entity_type.as_deref().map(Into::into),
+        types: query.types(),
         scope: query.organization_id.clone(),
         old_values: true,
     };
-    let feeds = feeds(connection, &stream).await?;
+    let feeds = match &stream.scope {
+        Some(_) => Some(feeds(connection, &stream).await?),
+        None => None,
+    };
     let narrowing = Narrowing::of(query);
     // An answer does not have the row itself.
     let columns = COLUMNS.replace(" value,", " NULL::text AS value,");

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bourn_protocol::chunk::{ChunkBuilder, Feed};
 use bourn_protocol::limits::ANSWER_MAX_BYTES;
 use bourn_protocol::{Action, ActivityRef, Last, Selector, Seq, TransactionId};
-use rusqlite::types::{Type, ValueRef};
-use rusqlite::{Connection, OptionalExtension, Row, Rows, ToSql, params};
+use rusqlite::types::{Null, Type, ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, Rows, ToSql, params, params_from_iter};
 
 use crate::databases::sqlite::file::beside::Marks;
 use crate::databases::sqlite::file::history::History;
@@ -113,58 +113,89 @@ fn with_ref<T>(
     }))
 }
 
-/// The feeds that together make up a stream; `None` where it is not made of feeds.
-fn feeds(connection: &Connection, stream: &Selector) -> rusqlite::Result<Option<Vec<i64>>> {
-    let Some(scope) = &stream.scope else { return Ok(None) };
+/// The parts of the log that together make up a stream, each with an index of its own.
+enum Parts {
+    Whole,
+    Types(Vec<Arc<str>>),
+    Feeds(Vec<i64>),
+}
+
+impl Parts {
+    fn of(connection: &Connection, stream: &Selector) -> rusqlite::Result<Parts> {
+        match (&stream.scope, stream.types.names()) {
+            (Some(_), _) => feeds(connection, stream).map(Parts::Feeds),
+            (None, Some(names)) => Ok(Parts::Types(names.to_vec())),
+            (None, None) => Ok(Parts::Whole),
+        }
+    }
+
+    /// The condition for one part, whose value is `?`.
+    const fn condition(&self) -> &'static str {
+        match self {
+            Parts::Whole => "? IS NULL AND",
+            Parts::Types(_) => "entity_type = ? AND",
+            Parts::Feeds(_) => "feed_id = ? AND",
+        }
+    }
+
+    fn values(&self) -> Vec<&dyn ToSql> {
+        match self {
+            Parts::Whole => vec![&Null],
+            Parts::Types(names) => names.iter().map(|name| name as &dyn ToSql).collect(),
+            Parts::Feeds(feeds) => feeds.iter().map(|feed| feed as &dyn ToSql).collect(),
+        }
+    }
+}
+
+/// The feeds of a scope that make up a stream.
+fn feeds(connection: &Connection, stream: &Selector) -> rusqlite::Result<Vec<i64>> {
+    let (condition, values) = of_stream(stream);
     connection
-        .prepare_cached("SELECT id FROM bourn_feeds WHERE scope = ?1 AND (?2 IS NULL OR entity_type = ?2)")?
-        .query_map(rusqlite::params![scope.as_str(), stream.entity_type.as_deref()], |row| row.get(0))?
-        .collect::<Result<Vec<i64>, _>>()
-        .map(Some)
+        .prepare_cached(&format!("SELECT id FROM bourn_feeds WHERE {condition}"))?
+        .query_map(params_from_iter(values), |row| row.get(0))?
+        .collect()
+}
+
+/// The condition on the feeds that a stream has a part of, and its values.
+fn of_stream(stream: &Selector) -> (String, Vec<String>) {
+    let (mut conditions, mut values) = (Vec::new(), Vec::new());
+    if let Some(scope) = &stream.scope {
+        conditions.push("scope = ?".to_owned());
+        values.push(scope.to_string());
+    }
+    if let Some(names) = stream.types.names() {
+        conditions.push(format!("entity_type IN ({})", vec!["?"; names.len()].join(", ")));
+        values.extend(names.iter().map(ToString::to_string));
+    }
+    (conditions.join(" AND "), values)
 }
 
 /// The place of the last activity of a stream.
 pub(in super::super) fn stream_tail(view: &LogSnapshot<'_>, stream: &Selector) -> rusqlite::Result<Seq> {
-    let (connection, newest_first) = (view.snapshot, "ORDER BY seq DESC LIMIT 1");
-    let newest = |condition: &str, value: &[&dyn ToSql]| -> rusqlite::Result<Seq> {
-        let sealed = view.sealed.as_i64();
-        let value = [&[&sealed as &dyn ToSql], value].concat();
-        let mut statement = connection.prepare_cached(&format!(
-            "SELECT seq FROM activities WHERE {condition} seq <= ?1 {newest_first}"
-        ))?;
-        let value = value.as_slice();
-        let mut rows = statement.query(value)?;
-        Ok(rows.next()?.map(|row| row.get(0)).transpose()?.and_then(Seq::from_i64).unwrap_or_default())
-    };
-    match (feeds(connection, stream)?, &stream.entity_type) {
-        (Some(feeds), _) => {
-            let mut tail = Seq::ZERO;
-            for feed in feeds {
-                tail = tail.max(newest("feed_id = ?2 AND", &[&feed])?);
-            }
-            Ok(tail)
-        }
-        (None, Some(name)) => newest("entity_type = ?2 AND", &[&&**name]),
-        (None, None) => newest("", &[]),
+    let parts = Parts::of(view.snapshot, stream)?;
+    let condition = parts.condition();
+    let mut newest = view.snapshot.prepare_cached(&format!(
+        "SELECT seq FROM activities WHERE {condition} seq <= ? ORDER BY seq DESC LIMIT 1"
+    ))?;
+    let mut tail = kept(view, stream)?.horizon;
+    for part in parts.values() {
+        let mut rows = newest.query([part, &view.sealed.as_i64()])?;
+        let seq = rows.next()?.map(|row| row.get(0)).transpose()?.and_then(Seq::from_i64);
+        tail = tail.max(seq.unwrap_or_default());
     }
-    .and_then(|tail| Ok(tail.max(kept(view, stream)?.horizon)))
+    Ok(tail)
 }
 
 /// What a read cannot give of a stream any more.
 pub(in super::super) fn kept(view: &LogSnapshot<'_>, stream: &Selector) -> rusqlite::Result<ReadLosses> {
     let connection = view.snapshot;
-    let horizon: Option<i64> = match (&stream.scope, &stream.entity_type) {
-        (Some(scope), name) => connection
-            .prepare_cached(
-                "SELECT max(horizon) FROM bourn_feeds WHERE scope = ?1 AND (?2 IS NULL OR entity_type = ?2)",
-            )?
-            .query_row(rusqlite::params![scope.as_str(), name.as_deref()], |row| row.get(0))?,
-        (None, Some(name)) => connection
-            .prepare_cached("SELECT max(horizon) FROM bourn_feeds WHERE entity_type = ?1")?
-            .query_row([&**name], |row| row.get(0))?,
-        (None, None) => {
+    let horizon: Option<i64> = match of_stream(stream) {
+        (_, values) if values.is_empty() => {
             connection.prepare_cached("SELECT horizon FROM bourn_log")?.query_row([], |row| row.get(0))?
         }
+        (condition, values) => connection
+            .prepare_cached(&format!("SELECT max(horizon) FROM bourn_feeds WHERE {condition}"))?
+            .query_row(params_from_iter(values), |row| row.get(0))?,
     };
     let horizon = horizon.and_then(Seq::from_i64).unwrap_or_default();
     Ok(ReadLosses { version: view.version, horizon, lost: false, spans: false, gap: None })
@@ -176,39 +207,32 @@ pub(in super::super) fn fill(
     stream: &Selector,
     mut chunk: ChunkBuilder,
 ) -> rusqlite::Result<ChunkBuilder> {
-    let feeds = feeds(view.snapshot, stream)?;
-    let sealed = view.sealed.as_i64();
+    let parts = Parts::of(view.snapshot, stream)?;
+    let (condition, values) = (parts.condition(), parts.values());
+    let limit = i64::try_from(FILL_ROWS).unwrap_or(i64::MAX);
+    let range = "seq > ? AND seq <= ? ORDER BY seq LIMIT ?";
+    let sql = match values.len() {
+        0 => return Ok(chunk),
+        1 => format!("SELECT {COLUMNS} FROM activities WHERE {condition} {range}"),
+        // In the order of the log: each part is read by its own index, as far as the furthest of them could matter.
+        count => {
+            let one =
+                format!("SELECT * FROM (SELECT seq AS place FROM activities WHERE {condition} {range})");
+            let union = vec![one; count].join(" UNION ALL ");
+            format!(
+                "SELECT {COLUMNS} FROM ({union} ORDER BY place LIMIT {FILL_ROWS}) CROSS JOIN activities ON seq = place ORDER BY place"
+            )
+        }
+    };
+    let mut statement = view.snapshot.prepare_cached(&sql)?;
     loop {
-        let after = chunk.position();
-        let (rows, done) = match (&feeds, &stream.entity_type) {
-            (Some(feeds), _) => match feeds.as_slice() {
-                [] => return Ok(chunk),
-                [feed] => fill_from(view, "feed_id = ?3 AND", &[&after.as_i64(), &sealed, feed], &mut chunk)?,
-                feeds => fill_merged(view, feeds, after, &mut chunk)?,
-            },
-            (None, Some(name)) => {
-                fill_from(view, "entity_type = ?3 AND", &[&after.as_i64(), &sealed, &&**name], &mut chunk)?
-            }
-            (None, None) => fill_from(view, "", &[&after.as_i64(), &sealed], &mut chunk)?,
-        };
+        let (after, sealed) = (chunk.position().as_i64(), view.sealed.as_i64());
+        let values = values.iter().flat_map(|part| [*part, &after as &dyn ToSql, &sealed, &limit]);
+        let (rows, done) = push_all(view, statement.query(params_from_iter(values))?, &mut chunk)?;
         if done || rows < FILL_ROWS {
             return Ok(chunk);
         }
     }
-}
-
-/// Reads once; returns how many rows there were and whether the chunk is done.
-fn fill_from(
-    view: &LogSnapshot<'_>,
-    condition: &str,
-    values: &[&dyn ToSql],
-    chunk: &mut ChunkBuilder,
-) -> rusqlite::Result<(usize, bool)> {
-    let sql = format!(
-        "SELECT {COLUMNS} FROM activities WHERE {condition} seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT {FILL_ROWS}"
-    );
-    let mut statement = view.snapshot.prepare_cached(&sql)?;
-    push_all(view, statement.query(values)?, chunk)
 }
 
 /// Pushes these rows into the chunk; returns how many it took and whether it is done.
@@ -225,25 +249,6 @@ fn push_all(
         }
     }
     Ok((count, false))
-}
-
-/// Reads once from several feeds, in the order of the log: each is read by its own index, as far as the furthest of
-/// them could matter.
-fn fill_merged(
-    view: &LogSnapshot<'_>,
-    feeds: &[i64],
-    after: Seq,
-    chunk: &mut ChunkBuilder,
-) -> rusqlite::Result<(usize, bool)> {
-    let one = "SELECT * FROM (SELECT seq AS place FROM activities WHERE feed_id = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?)";
-    let union = vec![one; feeds.len()].join(" UNION ALL ");
-    let sql = format!(
-        "SELECT {COLUMNS} FROM ({union} ORDER BY place LIMIT {FILL_ROWS}) CROSS JOIN activities ON seq = place ORDER BY place"
-    );
-    let limit = i64::try_from(FILL_ROWS).unwrap_or(i64::MAX);
-    let values = feeds.iter().flat_map(|&feed| [feed, after.as_i64(), view.sealed.as_i64(), limit]);
-    let mut statement = view.snapshot.prepare_cached(&sql)?;
-    push_all(view, statement.query(rusqlite::params_from_iter(values))?, chunk)
 }
 
 /// The activities after a place, in order, within limits.
@@ -332,12 +337,12 @@ pub(in super::super) fn query(
             // A scope's newest activities are the newest of its feeds, one index seek each.
             let stream = Selector {
                 kind: bourn_protocol::MessageKind::Activity,
-                entity_type: query.entity_type.as_deref().map(Arc::from),
+                types: query.types(),
                 scope: Some(scope),
                 old_values: true,
             };
             let conditions = conditions.replace("entity_type", "+entity_type");
-            for feed in feeds(connection, &stream)?.unwrap_or_default() {
+            for feed in feeds(connection, &stream)? {
                 found.extend(read(&columns, "activities", &format!("feed_id = {feed} AND {conditions}"))?);
             }
             found
