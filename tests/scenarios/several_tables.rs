@@ -147,6 +147,7 @@ async fn a_set_of_tables_has_one_address_and_is_only_read() {
 
     // At the tail of a table that is not captured, the set would look complete and not be.
     bourn.sql("ALTER TABLE attachments RENAME TO gone");
+    eventually("it is noticed", async || client.get("/ready").await.status == 503).await;
     client.get(&format!("{BOTH}?offset=-1")).await.assert_error(503, "ENTITY_UNAVAILABLE");
     assert_eq!(client.get("/v1/entities/entries,pages?offset=-1").await.status, 200);
 }
